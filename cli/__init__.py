@@ -1,0 +1,59 @@
+"""The command line: `flowgen COMMAND`. One small file a command, and nothing here imports torch before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from . import demo, info, reflow, sample, train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="flowgen",
+    help="Flow matching and rectified flow: train a generator, straighten it, sample it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo.demo)
+app.command()(train.train)
+app.command()(reflow.reflow)
+app.command()(sample.sample)
+app.command()(info.info)
+
+
+def main() -> None:
+    """Runs the command line. Bad input ends with one line and exit code 2, failed work with one line and 1."""
+    try:
+        code = app(standalone_mode=False, prog_name="flowgen")
+    except TyperException as error:
+        code = _fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)
+    except typer.Abort:
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = _fail(str(error), 1)
+    except ValueError as error:
+        from flowgen.core import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        code = _fail(str(error), 2)
+    except RuntimeError as error:
+        from flowgen.training import Diverged
+
+        if not isinstance(error, Diverged):
+            raise
+        code = _fail(str(error), 1)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    print("flowgen:", " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,93 @@
+"""What the commands share: progress bars, and leaving long work in good order."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flowgen.runs import Run
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error; gives a function (done, note) that moves it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def move(done: int, note: str = "") -> None:
+            progress.update(task, completed=done, note=note)
+
+        yield move
+
+
+class Interrupt:
+    """Holds the first SIGINT or SIGTERM until the work has come to a place where it can be left."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def _hold(self, number: int, frame: Any) -> None:
+        if self.signal is not None:  # asked twice: leave at once
+            sys.exit(128 + number)
+        self.signal = number
+
+    @contextmanager
+    def held(self) -> Iterator[Interrupt]:
+        before = {number: signal.signal(number, self._hold) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def train_run(run: Run, title: str) -> None:
+    """Trains a run with a bar. An interrupt saves it after the step that is under way, and exits with 128 + signal."""
+    from flowgen import runs
+
+    total = run.config.train.steps
+    # closing comes last, so that an interrupt is still held while the run is saved
+    with Interrupt().held() as interrupt, bar(title, total) as move, closing(runs.train(run)) as steps:
+        for step, loss in steps:
+            if step % 10 == 0 or step == total:  # a bar that moves at each step would take 2 % of it
+                move(step, f"loss {loss:.4g}")
+            if interrupt.signal is not None:
+                break
+    if interrupt.signal is not None:
+        print(f"saved {run.folder} at step {step}; go on with --resume", file=sys.stderr)
+        raise typer.Exit(128 + interrupt.signal)
+
+
+def pair_run(run: Run, title: str) -> None:
+    """Makes the pairs of a reflow run with a bar."""
+    from flowgen import runs
+
+    assert run.config.reflow is not None
+    with bar(title, run.config.reflow.pairs) as move:
+        for done in runs.make_pairs(run):
+            move(done)

@@ -1,0 +1,47 @@
+"""flowgen reflow: straighten a trained flow."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import pair_run, train_run
+
+
+def reflow(
+    parent: Annotated[Path, typer.Argument(metavar="RUN", help="The run to straighten.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; with more rounds -1, -2, ... are added.")] = None,
+    rounds: Annotated[int, typer.Option(help="Reflow so many times, each round from the one before.")] = 1,
+    pairs: Annotated[int | None, typer.Option(help="Trajectories of the teacher to learn from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps in each round.  [default: the parent's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw.  [default: the parent's]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the runs that are there.")] = False,
+) -> None:
+    """Train on the pairs that a run's flow makes, so that its trajectories become straight."""
+    from flowgen.core import InputError
+    from flowgen.runs import Run, illustrate, reflow_config
+
+    if rounds < 1:
+        raise InputError(f"--rounds must be at least 1, not {rounds}")
+    settings = {} if pairs is None else {"pairs": pairs}
+    for number in range(1, rounds + 1):
+        config = reflow_config(parent, settings, steps, seed)
+        assert config.reflow is not None
+        folder = out or parent.with_name(f"{parent.name.split('-reflow')[0]}-reflow{config.reflow.round}")
+        if out and rounds > 1:
+            folder = out.with_name(f"{out.name}-{number}")
+        if resume and (folder / "config.toml").exists():
+            run = Run.open(folder).extended(config.model_dump())
+        else:
+            run = Run.create(folder, config, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+        if not run.pairs.exists():
+            pair_run(run, f"{folder}: pairs")
+        train_run(run, f"{folder}: training")
+        illustrate(run)
+        print(f"{folder}: reflow of {parent}. Next: flowgen sample {folder} --steps 1 --solver euler")
+        parent = folder

@@ -1,0 +1,72 @@
+"""flowgen train: learn a flow from a source to data."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import train_run
+
+
+def train(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="moons, circles, 8gaussians, 25gaussians, checkerboard, spirals, pinwheel, swissroll, s-curve, rings, "
+            "gaussian; or a table: FILE.npy, .npz, .csv, .parquet."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/DATA]")] = None,
+    source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
+    coupling: Annotated[str | None, typer.Option(help="independent, exact or sinkhorn.")] = None,
+    path: Annotated[str | None, typer.Option(help="linear, cosine, vp or ve.")] = None,
+    target: Annotated[str | None, typer.Option(help="velocity, data, noise, v or score.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as net.width=128.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+) -> None:
+    """Train a flow from a source to DATA; the result is a run folder."""
+    from flowgen.config import make_config, override, parse_setting, read_toml
+    from flowgen.core import InputError
+    from flowgen.runs import Run, illustrate
+
+    flags = {
+        "data": data,
+        "source": source,
+        "coupling": coupling,
+        "path": path,
+        "target": target,
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "seed": seed,
+        "device": device,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    given |= dict(parse_setting(setting) for setting in settings or [])
+    tree = read_toml(config) if config else {}
+    for key, value in given.items():
+        tree = override(tree, key, value)
+    if out is None:
+        if "data" not in tree:
+            raise InputError("name the DATA to train on, or the run to go on with: --out RUN --resume")
+        out = Path("runs", Path(str(tree["data"])).stem)
+    if resume:
+        run = Run.open(out).extended(tree)
+    else:
+        run = Run.create(out, make_config(tree), shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+    train_run(run, f"training {out}")
+    illustrate(run)
+    print(f"{out}: {run.config.source} to {run.config.data}. Next: flowgen sample {out}, flowgen reflow {out}")

@@ -1,0 +1,75 @@
+"""flowgen: flow matching and rectified flow.
+
+A coupling pairs noise with data, a path joins each pair, a target says what the network predicts, an objective scores
+it; then a solver walks the learned field along a time grid.
+"""
+
+__version__ = "0.1.0"
+
+from flowgen import (
+    checkpoints,
+    core,
+    couplings,
+    data,
+    grids,
+    nn,
+    objectives,
+    paths,
+    sampling,
+    solvers,
+    targets,
+    training,
+)
+from flowgen.core import InputError, Pair, Point
+from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn, batches
+from flowgen.model import Model
+from flowgen.objectives import FlowMatching
+from flowgen.paths import VE, VP, Cosine, Linear
+from flowgen.reflow import Reflow
+from flowgen.sampling import sample, solve, walk
+from flowgen.solvers import AdamsBashforth2, Adaptive, RungeKutta, euler, heun, midpoint, rk4
+from flowgen.training import Diverged, State, fit
+
+__all__ = [
+    "VE",
+    "VP",
+    "AdamsBashforth2",
+    "Adaptive",
+    "Cosine",
+    "Diverged",
+    "Ends",
+    "ExactOT",
+    "FlowMatching",
+    "Independent",
+    "InputError",
+    "Linear",
+    "Model",
+    "Pair",
+    "Point",
+    "Pool",
+    "Reflow",
+    "RungeKutta",
+    "Sinkhorn",
+    "State",
+    "batches",
+    "checkpoints",
+    "core",
+    "couplings",
+    "data",
+    "euler",
+    "fit",
+    "grids",
+    "heun",
+    "midpoint",
+    "nn",
+    "objectives",
+    "paths",
+    "rk4",
+    "sample",
+    "sampling",
+    "solve",
+    "solvers",
+    "targets",
+    "training",
+    "walk",
+]

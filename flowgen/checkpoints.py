@@ -1,0 +1,126 @@
+"""Checkpoints: named tensors in a folder that is whole or does not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowgen.core import InputError
+
+__all__ = ["file_hash", "find", "load", "read_tensors", "save", "write_tensors"]
+
+TENSORS, DIGEST = "state.safetensors", "state.json"
+
+
+def find(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int) -> Path:
+    """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints.
+
+    The files are written to a temporary folder, synced, and renamed: whatever interrupts it, the checkpoints that were
+    there stay whole, and the new one is complete or absent.
+
+    Raises:
+        OSError: if the disk is full or not writable; nothing else has changed then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:09d}"
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
+    try:
+        save_file(dict(tensors), building / TENSORS)
+        digest = {"step": step, "sha256": file_hash(building / TENSORS)}
+        (building / DIGEST).write_text(json.dumps(digest))
+        for name, mode in ((TENSORS, 0o644), (DIGEST, 0o644), (".", 0o755)):
+            (building / name).chmod(mode)  # the temporary folder is private, the run is not
+            _sync(building / name)
+        if final.exists():  # only a run that goes on from before a checkpoint gets here
+            shutil.rmtree(final)
+        building.rename(final)
+        _sync(folder)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {final}: {error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    for old in find(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint.
+
+    Raises:
+        InputError: if it is damaged; the message names the checkpoint and the one before it.
+    """
+    try:
+        digest = json.loads((checkpoint / DIGEST).read_text())
+        if file_hash(checkpoint / TENSORS) != digest["sha256"]:
+            raise ValueError("its checksum differs")
+        return load_file(checkpoint / TENSORS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        before = [c.name for c in find(checkpoint.parent) if c.name < checkpoint.name]
+        advice = f"remove that folder to go on from {before[-1]}" if before else "there is none before it"
+        raise InputError(f"checkpoint {checkpoint} is damaged ({error}); {advice}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file at `path` in one motion: readers see the old file or the new one, never a part.
+
+    Raises:
+        OSError: if the disk is full or not writable; the old file is still there then.
+    """
+    handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
+    os.close(handle)
+    building = Path(name)
+    try:
+        save_file(dict(tensors), building, metadata=dict(metadata))
+        building.chmod(0o644)
+        _sync(building)
+        building.replace(path)
+        _sync(path.parent)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+    finally:
+        building.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        InputError: if it is missing or not a safetensors file.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

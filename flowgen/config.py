@@ -1,0 +1,343 @@
+"""Experiments: the one place where names become objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+
+from flowgen import objectives, paths, solvers, targets
+from flowgen.core import InputError
+from flowgen.couplings import ExactOT, Independent, Pool, Sinkhorn
+from flowgen.data import TOYS, Gaussian, Law, Rows, Scaled, Scaling, read_table
+from flowgen.data.tables import READERS
+from flowgen.model import Model
+from flowgen.nn import MLP
+
+__all__ = [
+    "COUPLINGS",
+    "PATHS",
+    "SOLVERS",
+    "TARGETS",
+    "TIMES",
+    "Config",
+    "LoadedData",
+    "dump_toml",
+    "load_data",
+    "lookup",
+    "make_config",
+    "override",
+    "parse_setting",
+    "read_toml",
+]
+
+T = TypeVar("T")
+
+PATHS: dict[str, type] = {"linear": paths.Linear, "cosine": paths.Cosine, "vp": paths.VP, "ve": paths.VE}
+TARGETS: dict[str, targets.Target] = {
+    "velocity": targets.velocity,
+    "data": targets.data,
+    "noise": targets.noise,
+    "v": targets.v,
+    "score": targets.score,
+}
+COUPLINGS: dict[str, type] = {"independent": Independent, "exact": ExactOT, "sinkhorn": Sinkhorn}
+TIMES: dict[str, type] = {
+    "uniform": objectives.Uniform,
+    "stratified": objectives.Stratified,
+    "logit-normal": objectives.LogitNormal,
+    "u-shaped": objectives.UShaped,
+}
+SOLVERS: dict[str, solvers.Solver] = {
+    "euler": solvers.euler,
+    "midpoint": solvers.midpoint,
+    "heun": solvers.heun,
+    "rk4": solvers.rk4,
+    "ab2": solvers.AdamsBashforth2(),
+    **{name: solvers.Adaptive(name) for name in ("dopri5", "dopri8", "bosh3", "fehlberg2")},
+    "adaptive-heun": solvers.Adaptive("adaptive_heun"),
+}
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """table[name].
+
+    Raises:
+        InputError: if there is no such name; the message has the nearest one, and all of them.
+    """
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise InputError(f"unknown {kind} {name!r}{hint}: choose from {', '.join(table) or 'none'}")
+
+
+def record(kind: str, made: type) -> Any:
+    """A field that is given as a table of the parameters of the dataclass `made`, and holds the object itself."""
+
+    def build(value: Any) -> Any:
+        return _construct(kind, made, value) if isinstance(value, Mapping) else value
+
+    return Annotated[Any, PlainValidator(build), PlainSerializer(dataclasses.asdict)]
+
+
+def choice(kind: str, table: Mapping[str, type]) -> Any:
+    """A field that is given as a name, or as a table {name = ..., parameters}, and holds the object itself."""
+
+    def build(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping):
+            return value
+        if "name" not in value:
+            raise InputError(f"{kind} needs a name: {', '.join(table)}")
+        parameters = {key: x for key, x in value.items() if key != "name"}
+        return _construct(f"{kind} {value['name']}", lookup(kind, value["name"], table), parameters)
+
+    def dump(value: Any) -> dict[str, Any]:
+        name = next(name for name, made in table.items() if made is type(value))
+        return {"name": name, **dataclasses.asdict(value)}
+
+    return Annotated[Any, PlainValidator(build), PlainSerializer(dump)]
+
+
+def named(kind: str, table: Mapping[str, Any]) -> Any:
+    """A field that is given as a name, and holds the object of that name."""
+
+    def build(value: Any) -> Any:
+        return lookup(kind, value, table) if isinstance(value, str) else value
+
+    def dump(value: Any) -> str:
+        return next(name for name, made in table.items() if made is value)
+
+    return Annotated[Any, PlainValidator(build), PlainSerializer(dump)]
+
+
+def _construct(kind: str, made: type, parameters: Mapping[str, Any]) -> Any:
+    """made(**parameters), with the parameters checked against the fields of the dataclass."""
+    known = {field.name: field for field in dataclasses.fields(made)}
+    for key in parameters:
+        lookup(f"parameter of {kind}", key, known)
+    return TypeAdapter(made).validate_python(dict(parameters))
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, without unknown keys, without infinite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NetConfig(Section):
+    """The network: an MLP with `depth` hidden layers of `width`, and time features of `frequencies`."""
+
+    width: int = Field(64, ge=1, le=16384)
+    depth: int = Field(3, ge=1, le=64)
+    frequencies: int = Field(4, ge=0, le=256)
+
+
+class TrainConfig(Section):
+    """Training: AdamW at a constant rate, and a weight average of relative width `ema`."""
+
+    steps: int = Field(20_000, ge=1)
+    batch_size: int = Field(512, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(10.0, gt=0)
+    ema: float = Field(0.05, gt=0, lt=0.28)
+    log_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class ReflowConfig(Section):
+    """The pairs of a reflow: `pairs` trajectories of the parent's flow, in `steps` steps of `solver`."""
+
+    parent: str
+    parent_hash: str
+    round: int = Field(1, ge=1)
+    pairs: int = Field(100_000, ge=1)
+    steps: int = Field(50, ge=1)
+    solver: named("solver", SOLVERS) = solvers.heun  # type: ignore[valid-type]
+
+
+class Config(Section):
+    """A whole experiment. `make_config` builds it from names and numbers."""
+
+    data: str
+    source: str = "gaussian"
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
+    target: named("target", TARGETS)  # type: ignore[valid-type]
+    coupling: choice("coupling", COUPLINGS) = ExactOT(128)  # type: ignore[valid-type]
+    pool: record("pool", Pool)  # type: ignore[valid-type]
+    times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
+    net: NetConfig = NetConfig()
+    train: TrainConfig = TrainConfig()
+    reflow: ReflowConfig | None = None
+
+    def model(self, event: tuple[int, ...], scaling: Scaling) -> Model:
+        """The untrained model of rows `(D,)`; its first weights are a function of the seed."""
+        (dim,) = event
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            net = MLP(dim, width=self.net.width, depth=self.net.depth, frequencies=self.net.frequencies)
+        return Model(net, self.path, self.target, scaling)
+
+    def source_law(self, event: tuple[int, ...], scaling: Scaling) -> Law:
+        """The source in model units: standard normal by default, or data of its own, in the units of the data."""
+        return Gaussian(event) if self.source == "gaussian" else Scaled(load_data(self.source).law, scaling)
+
+    def torch_device(self) -> torch.device:
+        """The device by name; `auto` is CUDA where there is one.
+
+        Raises:
+            InputError: if this machine has no such device.
+        """
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        try:
+            return torch.zeros(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+
+
+def make_config(tree: Mapping[str, Any]) -> Config:
+    """Validates an experiment given as nested tables.
+
+    Where the tree is silent, the target is the one natural to the path (noise on VP and VE, velocity elsewhere), and
+    couplings that solve something share their work over a pool.
+
+    Raises:
+        InputError: for unknown keys and names (with the nearest known one), values out of range, and a target that is
+            singular on the path.
+    """
+    try:
+        config = Config.model_validate(_resolved(tree))
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(dict(detail)) for detail in error.errors())) from error
+    targets.span(config.path, config.target)
+    return config
+
+
+def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
+    path, coupling = _name(tree.get("path")), _name(tree.get("coupling"))
+    solved = coupling != "independent" and not tree.get("reflow")
+    files = {key: str(Path(tree[key]).resolve()) for key in ("data", "source") if _is_file(tree.get(key))}
+    return {
+        "target": "noise" if path in ("vp", "ve") else "velocity",
+        "pool": {"batches": 100, "reuse": 10} if solved else {"batches": 10, "reuse": 1},
+        **tree,
+        **files,
+    }
+
+
+def _is_file(name: Any) -> bool:
+    """Whether a name of data is that of a file; a file's place is kept in full, so that a run works from any folder."""
+    return isinstance(name, str) and name not in TOYS and Path(name).exists()
+
+
+def _name(value: Any) -> Any:
+    return value.get("name") if isinstance(value, Mapping) else value
+
+
+def _explain(detail: dict[str, Any]) -> str:
+    """One clause of a validation error: the key, and what is wrong with it."""
+    place = [str(part) for part in detail["loc"]]
+    if detail["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in place[:-1]:
+            section = section.model_fields[part].annotation
+            section = ReflowConfig if part == "reflow" else section
+        near = difflib.get_close_matches(place[-1], section.model_fields, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"unknown configuration key {'.'.join(place)}{hint}: choose from {', '.join(section.model_fields)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    value = detail.get("input")
+    given = f", not {value!r}" if isinstance(value, str | int | float) and detail["type"] != "value_error" else ""
+    return f"{'.'.join(place)}: {message}{given}"
+
+
+class LoadedData(NamedTuple):
+    """A law in data units, what takes it into model units, and the names of its columns."""
+
+    law: Law
+    scaling: Scaling
+    columns: tuple[str, ...]
+
+
+def load_data(name: str) -> LoadedData:
+    """The data of a toy's name, or of a table's file. Toys keep their units; tables are standardised.
+
+    Raises:
+        InputError: for an unknown name or a bad file.
+    """
+    if name in TOYS:
+        return LoadedData(TOYS[name](), Scaling(), ())
+    path = Path(name)
+    if path.suffix not in READERS and not path.exists():
+        lookup("data", name, TOYS)
+    table = read_table(path)
+    if len(table.x) < 2:
+        raise InputError(f"{name}: a table needs at least 2 rows, found {len(table.x)}")
+    return LoadedData(Rows(table.x), Scaling.standardising(table.x), table.columns)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        InputError: if it is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable TOML file ({error})") from error
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """`a.b=value` as a key and a value; the value is read as TOML, and as text where it is not TOML.
+
+    >>> parse_setting("train.lr=3e-4"), parse_setting("path=vp")
+    (('train.lr', 0.0003), ('path', 'vp'))
+    """
+    key, equals, text = setting.partition("=")
+    if not (key.strip() and equals):
+        raise InputError(f"expected key=value, not {setting!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text.strip()
+
+
+def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The tree with `value` at the dotted `key`.
+
+    A name given where the tree has a table of that name keeps the table's parameters; a parameter given where the tree
+    has a name makes a table of it.
+
+    >>> override({"path": "vp"}, "path.beta_max", 15.0)
+    {'path': {'name': 'vp', 'beta_max': 15.0}}
+    """
+    head, _, rest = key.partition(".")
+    present = tree.get(head, {})
+    if rest:
+        table = {"name": present} if isinstance(present, str) else dict(present)
+        return {**tree, head: override(table, rest, value)}
+    same = isinstance(value, str) and isinstance(present, Mapping) and present.get("name") == value
+    return {**tree, head: present if same else value}
+
+
+def dump_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
+    """Nested tables of numbers, texts and flags as TOML; keys without a value are left out."""
+    plain = {key: x for key, x in tree.items() if x is not None and not isinstance(x, Mapping)}
+    tables = {key: x for key, x in tree.items() if isinstance(x, Mapping)}
+    lines = [f"{key} = {json.dumps(x)}\n" for key, x in plain.items()]
+    inner = [f"\n[{prefix}{key}]\n{dump_toml(x, f'{prefix}{key}.')}" for key, x in tables.items()]
+    return "".join(lines + inner)

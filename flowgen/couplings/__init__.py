@@ -1,0 +1,21 @@
+"""Couplings: which noise goes with which data."""
+
+from flowgen.couplings.batches import Draw, Ends, Pool, StoredPairs, batches
+from flowgen.couplings.exact import Coupling, ExactOT, Independent, assign, transport_cost
+from flowgen.couplings.sinkhorn import Plan, Sinkhorn, sinkhorn
+
+__all__ = [
+    "Coupling",
+    "Draw",
+    "Ends",
+    "ExactOT",
+    "Independent",
+    "Plan",
+    "Pool",
+    "Sinkhorn",
+    "StoredPairs",
+    "assign",
+    "batches",
+    "sinkhorn",
+    "transport_cost",
+]

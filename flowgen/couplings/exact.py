@@ -1,0 +1,112 @@
+"""Couplings that need no regularisation: the independent one, and exact optimal transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowgen.core import InputError, Pair
+
+__all__ = ["Coupling", "ExactOT", "Independent", "assign", "transport_cost"]
+
+
+class Coupling(Protocol):
+    """Pairs source with data: takes a batch of ends and gives the same ends, paired anew.
+
+    Source rows keep their place; data rows move with their condition. No row is dropped or used twice.
+    """
+
+    def __call__(self, pair: Pair, generator: torch.Generator) -> Pair: ...
+
+
+@final
+@dataclass(frozen=True)
+class Independent:
+    """The pairs as they come: x0 and x1 drawn independently stay independent."""
+
+    def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
+        return pair
+
+
+@final
+@dataclass(frozen=True)
+class ExactOT:
+    """Exact minibatch optimal transport for the squared distance (arXiv 2302.00482, 2304.14772).
+
+    pi = argmin over permutations of sum_i |x0_i - x1_pi(i)|^2, and x0_i is paired with x1_pi(i).
+
+    Args:
+        group: solve for each run of `group` rows apart; None solves for the whole batch. The cost of solving grows
+            with the cube of the group, the transport cost falls slowly with it.
+
+    Raises:
+        InputError: if the ends differ in their number of rows.
+    """
+
+    group: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.group is not None and self.group < 1:
+            raise InputError(f"group must be at least 1, not {self.group}")
+
+    def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
+        size = self.group or len(pair.x0)
+        groups = zip(pair.x0.split(size), pair.x1.split(size), strict=True)
+        index = torch.cat([start * size + assign(transport_cost(x0, x1)) for start, (x0, x1) in enumerate(groups)])
+        index = index.to(pair.x1.device)
+        return Pair(pair.x0, pair.x1[index], None if pair.cond is None else pair.cond[index])
+
+
+def transport_cost(x0: Tensor, x1: Tensor) -> Tensor:
+    """The squared distances |x0_i - x1_j|^2, `(B, B)` float64 on the CPU.
+
+    Shapes: x0 and x1 `(B, *event)`.
+
+    Raises:
+        InputError: if the ends differ in their number of rows.
+    """
+    if len(x0) != len(x1):
+        raise InputError(f"a coupling needs as many source as data rows, not {len(x0)} and {len(x1)}")
+    x, y = (z.detach().flatten(1).to("cpu", torch.float64) for z in (x0, x1))
+    centre = y.mean(0)  # distances do not change, and rounding is that of the spread, not of the offset
+    x, y = x - centre, y - centre
+    return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T).clamp_(min=0)
+
+
+SCIPY_BELOW = 64
+"""Below this many rows scipy's assignment is faster than POT's network simplex (both timed on 2 CPU cores, 2 to 64
+dimensions: 0.05 against 0.10 ms at 32 rows, 1.7 against 0.8 ms at 128, 60 against 16 ms at 512)."""
+
+
+def assign(cost: Tensor) -> Tensor:
+    """The permutation pi `(B,)` with the least sum_i cost[i, pi(i)]; cost `(B, B)`.
+
+    Raises:
+        InputError: if a cost is NaN or infinite.
+    """
+    if not cost.isfinite().all():
+        raise InputError("cannot couple rows that hold NaN or infinite values")
+    values = cost.double().numpy()
+    return torch.from_numpy(_scipy(values) if len(values) < SCIPY_BELOW else _simplex(values))
+
+
+def _scipy(cost: np.ndarray) -> np.ndarray:
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(cost)[1]
+
+
+def _simplex(cost: np.ndarray) -> np.ndarray:
+    """POT's network simplex; a vertex of the transport polytope with equal weights is a permutation."""
+    import ot
+
+    weights = np.full(len(cost), 1 / len(cost))
+    # 10^7 pivots are out of reach for any batch: the simplex ends at the optimum, which is checked below
+    plan, log = ot.emd(weights, weights, cost, numItermax=10**7, log=True)
+    index = plan.argmax(1)
+    optimal = log["warning"] is None and np.array_equal(np.sort(index), np.arange(len(index)))
+    return index if optimal else _scipy(cost)

@@ -1,0 +1,44 @@
+"""Data: laws to draw from, tables to read, and the units between data and model."""
+
+from flowgen.data.laws import (
+    TOYS,
+    Blurred,
+    Checkerboard,
+    Gaussian,
+    Law,
+    Pinwheel,
+    Rows,
+    Scaled,
+    circles,
+    eight_gaussians,
+    gaussian_grid,
+    moons,
+    rings,
+    s_curve,
+    spirals,
+    swissroll,
+)
+from flowgen.data.scaling import Scaling
+from flowgen.data.tables import Table, read_table
+
+__all__ = [
+    "TOYS",
+    "Blurred",
+    "Checkerboard",
+    "Gaussian",
+    "Law",
+    "Pinwheel",
+    "Rows",
+    "Scaled",
+    "Scaling",
+    "Table",
+    "circles",
+    "eight_gaussians",
+    "gaussian_grid",
+    "moons",
+    "read_table",
+    "rings",
+    "s_curve",
+    "spirals",
+    "swissroll",
+]

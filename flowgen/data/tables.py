@@ -1,0 +1,188 @@
+"""Tables of numbers from files: N rows, D columns, float32."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowgen.core import InputError
+
+__all__ = ["READERS", "WRITERS", "Table", "read_table", "write_rows"]
+
+
+class Table(NamedTuple):
+    """The rows of a file, `(N, D)` float32, and the names of its columns (empty where it has none)."""
+
+    x: Tensor
+    columns: tuple[str, ...]
+
+
+def read_table(path: Path | str) -> Table:
+    """Reads a table of numbers from `.npy`, `.npz` (array `x`, or the only one), `.csv` or `.parquet`.
+
+    A CSV may start with a header; a one-dimensional array is one column.
+
+    Raises:
+        InputError: for a missing, empty or unreadable file, an unknown suffix, text columns, a wrong number of
+            dimensions, NaN or infinite values.
+    """
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise InputError(f"{path}: unknown suffix; tables are {', '.join(READERS)}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise InputError(f"{path}: the file is empty")
+    values, columns = READERS[path.suffix](path)
+    return Table(_checked(values, path), columns)
+
+
+def _checked(values: np.ndarray, path: Path) -> Tensor:
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or not values.shape[1]:
+        raise InputError(f"{path}: expected rows and columns, found an array of shape {values.shape}")
+    if values.dtype.kind not in "fiub":
+        raise InputError(f"{path}: expected numbers, found values of type {values.dtype}")
+    if not len(values):
+        raise InputError(f"{path}: the table has no rows")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted below
+        values = values.astype(np.float32)
+    if bad := int((~np.isfinite(values).all(1)).sum()):
+        raise InputError(f"{path}: {bad} of {len(values)} rows hold NaN, missing or infinite values")
+    return torch.from_numpy(values)
+
+
+def _npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        return np.load(path, allow_pickle=False), ()
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npy array ({error})") from error
+
+
+def _npz(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "x" not in arrays and len(arrays.files) != 1:
+                raise InputError(f"{path}: expected an array named x, found {', '.join(arrays.files) or 'none'}")
+            return arrays["x" if "x" in arrays else arrays.files[0]], ()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npz archive ({error})") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a readable .npz archive ({error})") from error
+
+
+def _csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    import pyarrow
+    import pyarrow.csv
+
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = next(csv.reader(file), [])
+        header = not all(_is_number(field) for field in first)
+        table = pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(autogenerate_column_names=not header))
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable .csv table ({str(error).splitlines()[0]})") from error
+    return _numbers(table, path), tuple(table.column_names) if header else ()
+
+
+def _parquet(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable .parquet table ({str(error).splitlines()[0]})") from error
+    return _numbers(table, path), tuple(table.column_names)
+
+
+def _numbers(table, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]  # pyarrow ships no types
+    """The columns of an Arrow table as float64; missing values become NaN."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    text = [
+        field.name
+        for field in table.schema
+        if not (kinds.is_integer(field.type) or kinds.is_floating(field.type) or kinds.is_boolean(field.type))
+        and not kinds.is_null(field.type)
+    ]
+    if text:
+        raise InputError(f"{path}: columns that are not numbers: {', '.join(text)}. Drop them or encode them first")
+    columns = [column.cast(pyarrow.float64()).to_numpy() for column in table.columns]
+    return np.stack(columns, axis=1) if columns else np.empty((0, 0))
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return not field.strip()
+    return True
+
+
+READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
+"""What reads a table, by suffix."""
+
+
+def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], columns: Sequence[str] = ()) -> None:
+    """Writes rows as they come to `.npz` (array `x`), `.npy` or `.csv`, without holding them all.
+
+    The file takes its name once it is complete.
+
+    Args:
+        chunks: tensors `(n, *event)`, together of `shape`.
+        shape: `(N, *event)`.
+        columns: header of a CSV; x0, x1, ... where empty.
+
+    Raises:
+        InputError: for another suffix.
+        OSError: if the disk is full or the folder missing.
+    """
+    if path.suffix not in WRITERS:
+        raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            WRITERS[path.suffix](file, (chunk.numpy() for chunk in chunks), shape, columns)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for chunk in chunks:
+        file.write(np.ascontiguousarray(chunk, "<f4").tobytes())
+
+
+def _write_npz(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
+    with zipfile.ZipFile(file, "w") as archive, archive.open("x.npy", "w", force_zip64=True) as member:
+        _write_npy(member, chunks, shape, columns)
+
+
+def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
+    names = columns or [f"x{index}" for index in range(shape[1])]
+    file.write((",".join(names) + "\n").encode())
+    for chunk in chunks:
+        np.savetxt(file, chunk, delimiter=",", fmt="%.9g")  # nine digits give a float32 back to the last bit
+
+
+WRITERS = {".npz": _write_npz, ".npy": _write_npy, ".csv": _write_csv}
+"""What writes rows, by suffix."""

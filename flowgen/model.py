@@ -1,0 +1,80 @@
+"""A network with its path and target: what it predicts, read as a velocity."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from flowgen import targets
+from flowgen.core import Pair, like
+from flowgen.data.scaling import Scaling
+from flowgen.paths import Linear, Path
+from flowgen.targets import Target
+
+__all__ = ["Model"]
+
+
+@final
+class Model(nn.Module):
+    """net + path + target -> velocity field.
+
+    Args:
+        net: a module `net(x, t, s, cond)`, x `(B, *event)`, t and s `(B,)`, to a prediction `(B, *event)`. A velocity
+            network is called with s = t and may ignore s; a flow map reads both.
+        path: joins source and data.
+        target: what the net predicts, a row of `flowgen.targets`.
+        scaling: takes data into the model's units; kept with the weights, undone on samples.
+
+    Attributes:
+        span: the times (lo, hi) where the velocity is defined, see `flowgen.targets.span`.
+
+    Raises:
+        InputError: where the target is singular at t = 0 of the path.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        path: Path | None = None,
+        target: Target = targets.velocity,
+        scaling: Scaling | None = None,
+    ) -> None:
+        super().__init__()
+        self.net, self.path, self.target = net, path or Linear(), target
+        self.scaling = scaling or Scaling()
+        self.span = targets.span(self.path, target)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """The raw prediction of the target at x_t, `(B, *event)`."""
+        if self.path.exploding:
+            c = self.path.coeffs(t)
+            x = x * like(torch.rsqrt(c.alpha**2 + c.sigma**2), x)
+        return self.net(x, t, t if s is None else s, cond)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.net.parameters()).device
+
+    def start(self, x0: Tensor) -> Tensor:
+        """Where sampling starts: sigma(0) x0, on the model's device."""
+        sigma = self.path.coeffs(torch.zeros((), dtype=torch.float64)).sigma.item()
+        return sigma * x0.to(self.device)
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The velocity dx/dt at x_t: a Field."""
+        return self._as(targets.velocity, x, t, cond)
+
+    def score(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The score grad log p_t(x), for a Gaussian source and independent pairs."""
+        return self._as(targets.score, x, t, cond)
+
+    def ends(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
+        """The expected source and data ends given x_t."""
+        return targets.ends(self(x, t, t, cond), x, self.path.coeffs(t).like(x), self.target)
+
+    def _as(self, target: Target, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        y = self(x, t, t, cond)
+        return y if target is self.target else targets.convert(y, x, self.path.coeffs(t).like(x), self.target, target)

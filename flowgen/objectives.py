@@ -1,0 +1,108 @@
+"""Objectives: what training minimises, and at which times it looks."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+from flowgen import targets
+from flowgen.core import InputError, Pair
+from flowgen.model import Model
+
+__all__ = ["FlowMatching", "LogitNormal", "Objective", "Stratified", "TimeLaw", "UShaped", "Uniform"]
+
+
+class Objective(Protocol):
+    """Scores a model on a batch of pairs: one loss for each pair, `(B,)`."""
+
+    def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor: ...
+
+
+class TimeLaw(ABC):
+    """A law of training times on [0, 1)."""
+
+    @abstractmethod
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        """n times `(n,)` float32 on the CPU."""
+
+
+@final
+@dataclass(frozen=True)
+class Uniform(TimeLaw):
+    """t ~ U[0, 1)."""
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(n, generator=generator)
+
+
+@final
+@dataclass(frozen=True)
+class Stratified(TimeLaw):
+    """One uniform time in each of n equal strata, in random order: U[0, 1) with less variance over a batch."""
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        return (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+
+
+@final
+@dataclass(frozen=True)
+class LogitNormal(TimeLaw):
+    """t = sigmoid(mean + std z), z ~ N(0, 1): the middle of the path (arXiv 2403.03206)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise InputError(f"LogitNormal needs a finite mean and a positive std, not {self.mean} and {self.std}")
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.randn(n, generator=generator))
+
+
+@final
+@dataclass(frozen=True)
+class UShaped(TimeLaw):
+    """p(t) proportional to exp(a t) + exp(a (1 - t)): both ends, for reflow (arXiv 2405.20320, a = 4).
+
+    Its inverse distribution function is t = 1/2 + asinh((2 u - 1) sinh(a / 2)) / a.
+    """
+
+    a: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.a <= 100:
+            raise InputError(f"UShaped needs 0 < a <= 100, not {self.a}")
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        u = torch.rand(n, generator=generator)
+        return (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a).clamp(0, 1)
+
+
+@final
+@dataclass(frozen=True)
+class FlowMatching:
+    """Conditional flow matching (arXiv 2210.02747, 2209.03003, 2302.00482): the mean squared error of the prediction,
+
+    loss_i = mean over the event of (model(x_t, t) - (a(t) x1 + b(t) x0))^2,  t ~ times,
+
+    where (a, b) is the model's target; for the target velocity that is |u(x_t, t) - dx_t/dt|^2 / dim. Times are
+    stretched over the model's span.
+    """
+
+    times: TimeLaw = field(default_factory=Uniform)
+
+    def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
+        lo, hi = model.span
+        t = (lo + (hi - lo) * self.times(len(pair.x1), generator)).to(pair.x1.device)
+        point = model.path.at(pair, t)
+        if model.target is targets.velocity:
+            y = point.dx
+        else:
+            y = targets.encode(pair, model.path.coeffs(t).like(pair.x1), model.target)
+        return (model(point.x, t, t, pair.cond) - y).square().flatten(1).mean(1)

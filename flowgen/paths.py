@@ -1,0 +1,159 @@
+"""Probability paths x_t = alpha(t) x1 + sigma(t) x0, from the source at t = 0 to data at t = 1.
+
+A path is four scalars of time: alpha, sigma and their derivatives. All paths here end on the data exactly,
+alpha(1) = 1 and sigma(1) = 0, and start on the source alone or (VP, VE) on almost nothing but the source.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from flowgen.core import InputError, Pair, Point, like
+
+__all__ = ["VE", "VP", "Coeffs", "Cosine", "Linear", "Path"]
+
+
+class Coeffs(NamedTuple):
+    """alpha(t), sigma(t) and their time derivatives, each of the shape of t."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+    def like(self, x: Tensor) -> Coeffs:
+        """The same coefficients, shaped to multiply x `(B, *event)`."""
+        return Coeffs(*(like(c, x) for c in self))
+
+
+class Path(ABC):
+    """A schedule (alpha, sigma) that joins x0 to x1."""
+
+    exploding: ClassVar[bool] = False
+    """Whether |x_t| grows with sigma: the model then divides its input by sqrt(alpha^2 + sigma^2)."""
+
+    @abstractmethod
+    def coeffs(self, t: Tensor) -> Coeffs:
+        """alpha, sigma, d alpha/dt and d sigma/dt at times t in [0, 1], any shape."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The time at which log(alpha^2 / sigma^2) = log_snr; the inverse of `log_snr`."""
+
+    @final
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha(t)^2 / sigma(t)^2), increasing in t, +inf at t = 1."""
+        c = self.coeffs(t)
+        return 2 * (c.alpha.log() - c.sigma.log())
+
+    @final
+    def at(self, pair: Pair, t: Tensor) -> Point:
+        """The point of each pair at its time.
+
+        x_t = alpha x1 + sigma x0,  dx_t/dt = alpha' x1 + sigma' x0.
+
+        Shapes: ends `(B, *event)`, t `(B,)`.
+        """
+        c = self.coeffs(t).like(pair.x1)
+        return Point(c.alpha * pair.x1 + c.sigma * pair.x0, t, c.d_alpha * pair.x1 + c.d_sigma * pair.x0)
+
+
+@final
+@dataclass(frozen=True)
+class Linear(Path):
+    """The straight path: alpha = t, sigma = 1 - t, so that dx/dt = x1 - x0 (arXiv 2209.03003, 2210.02747)."""
+
+    def coeffs(self, t: Tensor) -> Coeffs:
+        one = torch.ones_like(t)
+        return Coeffs(t, 1 - t, one, -one)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(log_snr / 2)
+
+
+@final
+@dataclass(frozen=True)
+class Cosine(Path):
+    """A quarter turn: alpha = sin(pi t / 2), sigma = cos(pi t / 2) (arXiv 2102.09672, 2303.08797).
+
+    alpha^2 + sigma^2 = 1, and the velocity is pi / 2 times the v of arXiv 2202.00512.
+    """
+
+    def coeffs(self, t: Tensor) -> Coeffs:
+        quarter = math.pi / 2
+        # sin of the rest of the turn, and not cos of t, so that sigma(1) is 0 to the last bit
+        alpha, sigma = torch.sin(quarter * t), torch.sin(quarter * (1 - t))
+        return Coeffs(alpha, sigma, quarter * sigma, -quarter * alpha)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.atan(torch.exp(log_snr / 2)) * (2 / math.pi)
+
+
+@final
+@dataclass(frozen=True)
+class VP(Path):
+    """The variance-preserving diffusion with linear beta (arXiv 2006.11239, 2011.13456).
+
+    With r = 1 - t and B(r) = beta_min r + (beta_max - beta_min) r^2 / 2:
+    alpha = exp(-B / 2), sigma = sqrt(1 - alpha^2). alpha(0) = 0.0066 by default, and d sigma/dt is -inf at t = 1.
+
+    Raises:
+        InputError: unless 0 < beta_min <= beta_max.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise InputError(f"VP needs 0 < beta_min <= beta_max, not {self.beta_min} and {self.beta_max}")
+
+    def coeffs(self, t: Tensor) -> Coeffs:
+        r, slope = 1 - t, self.beta_max - self.beta_min
+        integral = r * (self.beta_min + slope * r / 2)
+        alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+        d_alpha = alpha * (self.beta_min + slope * r) / 2
+        return Coeffs(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        integral = torch.nn.functional.softplus(-log_snr)
+        slope = self.beta_max - self.beta_min
+        return 1 - 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+
+@final
+@dataclass(frozen=True)
+class VE(Path):
+    """The variance-exploding diffusion (arXiv 2011.13456): alpha = 1 and, with r = 1 - t and k = sigma_max / sigma_min,
+
+    sigma = sigma_min sqrt(k^(2 r) - 1), nearly sigma_max at t = 0; d sigma/dt is -inf at t = 1.
+
+    Raises:
+        InputError: unless 0 < sigma_min < sigma_max.
+    """
+
+    exploding: ClassVar[bool] = True
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise InputError(f"VE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}")
+
+    def coeffs(self, t: Tensor) -> Coeffs:
+        rate = 2 * math.log(self.sigma_max / self.sigma_min)
+        grown = torch.expm1(rate * (1 - t))
+        sigma = self.sigma_min * grown.sqrt()
+        return Coeffs(
+            torch.ones_like(t), sigma, torch.zeros_like(t), -rate / 2 * self.sigma_min**2 * (grown + 1) / sigma
+        )
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        rate = 2 * math.log(self.sigma_max / self.sigma_min)
+        return 1 - torch.log1p(torch.exp(-log_snr) / self.sigma_min**2) / rate

@@ -1,0 +1,144 @@
+"""Pictures, drawn without a display and without matplotlib's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowgen.core import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["FewSteps", "few_steps", "losses", "samples", "trajectories"]
+
+INK, ACCENT, GREY = "#1f3a5f", "#d1495b", "#b8bec6"
+
+
+def figure(rows: int = 1, columns: int = 1, size: float = 3.6) -> tuple[object, np.ndarray]:
+    """A figure and its axes, `(rows, columns)`, each `size` inches wide and high."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = FigureCanvasAgg(Figure(figsize=(size * columns, size * rows), layout="constrained"))
+    return canvas.figure, canvas.figure.subplots(rows, columns, squeeze=False)
+
+
+def write(path: Path, made: object) -> None:
+    """Writes a figure as PNG."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    made.savefig(path, dpi=150)  # type: ignore[attr-defined]
+
+
+def losses(path: Path, steps: Sequence[int], values: Sequence[float]) -> None:
+    """The loss against the step."""
+    made, axes = figure(size=4.5)
+    axes[0, 0].plot(steps, values, color=INK, linewidth=1)
+    axes[0, 0].set(xlabel="step", ylabel="loss")
+    axes[0, 0].grid(alpha=0.3)
+    write(path, made)
+
+
+def samples(path: Path, x: Tensor, truth: Tensor | None = None, columns: Sequence[str] = ()) -> None:
+    """Samples beside true data: points in the plane, or histograms of the first twelve columns of a table.
+
+    Shapes: x and truth `(N, D)`.
+    """
+    if x.shape[1] == 2:
+        _planes(path, x, truth)
+    else:
+        _histograms(path, x, truth, columns)
+
+
+def _planes(path: Path, x: Tensor, truth: Tensor | None) -> None:
+    sets = [("samples", x, INK)] if truth is None else [("data", truth, GREY), ("samples", x, INK)]
+    made, axes = figure(1, len(sets))
+    limits = _limits(sets[0][1])
+    for axis, (title, points, colour) in zip(axes[0], sets, strict=True):
+        draw_points(axis, points, limits, colour)
+        axis.set_title(title)
+    write(path, made)
+
+
+def _histograms(path: Path, x: Tensor, truth: Tensor | None, columns: Sequence[str]) -> None:
+    shown = min(x.shape[1], 12)
+    names = columns or [f"x{index}" for index in range(shown)]
+    across = min(shown, 4)
+    made, axes = figure(-(-shown // across), across, size=2.6)
+    for axis in axes.flat[shown:]:
+        axis.axis("off")
+    for index, axis in zip(range(shown), axes.flat, strict=False):
+        reference = (x if truth is None else truth)[:, index].numpy()
+        bins = np.linspace(np.percentile(reference, 0.5), np.percentile(reference, 99.5), 41)
+        if bins[0] < bins[-1]:
+            if truth is not None:
+                axis.hist(reference, bins, density=True, color=GREY, label="data")
+            axis.hist(x[:, index].numpy(), bins, density=True, histtype="step", color=INK, label="samples")
+        axis.set_title(names[index])
+        axis.set_yticks([])
+    axes[0, 0].legend(fontsize="small")
+    write(path, made)
+
+
+def trajectories(path: Path, states: Tensor) -> None:
+    """Trajectories in the plane: states `(steps + 1, N, 2)`, from source to sample."""
+    made, axes = figure(size=5)
+    draw_trajectories(axes[0, 0], states, _limits(states.flatten(0, 1)))
+    write(path, made)
+
+
+class FewSteps(NamedTuple):
+    """A flow walked in few steps: states `(steps + 1, N, 2)`, W2 distance to the data, straightness."""
+
+    steps: int
+    states: Tensor
+    distance: float
+    straightness: float
+
+
+def few_steps(path: Path, flows: Mapping[str, Sequence[FewSteps]], truth: Tensor) -> None:
+    """A row for each flow: the trajectories of its finest walk, then where each number of steps ends.
+
+    Shapes: truth `(N, 2)`, whose extent frames the samples.
+    """
+    made, axes = figure(len(flows), 1 + len(next(iter(flows.values()))), size=2.7)
+    limits = _limits(torch.cat([truth, *(walked[-1].states[0] for walked in flows.values())]))
+    for row, (name, walked) in zip(axes, flows.items(), strict=True):
+        draw_trajectories(row[0], walked[-1].states[:, :300], limits)
+        row[0].set_title(f"{name}: trajectories")
+        for axis, cell in zip(row[1:], walked, strict=True):
+            draw_points(axis, cell.states[-1], _limits(truth))
+            axis.set_title(f"{cell.steps} step{'s' * (cell.steps > 1)}: W2 = {cell.distance:.3f}")
+    write(path, made)
+
+
+def draw_points(axis: Axes, x: Tensor, limits: tuple[float, float], colour: str = INK) -> None:
+    """Points of the plane, in a square frame from limits[0] to limits[1] around their middle."""
+    axis.plot(*x.T.numpy(), ".", color=colour, markersize=2, alpha=0.5, markeredgewidth=0)
+    _frame(axis, limits)
+
+
+def draw_trajectories(axis: Axes, states: Tensor, limits: tuple[float, float]) -> None:
+    """The way from the source (grey) to the sample (red) of each point; states `(steps + 1, N, 2)`."""
+    axis.plot(*states.unbind(2), color=INK, linewidth=0.5, alpha=0.35)
+    axis.plot(*states[0].T, ".", color=GREY, markersize=3)
+    axis.plot(*states[-1].T, ".", color=ACCENT, markersize=3)
+    _frame(axis, limits)
+
+
+def _limits(x: Tensor) -> tuple[float, float]:
+    """A square that holds all but a few far points."""
+    values = x.flatten().numpy()
+    lo, hi = np.percentile(values, [0.1, 99.9]) if len(values) else (0.0, 1.0)
+    margin = 0.1 * (hi - lo) or 1.0
+    return lo - margin, hi + margin
+
+
+def _frame(axis: Axes, limits: tuple[float, float]) -> None:
+    axis.set(xlim=limits, ylim=limits, aspect="equal", xticks=[], yticks=[])

@@ -1,0 +1,115 @@
+"""Walking a field along a grid, and drawing samples whose identity is their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from flowgen.core import Field, InputError, Pair, generator
+from flowgen.data.laws import Law
+from flowgen.model import Model
+from flowgen.solvers import Solver
+
+__all__ = ["Counted", "draw", "flow", "sample", "solve", "starts", "walk"]
+
+
+def walk(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Iterator[Tensor]:
+    """Yields x at each time of the grid after the first.
+
+    Shapes: x `(B, *event)` at grid[0], grid `(steps + 1,)`. A decreasing grid walks back from data to source.
+    """
+    carry = None
+    for t, s in pairwise(grid.tolist()):
+        x, carry = solver.step(field, x, t, s, cond, carry)
+        yield x
+
+
+def solve(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Tensor:
+    """x at the last time of the grid. Differentiable; call it under `torch.no_grad()` to sample."""
+    for end in walk(field, x, grid, solver, cond):
+        x = end
+    return x
+
+
+@torch.no_grad()
+def flow(
+    model: Model, x0: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None, field: Field | None = None
+) -> Tensor:
+    """Where the model's flow takes source points `(B, *event)`, in model units.
+
+    Args:
+        field: walked in place of the model's velocity: one that counts, or guides.
+    """
+    return solve(field or model.velocity, model.start(x0), grid, solver, cond)
+
+
+class Counted:
+    """A field that counts its evaluations in `evaluations` (the NFE of the papers)."""
+
+    def __init__(self, field: Field) -> None:
+        self.field, self.evaluations = field, 0
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.evaluations += 1
+        return self.field(x, t, cond)
+
+
+BLOCK = 64
+"""Rows that share a generator. Networks are always run on whole blocks: on fewer rows than that, matrix kernels sum in
+another order, and the last bit of a sample would depend on how many were asked for."""
+
+
+def starts(law: Law, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
+    """Draws start..stop-1 of a law, `(stop - start, *event)`: draw i is a function of (seed, stream, i)."""
+    first, last = start // BLOCK, -(-stop // BLOCK)
+    rows = torch.cat([law.sample(BLOCK, generator(seed, stream, block)) for block in range(first, last)])
+    return rows[start - first * BLOCK : stop - first * BLOCK]
+
+
+def draw(
+    model: Model,
+    source: Law,
+    num: int,
+    grid: Tensor,
+    solver: Solver,
+    *,
+    seed: int = 0,
+    stream: str = "sample",
+    chunk: int = 8192,
+    field: Field | None = None,
+) -> Iterator[Pair]:
+    """Source points and where the flow takes them, in model units on the CPU: pairs of at most `chunk` rows.
+
+    Pair i is a function of (seed, stream, i), whatever num and chunk are; memory is that of one chunk. A stream of its
+    own keeps samples apart from those that another use of the same seed draws.
+
+    Raises:
+        InputError: unless num and chunk are positive.
+    """
+    if num < 1 or chunk < 1:
+        raise InputError(f"expected a positive number of samples and chunk size, not {num} and {chunk}")
+    size = -(-chunk // BLOCK) * BLOCK
+    for start in range(0, num, size):
+        stop = min(start + size, num)
+        x0 = starts(source, start, -(-stop // BLOCK) * BLOCK, seed, stream)
+        x1 = flow(model, x0, grid, solver, field=field).cpu()
+        yield Pair(x0, x1).take(slice(stop - start))
+
+
+def sample(
+    model: Model,
+    source: Law,
+    num: int,
+    grid: Tensor,
+    solver: Solver,
+    *,
+    seed: int = 0,
+    chunk: int = 8192,
+    field: Field | None = None,
+) -> Iterator[Tensor]:
+    """Samples in data units on the CPU, in chunks; see `draw`."""
+    for pair in draw(model, source, num, grid, solver, seed=seed, chunk=chunk, field=field):
+        yield model.scaling.undo(pair.x1.to(model.device)).cpu()
