@@ -176,7 +176,7 @@ class Config(Section):
     device: str = "auto"
     path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
     target: named("target", TARGETS)  # type: ignore[valid-type]
-    coupling: choice("coupling", COUPLINGS) = ExactOT(128)  # type: ignore[valid-type]
+    coupling: choice("coupling", COUPLINGS) = ExactOT()  # type: ignore[valid-type]
     pool: record("pool", Pool)  # type: ignore[valid-type]
     times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
     net: NetConfig = NetConfig()
@@ -186,9 +186,7 @@ class Config(Section):
     def model(self, event: tuple[int, ...], scaling: Scaling) -> Model:
         """The untrained model of rows `(D,)`; its first weights are a function of the seed."""
         (dim,) = event
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            net = MLP(dim, width=self.net.width, depth=self.net.depth, frequencies=self.net.frequencies)
+        net = MLP(dim, self.net.width, self.net.depth, self.net.frequencies, seed=self.seed)
         return Model(net, self.path, self.target, scaling)
 
     def source_law(self, event: tuple[int, ...], scaling: Scaling) -> Law:

@@ -191,13 +191,12 @@ def train(run: Run) -> Generator[Progress, None, None]:
         pool=config.pool,
         start=state.step,
     )
-    steps = fit(state, stream, FlowMatching(config.times), seed=config.seed, clip=settings.clip)
+    steps = fit(state, stream, FlowMatching(config.times), settings.steps, seed=config.seed, clip=settings.clip)
     saved = state.step
     with run.metrics.open("a") as log:
         try:
-            while state.step < settings.steps:
-                window.append(next(steps))
-                loss = window[-1]
+            for loss in steps:
+                window.append(loss)
                 if state.step % settings.log_every == 0:
                     log.write(json.dumps({"step": state.step, "loss": math.fsum(window) / len(window)}) + "\n")
                     log.flush()
@@ -300,7 +299,7 @@ def make_pairs(run: Run) -> Iterator[int]:
     grid = grids.uniform(reflow.steps, *teacher.model.span)
     made: list[Pair] = []
     stream = f"reflow {reflow.round}"
-    for pair in sampling.draw(
+    for pair in sampling.pairs(
         teacher.model, teacher.source, reflow.pairs, grid, reflow.solver, seed=run.config.seed, stream=stream
     ):
         made.append(pair)

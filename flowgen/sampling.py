@@ -13,7 +13,7 @@ from flowgen.data.laws import Law
 from flowgen.model import Model
 from flowgen.solvers import Solver
 
-__all__ = ["Counted", "draw", "flow", "sample", "solve", "starts", "walk"]
+__all__ = ["Counted", "flow", "pairs", "sample", "solve", "starts", "walk"]
 
 
 def walk(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Iterator[Tensor]:
@@ -69,7 +69,7 @@ def starts(law: Law, start: int, stop: int, seed: int, stream: str = "sample") -
     return rows[start - first * BLOCK : stop - first * BLOCK]
 
 
-def draw(
+def pairs(
     model: Model,
     source: Law,
     num: int,
@@ -110,6 +110,6 @@ def sample(
     chunk: int = 8192,
     field: Field | None = None,
 ) -> Iterator[Tensor]:
-    """Samples in data units on the CPU, in chunks; see `draw`."""
-    for pair in draw(model, source, num, grid, solver, seed=seed, chunk=chunk, field=field):
+    """Samples in data units on the CPU, in chunks; see `pairs`."""
+    for pair in pairs(model, source, num, grid, solver, seed=seed, chunk=chunk, field=field):
         yield model.scaling.undo(pair.x1.to(model.device)).cpu()

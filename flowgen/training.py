@@ -27,19 +27,20 @@ class State:
     """A model, the moving average of its weights, its optimizer, and the number of steps done.
 
     Args:
-        model: trained in place.
+        model: where training starts; it is copied, so that a student can start from a teacher and leave it as it is.
         lr: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         ema: width of the weight average, relative to the steps done; see `flowgen.ema.average`.
 
     Attributes:
-        ema: a copy of the model with the averaged weights: the one to sample from.
+        model: the model that is trained.
+        ema: the same model with the averaged weights: the one to sample from.
     """
 
     def __init__(self, model: Model, lr: float = 1e-3, weight_decay: float = 0.0, ema: float = 0.05) -> None:
-        self.model, self.ema, self.width, self.step = model, deepcopy(model).requires_grad_(False), ema, 0
-        self.parameters = list(model.parameters())
-        self.averages = list(self.ema.parameters())
+        self.model, self.ema = deepcopy(model).requires_grad_(True), deepcopy(model).requires_grad_(False)
+        self.parameters, self.averages = list(self.model.parameters()), list(self.ema.parameters())
+        self.width, self.step = ema, 0
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -77,13 +78,13 @@ class State:
 
 
 def fit(
-    state: State, pairs: Iterable[Pair], objective: Objective, *, seed: int, clip: float = math.inf
+    state: State, pairs: Iterable[Pair], objective: Objective, steps: int, *, seed: int, clip: float = math.inf
 ) -> Iterator[float]:
-    """Trains on each batch of `pairs`, and yields its mean loss once the weights have moved.
+    """Trains until `state.step` is `steps`, and yields the mean loss of each batch once the weights have moved.
 
-    Stopping, logging and previews are the caller's: leave the loop when enough is done. The objective's draws at step k
-    are a function of (seed, k), so a loop on a restored state and on `batches(..., start=state.step)` goes on as if it
-    had never stopped.
+    Logging, previews and stopping early are the caller's: the loop can be left at any time. The draws of the objective
+    at step k are a function of (seed, k), so a loop on a restored state and on `batches(..., start=state.step)` goes on
+    as if it had never stopped.
 
     Args:
         pairs: coupled pairs in model units; see `flowgen.couplings.batches`.
@@ -92,8 +93,8 @@ def fit(
     Raises:
         Diverged: before the weights move, if the loss or the gradient's norm is not finite.
     """
-    device = state.model.device
-    for pair in pairs:
+    device, stream = state.model.device, iter(pairs)
+    while state.step < steps and (pair := next(stream, None)) is not None:
         loss = objective(state.model, pair.to(device), generator(seed, "objective", state.step)).mean()
         state.optimizer.zero_grad()
         loss.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, final
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from flowgen.core import InputError, Pair
 
-__all__ = ["Coupling", "ExactOT", "Independent", "assign", "transport_cost"]
+__all__ = ["Coupling", "ExactOT", "Independent", "assign", "check_group", "rematched", "transport_cost"]
 
 
 class Coupling(Protocol):
@@ -40,25 +41,34 @@ class ExactOT:
     pi = argmin over permutations of sum_i |x0_i - x1_pi(i)|^2, and x0_i is paired with x1_pi(i).
 
     Args:
-        group: solve for each run of `group` rows apart; None solves for the whole batch. The cost of solving grows
-            with the cube of the group, the transport cost falls slowly with it.
+        group: solve for each run of `group` rows apart; None solves for the whole batch. The time to solve grows with
+            the cube of the group, while the transport cost falls ever more slowly.
 
     Raises:
-        InputError: if the ends differ in their number of rows.
+        InputError: if the ends differ in their number of rows, or hold NaN or infinite values.
     """
 
-    group: int | None = None
+    group: int | None = 128
 
     def __post_init__(self) -> None:
-        if self.group is not None and self.group < 1:
-            raise InputError(f"group must be at least 1, not {self.group}")
+        check_group(self.group)
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
-        size = self.group or len(pair.x0)
-        groups = zip(pair.x0.split(size), pair.x1.split(size), strict=True)
-        index = torch.cat([start * size + assign(transport_cost(x0, x1)) for start, (x0, x1) in enumerate(groups)])
-        index = index.to(pair.x1.device)
-        return Pair(pair.x0, pair.x1[index], None if pair.cond is None else pair.cond[index])
+        return rematched(pair, self.group, lambda x0, x1: assign(transport_cost(x0, x1)))
+
+
+def check_group(group: int | None) -> None:
+    """Raises InputError unless group is None or at least 1."""
+    if group is not None and group < 1:
+        raise InputError(f"group must be at least 1, not {group}")
+
+
+def rematched(pair: Pair, group: int | None, match: Callable[[Tensor, Tensor], Tensor]) -> Pair:
+    """The pair with its data rows, and their conditions, permuted by `match(x0, x1)` within each group of rows."""
+    size = group or len(pair.x0)
+    groups = zip(pair.x0.split(size), pair.x1.split(size), strict=True)
+    index = torch.cat([number * size + match(x0, x1) for number, (x0, x1) in enumerate(groups)]).to(pair.x1.device)
+    return Pair(pair.x0, pair.x1[index], None if pair.cond is None else pair.cond[index])
 
 
 def transport_cost(x0: Tensor, x1: Tensor) -> Tensor:

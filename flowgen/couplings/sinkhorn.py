@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, Pair
-from flowgen.couplings.exact import assign, transport_cost
+from flowgen.couplings.exact import assign, check_group, rematched, transport_cost
 
 __all__ = ["Plan", "Sinkhorn", "sinkhorn"]
 
@@ -60,16 +60,19 @@ class Sinkhorn:
     its next best, and no point is dropped. As epsilon -> 0 it is ExactOT, as epsilon -> infinity a random permutation.
 
     Args:
-        epsilon: regularisation, relative to the mean cost of the batch.
+        epsilon: regularisation, relative to the mean cost of the group.
         tolerance: the marginal error at which the plan has converged.
         iterations: after so many updates an unconverged plan is used, with a RuntimeWarning that states its error.
+        group: solve for each run of `group` rows apart, as ExactOT does.
     """
 
     epsilon: float = 0.05
     tolerance: float = 1e-3
     iterations: int = 2000
+    group: int | None = 128
 
     def __post_init__(self) -> None:
+        check_group(self.group)
         if not 0 < self.epsilon < math.inf or not self.tolerance > 0 or self.iterations < 1:
             raise InputError("Sinkhorn needs a positive epsilon and tolerance, and at least one iteration")
 
@@ -81,7 +84,10 @@ class Sinkhorn:
         return sinkhorn(cost, self.epsilon * scale, self.tolerance, self.iterations)
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
-        plan = self.plan(pair.x0, pair.x1)
+        return rematched(pair, self.group, lambda x0, x1: self._drawn(self.plan(x0, x1), generator))
+
+    def _drawn(self, plan: Plan, generator: torch.Generator) -> Tensor:
+        """A permutation drawn from a plan."""
         if plan.error >= self.tolerance:
             warnings.warn(
                 f"Sinkhorn stopped after {plan.iterations} iterations with a marginal error of {plan.error:.2g}, "
@@ -91,5 +97,4 @@ class Sinkhorn:
             )
         uniform = torch.rand(plan.log_plan.shape, generator=generator, dtype=torch.float64)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))  # rand may be exactly 0, whose log is -inf
-        index = assign(-(plan.log_plan + gumbel)).to(pair.x1.device)
-        return Pair(pair.x0, pair.x1[index], None if pair.cond is None else pair.cond[index])
+        return assign(-(plan.log_plan + gumbel))

@@ -1,5 +1,6 @@
 """Networks with the one signature `net(x, t, s, cond)`."""
 
 from flowgen.nn.mlp import MLP, TimeFeatures
+from flowgen.nn.seeded import seeded
 
-__all__ = ["MLP", "TimeFeatures"]
+__all__ = ["MLP", "TimeFeatures", "seeded"]

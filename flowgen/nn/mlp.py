@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from flowgen.nn.seeded import seeded
+
 __all__ = ["MLP", "TimeFeatures"]
 
 
@@ -41,16 +43,18 @@ class MLP(nn.Module):
         width: units in each hidden layer.
         depth: number of hidden layers.
         frequencies: number of time frequencies, see TimeFeatures.
+        seed: of the first weights.
 
     Shapes: x `(B, dim)`, t and s `(B,)`, to `(B, dim)`. It has one time, and reads neither s nor cond.
     """
 
-    def __init__(self, dim: int, width: int = 64, depth: int = 3, frequencies: int = 4) -> None:
+    def __init__(self, dim: int, width: int = 64, depth: int = 3, frequencies: int = 4, *, seed: int = 0) -> None:
         super().__init__()
         self.time = TimeFeatures(frequencies)
         sizes = [dim + self.time.size, *[width] * depth]
-        hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.SiLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], dim))
+        with seeded(seed):
+            hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.SiLU())]
+            self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], dim))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         return self.layers(torch.cat([x, self.time(t).to(x.dtype)], dim=1))
