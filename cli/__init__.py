@@ -46,9 +46,9 @@ def main() -> None:
             raise
         code = _fail(str(error), 2)
     except RuntimeError as error:
-        from flowgen.training import Diverged
+        from flowgen.core import Failure
 
-        if not isinstance(error, Diverged):
+        if not isinstance(error, Failure):
             raise
         code = _fail(str(error), 1)
     sys.exit(code)

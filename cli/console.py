@@ -78,6 +78,8 @@ def train_run(run: Run, title: str) -> None:
                 move(step, f"loss {loss:.4g}")
             if interrupt.signal is not None:
                 break
+        else:
+            move(total)  # a run that was complete has no steps
     if interrupt.signal is not None:
         print(f"saved {run.folder} at step {step}; go on with --resume", file=sys.stderr)
         raise typer.Exit(128 + interrupt.signal)

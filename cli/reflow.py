@@ -30,7 +30,7 @@ def reflow(
         raise InputError(f"--rounds must be at least 1, not {rounds}")
     settings = {} if pairs is None else {"pairs": pairs}
     for number in range(1, rounds + 1):
-        config = reflow_config(parent, settings, steps, seed)
+        config = reflow_config(parent, settings, steps=steps, seed=seed)
         assert config.reflow is not None
         folder = out or parent.with_name(f"{parent.name.split('-reflow')[0]}-reflow{config.reflow.round}")
         if out and rounds > 1:

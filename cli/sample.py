@@ -39,6 +39,8 @@ def sample(
     from flowgen.runs import load
     from flowgen.solvers import Adaptive
 
+    if num < 1:
+        raise InputError(f"--num must be at least 1, not {num}")
     method = lookup("solver", solver, SOLVERS)
     trained = load(run)
     model, event = trained.model, trained.source.event

@@ -38,9 +38,10 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
 ) -> None:
     """Train a flow from a source to DATA; the result is a run folder."""
-    from flowgen.config import make_config, override, parse_setting, read_toml
+    from flowgen.config import make_config
     from flowgen.core import InputError
     from flowgen.runs import Run, illustrate
+    from flowgen.settings import override, parse_setting, read_toml
 
     flags = {
         "data": data,

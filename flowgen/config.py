@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -15,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from flowgen import objectives, paths, solvers, targets
 from flowgen.core import InputError
-from flowgen.couplings import ExactOT, Independent, Pool, Sinkhorn
+from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn
 from flowgen.data import TOYS, Gaussian, Law, Rows, Scaled, Scaling, read_table
 from flowgen.data.tables import READERS
 from flowgen.model import Model
@@ -29,13 +27,9 @@ __all__ = [
     "TIMES",
     "Config",
     "LoadedData",
-    "dump_toml",
     "load_data",
     "lookup",
     "make_config",
-    "override",
-    "parse_setting",
-    "read_toml",
 ]
 
 T = TypeVar("T")
@@ -65,6 +59,8 @@ SOLVERS: dict[str, solvers.Solver] = {
     "adaptive-heun": solvers.Adaptive("adaptive_heun"),
 }
 
+DEVICES = ("cpu", "cuda", "mps")
+
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     """table[name].
@@ -83,7 +79,11 @@ def record(kind: str, made: type) -> Any:
     """A field that is given as a table of the parameters of the dataclass `made`, and holds the object itself."""
 
     def build(value: Any) -> Any:
-        return _construct(kind, made, value) if isinstance(value, Mapping) else value
+        if isinstance(value, made):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(f"{kind} is a table of {', '.join(field.name for field in dataclasses.fields(made))}")
+        return _construct(kind, made, value)
 
     return Annotated[Any, PlainValidator(build), PlainSerializer(dataclasses.asdict)]
 
@@ -92,12 +92,12 @@ def choice(kind: str, table: Mapping[str, type]) -> Any:
     """A field that is given as a name, or as a table {name = ..., parameters}, and holds the object itself."""
 
     def build(value: Any) -> Any:
+        if isinstance(value, tuple(table.values())):
+            return value
         if isinstance(value, str):
             value = {"name": value}
-        if not isinstance(value, Mapping):
-            return value
-        if "name" not in value:
-            raise InputError(f"{kind} needs a name: {', '.join(table)}")
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise InputError(f"{kind} needs a name: choose from {', '.join(table)}")
         parameters = {key: x for key, x in value.items() if key != "name"}
         return _construct(f"{kind} {value['name']}", lookup(kind, value["name"], table), parameters)
 
@@ -112,7 +112,7 @@ def named(kind: str, table: Mapping[str, Any]) -> Any:
     """A field that is given as a name, and holds the object of that name."""
 
     def build(value: Any) -> Any:
-        return lookup(kind, value, table) if isinstance(value, str) else value
+        return value if value in table.values() else lookup(kind, str(value), table)
 
     def dump(value: Any) -> str:
         return next(name for name, made in table.items() if made is value)
@@ -125,7 +125,10 @@ def _construct(kind: str, made: type, parameters: Mapping[str, Any]) -> Any:
     known = {field.name: field for field in dataclasses.fields(made)}
     for key in parameters:
         lookup(f"parameter of {kind}", key, known)
-    return TypeAdapter(made).validate_python(dict(parameters))
+    try:
+        return TypeAdapter(made).validate_python(dict(parameters))
+    except ValidationError as error:
+        raise InputError("; ".join(f"{kind}: {_explain(dict(detail))}" for detail in error.errors())) from error
 
 
 class Section(BaseModel):
@@ -200,16 +203,28 @@ class Config(Section):
             InputError: if this machine has no such device.
         """
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        if name.partition(":")[0] not in DEVICES:
+            raise InputError(f"unknown device {name!r}: choose auto, cpu, cuda, cuda:1 or mps")
         try:
             return torch.zeros(0, device=name).device
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+            raise InputError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+
+    def check(self) -> None:
+        """Finds out whether training could start: reads the data and the source, and tries the device.
+
+        Raises:
+            InputError: if it could not.
+        """
+        data = load_data(self.data)
+        Ends(self.source_law(data.law.event, data.scaling), data.law)
+        self.torch_device()
 
 
 def make_config(tree: Mapping[str, Any]) -> Config:
     """Validates an experiment given as nested tables.
 
-    Where the tree is silent, the target is the one natural to the path (noise on VP and VE, velocity elsewhere), and
+    Where the tree is silent, VP and VE are the diffusions they stand for, target noise and an independent coupling, and
     couplings that solve something share their work over a pool.
 
     Raises:
@@ -225,13 +240,20 @@ def make_config(tree: Mapping[str, Any]) -> Config:
 
 
 def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
-    path, coupling = _name(tree.get("path")), _name(tree.get("coupling"))
-    solved = coupling != "independent" and not tree.get("reflow")
+    diffusion = _name(tree.get("path")) in ("vp", "ve")
+    natural = {"target": "noise", "coupling": "independent"} if diffusion else {"target": "velocity"}
+    tree = {**natural, **tree}
+    solved = _name(tree.get("coupling")) != "independent" and not tree.get("reflow")
+    choices = {
+        key: {"name": name, **tree[key]}
+        for key, name in {"path": "linear", "coupling": "exact", "times": "uniform"}.items()
+        if isinstance(tree.get(key), Mapping)
+    }
     files = {key: str(Path(tree[key]).resolve()) for key in ("data", "source") if _is_file(tree.get(key))}
     return {
-        "target": "noise" if path in ("vp", "ve") else "velocity",
         "pool": {"batches": 100, "reuse": 10} if solved else {"batches": 10, "reuse": 1},
         **tree,
+        **choices,
         **files,
     }
 
@@ -256,10 +278,11 @@ def _explain(detail: dict[str, Any]) -> str:
         near = difflib.get_close_matches(place[-1], section.model_fields, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"unknown configuration key {'.'.join(place)}{hint}: choose from {', '.join(section.model_fields)}"
-    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":  # one of ours, which says all
+        return detail["msg"].removeprefix("Value error, ")
     value = detail.get("input")
-    given = f", not {value!r}" if isinstance(value, str | int | float) and detail["type"] != "value_error" else ""
-    return f"{'.'.join(place)}: {message}{given}"
+    given = f", not {value!r}" if isinstance(value, str | int | float) else ""
+    return ": ".join(filter(None, [".".join(place), detail["msg"]])) + given
 
 
 class LoadedData(NamedTuple):
@@ -285,57 +308,3 @@ def load_data(name: str) -> LoadedData:
     if len(table.x) < 2:
         raise InputError(f"{name}: a table needs at least 2 rows, found {len(table.x)}")
     return LoadedData(Rows(table.x), Scaling.standardising(table.x), table.columns)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        InputError: if it is missing or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable TOML file ({error})") from error
-
-
-def parse_setting(setting: str) -> tuple[str, Any]:
-    """`a.b=value` as a key and a value; the value is read as TOML, and as text where it is not TOML.
-
-    >>> parse_setting("train.lr=3e-4"), parse_setting("path=vp")
-    (('train.lr', 0.0003), ('path', 'vp'))
-    """
-    key, equals, text = setting.partition("=")
-    if not (key.strip() and equals):
-        raise InputError(f"expected key=value, not {setting!r}")
-    try:
-        return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), text.strip()
-
-
-def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The tree with `value` at the dotted `key`.
-
-    A name given where the tree has a table of that name keeps the table's parameters; a parameter given where the tree
-    has a name makes a table of it.
-
-    >>> override({"path": "vp"}, "path.beta_max", 15.0)
-    {'path': {'name': 'vp', 'beta_max': 15.0}}
-    """
-    head, _, rest = key.partition(".")
-    present = tree.get(head, {})
-    if rest:
-        table = {"name": present} if isinstance(present, str) else dict(present)
-        return {**tree, head: override(table, rest, value)}
-    same = isinstance(value, str) and isinstance(present, Mapping) and present.get("name") == value
-    return {**tree, head: present if same else value}
-
-
-def dump_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
-    """Nested tables of numbers, texts and flags as TOML; keys without a value are left out."""
-    plain = {key: x for key, x in tree.items() if x is not None and not isinstance(x, Mapping)}
-    tables = {key: x for key, x in tree.items() if isinstance(x, Mapping)}
-    lines = [f"{key} = {json.dumps(x)}\n" for key, x in plain.items()]
-    inner = [f"\n[{prefix}{key}]\n{dump_toml(x, f'{prefix}{key}.')}" for key, x in tables.items()]
-    return "".join(lines + inner)

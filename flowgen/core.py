@@ -9,11 +9,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Field", "FlowMap", "InputError", "Pair", "Point", "expand_time", "generator", "like"]
+__all__ = ["Failure", "Field", "FlowMap", "InputError", "Pair", "Point", "expand_time", "generator", "like"]
 
 
 class InputError(ValueError):
     """A mistake in what the user gave; its message is one line that says what to change."""
+
+
+class Failure(RuntimeError):
+    """Work that was begun and could not be done; its message is one line that says why."""
 
 
 class Pair(NamedTuple):

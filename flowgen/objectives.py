@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowgen import targets
-from flowgen.core import InputError, Pair
+from flowgen.core import InputError, Pair, like
 from flowgen.model import Model
 
 __all__ = ["FlowMatching", "LogitNormal", "Objective", "Stratified", "TimeLaw", "UShaped", "Uniform"]
@@ -104,5 +104,5 @@ class FlowMatching:
         if model.target is targets.velocity:
             y = point.dx
         else:
-            y = targets.encode(pair, model.path.coeffs(t).like(pair.x1), model.target)
+            y = targets.encode(pair, model.path.coeffs(like(t, pair.x1)), model.target)
         return (model(point.x, t, t, pair.cond) - y).square().flatten(1).mean(1)

@@ -60,7 +60,7 @@ class Path(ABC):
 
         Shapes: ends `(B, *event)`, t `(B,)`.
         """
-        c = self.coeffs(t).like(pair.x1)
+        c = self.coeffs(like(t, pair.x1))
         return Point(c.alpha * pair.x1 + c.sigma * pair.x0, t, c.d_alpha * pair.x1 + c.d_sigma * pair.x0)
 
 

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, InputError, expand_time
+from flowgen.core import Failure, Field, InputError, expand_time
 
 __all__ = ["AdamsBashforth2", "Adaptive", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]
 
@@ -129,6 +129,9 @@ class Adaptive(Solver):
         method: dopri5, dopri8, bosh3, fehlberg2 or adaptive_heun.
         rtol: relative tolerance.
         atol: absolute tolerance.
+
+    Raises:
+        Failure: while stepping, if no step is short enough: the field is not smooth, or not finite.
     """
 
     method: str = "dopri5"
@@ -154,9 +157,16 @@ class Adaptive(Solver):
         times = torch.tensor([t, s], dtype=dtype, device=x.device)
 
         def slope(time: Tensor, state: Tensor) -> Tensor:
-            return field(state, time.to(dtype).expand(len(state)), cond)
+            return field(state, time.to(dtype).clamp(times.min(), times.max()).expand(len(state)), cond)
 
-        return odeint(slope, x, times, method=self.method, rtol=self.rtol, atol=self.atol)[-1], None
+        # torchdiffeq steps past the end and interpolates, and its first guess of a step looks ahead: where a field ends
+        # with its path, both would ask for velocities that there are not
+        options = {"step_t": times[1:]}
+        try:
+            states = odeint(slope, x, times, method=self.method, rtol=self.rtol, atol=self.atol, options=options)
+        except AssertionError as error:
+            raise Failure(f"{self.method} cannot go on between t = {t:.4g} and {s:.4g}: {error}") from error
+        return states[-1], None
 
 
 _ADAPTIVE_ORDERS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Pair, generator
+from flowgen.core import Failure, InputError, Pair, generator
 from flowgen.ema import average
 from flowgen.model import Model
 from flowgen.objectives import Objective
@@ -18,7 +18,7 @@ from flowgen.objectives import Objective
 __all__ = ["Diverged", "State", "fit"]
 
 
-class Diverged(RuntimeError):
+class Diverged(Failure):
     """A loss or gradient was NaN or infinite; the weights are those of the last good step."""
 
 
@@ -98,7 +98,7 @@ def fit(
         loss = objective(state.model, pair.to(device), generator(seed, "objective", state.step)).mean()
         state.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in state.parameters if p.grad is not None])
+        norm = torch.stack(torch._foreach_norm([p.grad for p in state.parameters if p.grad is not None])).norm()
         value, length = loss.item(), norm.item()
         if not (math.isfinite(value) and math.isfinite(length)):
             raise Diverged(f"step {state.step + 1}: the loss is {value}, the gradient norm {length}")

@@ -87,11 +87,20 @@ def batches(
     for index in count(start // (pool.batches * pool.reuse)):
         rng = generator(seed, "pairs", index)
         drawn = draw(size * pool.batches, rng)
-        rows = torch.arange(len(drawn.x0)).split(size)
-        pairs = Pair.cat([coupling(drawn.take(batch), rng) for batch in rows])
-        for order in [torch.randperm(len(pairs.x0), generator=rng) for _ in range(pool.reuse)]:
-            for batch in order.split(size):
-                if skip:
-                    skip -= 1
-                else:
-                    yield pairs.take(batch)
+        coupled = [coupling(drawn.take(slice(row, row + size)), rng) for row in range(0, size * pool.batches, size)]
+        for batch in _shuffled(coupled, pool.reuse, rng):
+            if skip:
+                skip -= 1
+            else:
+                yield batch
+
+
+def _shuffled(coupled: list[Pair], reuse: int, rng: torch.Generator) -> Iterator[Pair]:
+    """The pairs of all batches in `reuse` random orders; a batch that has no other to mix with stays as it is."""
+    if len(coupled) == 1:
+        yield from coupled * reuse
+        return
+    size, pairs = len(coupled[0].x0), Pair.cat(coupled)
+    for order in [torch.randperm(len(pairs.x0), generator=rng) for _ in range(reuse)]:
+        for batch in order.split(size):
+            yield pairs.take(batch)

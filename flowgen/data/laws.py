@@ -110,14 +110,16 @@ class Blurred:
         skeleton: `(n,)` to `(n, 2)`; smooth on each of `pieces` equal intervals of [0, 1).
         std: standard deviation of the noise in each coordinate.
         pieces: number of smooth pieces: the points of a mixture, or the curves.
+        nodes: Gauss-Legendre nodes on each piece: 1 for points.
 
-    The density p(x) = int_0^1 N(x; skeleton(u), std^2 I) du is a finite sum for points, and for curves a Gauss-Legendre
-    rule that is exact to float64 as long as neighbouring nodes are closer than std.
+    The density p(x) = int_0^1 N(x; skeleton(u), std^2 I) du is a finite sum for points, and for curves a rule that is
+    exact to float64 as long as neighbouring nodes are closer than std.
     """
 
     skeleton: Callable[[Tensor], Tensor]
     std: float
     pieces: int = 1
+    nodes: int = 256
 
     def __post_init__(self) -> None:
         if not 0 < self.std < math.inf:
@@ -133,7 +135,7 @@ class Blurred:
 
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) in nats: `(B, 2)` to `(B,)`."""
-        nodes, weights = np.polynomial.legendre.leggauss(256)
+        nodes, weights = np.polynomial.legendre.leggauss(self.nodes)
         inner = torch.from_numpy((nodes + 1) / 2)
         u = ((torch.arange(self.pieces).unsqueeze(1) + inner) / self.pieces).flatten()
         log_weight = torch.from_numpy(weights / 2 / self.pieces).log().repeat(self.pieces)
@@ -163,7 +165,7 @@ class Checkerboard:
         """log p(x) in nats: -log(2 size^2) on the dark squares, -inf elsewhere."""
         cell = ((x / self.size + 1) * 2).floor()
         dark = (cell.sum(1) % 2 == 0) & (cell >= 0).all(1) & (cell < 4).all(1)
-        return torch.where(dark, -math.log(2 * self.size**2), -math.inf)
+        return dark.to(x.dtype).log() - math.log(2 * self.size**2)
 
 
 @final
@@ -193,7 +195,7 @@ class Pinwheel:
 def _points(points: Tensor, std: float) -> Blurred:
     """The mixture of equal Gaussians at `points` (K, 2)."""
     count = len(points)
-    return Blurred(lambda u: points.to(u.dtype)[(u * count).long().clamp(max=count - 1)], std, pieces=count)
+    return Blurred(lambda u: points.to(u.dtype)[(u * count).long().clamp(max=count - 1)], std, pieces=count, nodes=1)
 
 
 def _curve(x: Tensor, y: Tensor) -> Tensor:

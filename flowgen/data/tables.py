@@ -6,6 +6,7 @@ import csv
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -64,23 +65,23 @@ def _checked(values: np.ndarray, path: Path) -> Tensor:
 
 def _npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        return np.load(path, allow_pickle=False), ()
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False), ()
+    except (ValueError, OSError, EOFError, MemoryError) as error:  # a damaged header may ask for any size
         raise InputError(f"{path}: not a readable .npy array ({error})") from error
 
 
 def _npz(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not a readable .npz archive")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if "x" not in arrays and len(arrays.files) != 1:
-                raise InputError(f"{path}: expected an array named x, found {', '.join(arrays.files) or 'none'}")
-            return arrays["x" if "x" in arrays else arrays.files[0]], ()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+            names = arrays.files
+            if "x" in names or len(names) == 1:
+                return np.asarray(arrays["x" if "x" in names else names[0]]), ()
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: not a readable .npz archive ({error})") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a readable .npz archive ({error})") from error
+    raise InputError(f"{path}: expected an array named x, found {', '.join(names) or 'none'}")
 
 
 def _csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -121,7 +122,7 @@ def _numbers(table, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]  
     ]
     if text:
         raise InputError(f"{path}: columns that are not numbers: {', '.join(text)}. Drop them or encode them first")
-    columns = [column.cast(pyarrow.float64()).to_numpy() for column in table.columns]
+    columns = [column.cast(pyarrow.float64(), safe=False).to_numpy() for column in table.columns]
     return np.stack(columns, axis=1) if columns else np.empty((0, 0))
 
 

@@ -1,0 +1,50 @@
+"""The model card of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowgen import __version__
+from flowgen.config import Config
+
+__all__ = ["card"]
+
+
+def card(config: Config, command: str) -> str:
+    """The model card."""
+    origin = (
+        f"The reflow (round {config.reflow.round}) of `{config.reflow.parent}`, whose weights have the SHA-256 "
+        f"`{config.reflow.parent_hash}`."
+        if config.reflow
+        else f"A flow from {config.source} to {config.data}, trained by flow matching."
+    )
+    return f"""# {Path(config.data).stem}
+
+{origin}
+
+Made by flowgen {__version__} with
+
+    {command}
+
+| | |
+|---|---|
+| data | {config.data} |
+| source | {config.source} |
+| path | {config.path} |
+| target | {config.target.__name__} |
+| coupling | {"reflow" if config.reflow else config.coupling} |
+| training | {config.train.steps} steps of {config.train.batch_size}, seed {config.seed} |
+
+Every setting is in `config.toml`; `model.safetensors` holds the averaged weights, `metrics.jsonl` the losses.
+
+![samples](plots/samples.png) ![loss](plots/loss.png)
+
+```python
+from pathlib import Path
+from flowgen import grids, runs, sampling, solvers
+
+trained = runs.load(Path("."))
+grid = grids.uniform(50, *trained.model.span)
+x = next(sampling.sample(trained.model, trained.source, 1000, grid, solvers.heun))
+```
+"""

@@ -1,0 +1,81 @@
+"""Settings as nested tables: read from TOML, overridden by dotted keys, written back."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowgen.core import InputError
+
+__all__ = ["dump_toml", "flat", "override", "parse_setting", "read_toml"]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        InputError: if it is missing or not TOML.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable TOML file ({error})") from error
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """`a.b=value` as a key and a value; the value is read as TOML, and as text where it is not TOML.
+
+    >>> parse_setting("train.lr=3e-4"), parse_setting("path=vp")
+    (('train.lr', 0.0003), ('path', 'vp'))
+    """
+    key, equals, text = setting.partition("=")
+    if not (key.strip() and equals):
+        raise InputError(f"expected key=value, not {setting!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text.strip()
+
+
+def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The tree with `value` at the dotted `key`.
+
+    A name given where the tree has a table of that name keeps the table's parameters; a parameter given where the tree
+    has a name makes a table of it.
+
+    >>> override({"path": "vp"}, "path.beta_max", 15.0)
+    {'path': {'name': 'vp', 'beta_max': 15.0}}
+    """
+    head, _, rest = key.partition(".")
+    present = tree.get(head, {})
+    if rest:
+        table = {"name": present} if isinstance(present, str) else dict(present)
+        return {**tree, head: override(table, rest, value)}
+    same = isinstance(value, str) and isinstance(present, Mapping) and present.get("name") == value
+    return {**tree, head: present if same else value}
+
+
+def dump_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
+    """Nested tables of numbers, texts and flags as TOML; keys without a value are left out."""
+    plain = {key: x for key, x in tree.items() if x is not None and not isinstance(x, Mapping)}
+    tables = {key: x for key, x in tree.items() if isinstance(x, Mapping)}
+    lines = [f"{key} = {json.dumps(x)}\n" for key, x in plain.items()]
+    inner = [f"\n[{prefix}{key}]\n{dump_toml(x, f'{prefix}{key}.')}" for key, x in tables.items()]
+    return "".join(lines + inner)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys.
+
+    >>> flat({"seed": 0, "train": {"lr": 0.1}})
+    {'seed': 0, 'train.lr': 0.1}
+    """
+    keys: dict[str, Any] = {}
+    for key, value in tree.items():
+        keys |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return keys
