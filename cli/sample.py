@@ -24,6 +24,7 @@ def sample(
     ] = "heun",
     steps: Annotated[int | None, typer.Option(help="Steps of the grid.  [default: 50; 1 for adaptive solvers]")] = None,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same whatever --num is.")] = 0,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.  [default: the run's]")] = None,
     out: Annotated[
         Path | None, typer.Option(help="FILE.npz (array x), .npy, .csv or .png.  [default: RUN/samples.png or .csv]")
     ] = None,
@@ -42,7 +43,7 @@ def sample(
     if num < 1:
         raise InputError(f"--num must be at least 1, not {num}")
     method = lookup("solver", solver, SOLVERS)
-    trained = load(run)
+    trained = load(run, device)
     model, event = trained.model, trained.source.event
     out = out or run / ("samples.png" if event == (2,) else "samples.csv")
     if trajectories and (event != (2,) or out.suffix != ".png"):

@@ -27,6 +27,7 @@ __all__ = [
     "TIMES",
     "Config",
     "LoadedData",
+    "find_device",
     "load_data",
     "lookup",
     "make_config",
@@ -196,20 +197,6 @@ class Config(Section):
         """The source in model units: standard normal by default, or data of its own, in the units of the data."""
         return Gaussian(event) if self.source == "gaussian" else Scaled(load_data(self.source).law, scaling)
 
-    def torch_device(self) -> torch.device:
-        """The device by name; `auto` is CUDA where there is one.
-
-        Raises:
-            InputError: if this machine has no such device.
-        """
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        if name.partition(":")[0] not in DEVICES:
-            raise InputError(f"unknown device {name!r}: choose auto, cpu, cuda, cuda:1 or mps")
-        try:
-            return torch.zeros(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
-
     def check(self) -> None:
         """Finds out whether training could start: reads the data and the source, and tries the device.
 
@@ -218,7 +205,23 @@ class Config(Section):
         """
         data = load_data(self.data)
         Ends(self.source_law(data.law.event, data.scaling), data.law)
-        self.torch_device()
+        find_device(self.device)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one.
+
+    Raises:
+        InputError: if this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in DEVICES:
+        raise InputError(f"unknown device {name!r}: choose auto, cpu, cuda, cuda:1 or mps")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
 
 
 def make_config(tree: Mapping[str, Any]) -> Config:

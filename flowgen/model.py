@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import final
 
 import torch
@@ -25,7 +26,7 @@ class Model(nn.Module):
             network is called with s = t and may ignore s; a flow map reads both.
         path: joins source and data.
         target: what the net predicts, a row of `flowgen.targets`.
-        scaling: takes data into the model's units; kept with the weights, undone on samples.
+        scaling: takes data into the model's units; copied, kept with the weights, undone on samples.
 
     Attributes:
         span: the times (lo, hi) where the velocity is defined, see `flowgen.targets.span`.
@@ -43,7 +44,7 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.path, self.target = net, path or Linear(), target
-        self.scaling = scaling or Scaling()
+        self.scaling = deepcopy(scaling) if scaling else Scaling()  # the caller's stays with the data, off the device
         self.span = targets.span(self.path, target)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from flowgen import checkpoints
-from flowgen.config import Config, make_config
+from flowgen.config import Config, find_device, make_config
 from flowgen.core import InputError
 from flowgen.data import Law, Scaling
 from flowgen.model import Model
@@ -122,8 +122,8 @@ class Trained(NamedTuple):
     step: int
 
 
-def load(folder: Path) -> Trained:
-    """The model of a run folder, on the device of its configuration.
+def load(folder: Path, device: str | None = None) -> Trained:
+    """The model of a run folder, on `device`, or on that of its configuration.
 
     Raises:
         InputError: if it is not a run folder, or has no readable weights yet.
@@ -135,10 +135,11 @@ def load(folder: Path) -> Trained:
     try:
         config = make_config(json.loads(metadata["config"]))
         event = tuple(json.loads(metadata["event"]))
-        model = config.model(event, Scaling(tensors["scaling.shift"], tensors["scaling.scale"]))
+        scaling = Scaling(tensors["scaling.shift"], tensors["scaling.scale"])
+        model = config.model(event, scaling)
         model.load_state_dict(tensors)
         columns, step = tuple(json.loads(metadata["columns"])), int(metadata["step"])
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{run.weights}: not the weights of a flowgen run ({error})") from error
-    source = config.source_law(event, model.scaling)
-    return Trained(model.to(run.config.torch_device()).requires_grad_(False), source, columns, config, step)
+    model = model.to(find_device(device or run.config.device)).requires_grad_(False)
+    return Trained(model, config.source_law(event, scaling), columns, config, step)

@@ -35,7 +35,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     run = Run.open(folder)
     config, settings = run.config, run.config.model_dump()
-    trained = load(folder) if run.weights.exists() else None
+    trained = load(folder, "cpu") if run.weights.exists() else None
     return {
         "run": str(folder),
         "kind": "reflow" if config.reflow else "flow",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from flowgen import __version__, checkpoints
-from flowgen.config import LoadedData, load_data
+from flowgen.config import LoadedData, find_device, load_data
 from flowgen.couplings import Ends, Independent, batches
 from flowgen.data import Scaled
 from flowgen.objectives import FlowMatching
@@ -78,7 +78,7 @@ def _resume(run: Run, data: LoadedData) -> tuple[State, list[float]]:
     The log is cut back to that step.
     """
     settings, found = run.config.train, checkpoints.find(run.checkpoints)
-    model = run.config.model(data.law.event, data.scaling).to(run.config.torch_device())
+    model = run.config.model(data.law.event, data.scaling).to(find_device(run.config.device))
     if run.config.reflow and not found:
         warm_start(model, run.config)
     state, window = State(model, settings.lr, settings.weight_decay, settings.ema), []
