@@ -31,6 +31,8 @@ def demo(
     straight = runs.Run.create(out / "reflow", again, "flowgen demo", overwrite=True)
     pair_run(straight, "2/4 following its trajectories")
     train_run(straight, "3/4 training on their ends (reflow)")
+    for run in (flow, straight):
+        runs.illustrate(run)
 
     truth, other = data.moons().sample(2 * POINTS, generator(seed, "demo")).split(POINTS)
     measured: dict[str, list[plots.FewSteps]] = {}

@@ -14,11 +14,14 @@ from .console import pair_run, train_run
 
 def reflow(
     parent: Annotated[Path, typer.Argument(metavar="RUN", help="The run to straighten.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; with more rounds -1, -2, ... are added.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; more rounds add -1, -2, ...", show_default="RUN-reflow1"),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Reflow so many times, each round from the one before.")] = 1,
-    pairs: Annotated[int | None, typer.Option(help="Trajectories of the teacher to learn from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps in each round.  [default: the parent's]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every draw.  [default: the parent's]")] = None,
+    pairs: Annotated[int | None, typer.Option(help="Trajectories to learn from.", show_default="100000")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps in a round.", show_default="the parent's")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="the parent's")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds that are there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the runs that are there.")] = False,
 ) -> None:

@@ -22,11 +22,12 @@ def sample(
     solver: Annotated[
         str, typer.Option(help="euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, fehlberg2, adaptive-heun.")
     ] = "heun",
-    steps: Annotated[int | None, typer.Option(help="Steps of the grid.  [default: 50; 1 for adaptive solvers]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the grid.", show_default="50; adaptive: 1")] = None,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same whatever --num is.")] = 0,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.  [default: the run's]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="FILE.npz (array x), .npy, .csv or .png.  [default: RUN/samples.png or .csv]")
+        Path | None,
+        typer.Option(help="FILE.npz (array x), .npy, .csv or .png.", show_default="RUN/samples.png, .csv"),
     ] = None,
     trajectories: Annotated[bool, typer.Option("--trajectories", help="Draw the paths of the samples (.png).")] = False,
 ) -> None:

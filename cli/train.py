@@ -20,7 +20,7 @@ def train(
             "gaussian; or a table: FILE.npy, .npz, .csv, .parquet."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/DATA]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA")] = None,
     source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
     coupling: Annotated[str | None, typer.Option(help="independent, exact or sinkhorn.")] = None,
     path: Annotated[str | None, typer.Option(help="linear, cosine, vp or ve.")] = None,
@@ -60,6 +60,8 @@ def train(
     tree = read_toml(config) if config else {}
     for key, value in given.items():
         tree = override(tree, key, value)
+    if "reflow" in tree:
+        raise InputError("these are the settings of a reflow: use flowgen reflow RUN, or --out RUN --resume to go on")
     if out is None:
         if "data" not in tree:
             raise InputError("name the DATA to train on, or the run to go on with: --out RUN --resume")

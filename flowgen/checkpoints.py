@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowgen.core import InputError
 
-__all__ = ["file_hash", "find", "load", "read_tensors", "save", "write_tensors"]
+__all__ = ["file_hash", "find", "load", "read_tensors", "save", "step", "write_tensors"]
 
 TENSORS, DIGEST = "state.safetensors", "state.json"
 
@@ -24,6 +24,11 @@ TENSORS, DIGEST = "state.safetensors", "state.json"
 def find(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
     return sorted(folder.glob("step-*"))
+
+
+def step(checkpoint: Path) -> int:
+    """The step of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int) -> Path:

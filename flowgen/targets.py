@@ -87,7 +87,7 @@ def span(path: Path, target: Target) -> tuple[float, float]:
     start, end = (det.isfinite() & (det != 0) & c.d_alpha.isfinite() & c.d_sigma.isfinite()).tolist()
     if not start:
         raise InputError(
-            f"target {target.__name__} is singular at t = 0 of the path {type(path).__name__.lower()}, where alpha = 0 "
-            "and sampling has to start: choose the target velocity, v or data, or the path vp or ve"
+            f"target {target.__name__} is singular at t = 0 of the path {type(path).__name__.lower()}, where sampling "
+            "starts: it does not determine a velocity there. Choose velocity, v or data, or the path vp or ve"
         )
     return 0.0, 1.0 if end else 1 - MARGIN

@@ -72,7 +72,7 @@ class State:
         moments: dict[int, dict[str, Tensor]] = {}
         for key, x in parts["optimizer"].items():
             index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = x
+            moments.setdefault(int(index), {})[name] = x.clone()  # the optimizer would go on in x itself
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.step = int(tensors["step"])
 

@@ -192,6 +192,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(flowgen, line):
 BAD_FOR_A_RUN = {
     "train moons": "exists already",
     "train moons --resume --lr 0.5": "--resume cannot change train.lr",
+    "train moons --resume --steps 20": "at step 30 already",
     "sample runs/moons --num 0": "--num",
     "sample runs/moons --steps 0": "at least one step",
     "sample runs/moons --solver eulr": "did you mean euler?",

@@ -243,6 +243,12 @@ def test_going_on_cannot_change_the_experiment(teacher, change):
     assert Run.open(teacher.folder) == teacher
 
 
+def test_going_on_cannot_go_back(teacher):
+    with pytest.raises(InputError, match="at step 40 already"):
+        teacher.extended({"train": {"steps": 30}})
+    assert Run.open(teacher.folder) == teacher
+
+
 def test_no_weights_yet_is_said(tmp_path):
     with pytest.raises(InputError, match="no weights yet"):
         runs.load(create(tmp_path / "run").folder)

@@ -41,14 +41,14 @@ class ExactOT:
     pi = argmin over permutations of sum_i |x0_i - x1_pi(i)|^2, and x0_i is paired with x1_pi(i).
 
     Args:
-        group: solve for each run of `group` rows apart; None solves for the whole batch. The time to solve grows with
-            the cube of the group, while the transport cost falls ever more slowly.
+        group: solve for each run of `group` rows apart; 0 solves for the whole batch. The time to solve grows with the
+            cube of the group, while the transport cost falls ever more slowly.
 
     Raises:
         InputError: if the ends differ in their number of rows, or hold NaN or infinite values.
     """
 
-    group: int | None = 128
+    group: int = 128
 
     def __post_init__(self) -> None:
         check_group(self.group)
@@ -57,13 +57,13 @@ class ExactOT:
         return rematched(pair, self.group, lambda x0, x1: assign(transport_cost(x0, x1)))
 
 
-def check_group(group: int | None) -> None:
-    """Raises InputError unless group is None or at least 1."""
-    if group is not None and group < 1:
-        raise InputError(f"group must be at least 1, not {group}")
+def check_group(group: int) -> None:
+    """Raises InputError if group is negative."""
+    if group < 0:
+        raise InputError(f"group must be a number of rows, or 0 for the whole batch, not {group}")
 
 
-def rematched(pair: Pair, group: int | None, match: Callable[[Tensor, Tensor], Tensor]) -> Pair:
+def rematched(pair: Pair, group: int, match: Callable[[Tensor, Tensor], Tensor]) -> Pair:
     """The pair with its data rows, and their conditions, permuted by `match(x0, x1)` within each group of rows."""
     size = group or len(pair.x0)
     groups = zip(pair.x0.split(size), pair.x1.split(size), strict=True)

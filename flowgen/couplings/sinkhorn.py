@@ -69,7 +69,7 @@ class Sinkhorn:
     epsilon: float = 0.05
     tolerance: float = 1e-3
     iterations: int = 2000
-    group: int | None = 128
+    group: int = 128
 
     def __post_init__(self) -> None:
         check_group(self.group)

@@ -80,6 +80,9 @@ class Run:
         if changed:
             key = min(changed)
             raise InputError(f"--resume cannot change {key} from {old.get(key)} to {new.get(key)}: start another run")
+        done = run.newest()
+        if done > run.config.train.steps:
+            raise InputError(f"{self.folder} is at step {done} already, beyond train.steps = {run.config.train.steps}")
         run.config.check()
         run.write_config()
         return run
@@ -103,6 +106,10 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint, 0 where there is none."""
+        return max(map(checkpoints.step, checkpoints.find(self.checkpoints)), default=0)
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a line that was cut short is left out."""

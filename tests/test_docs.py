@@ -1,0 +1,155 @@
+"""The documentation is true: its code runs, its commands run, its links lead somewhere, its tables are complete."""
+
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flowgen_cli
+import pytest
+import typer
+
+from flowgen import config, paths, targets
+from flowgen.core import InputError
+from flowgen.settings import flat
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+EXCEPTED = ("pip install ",)
+"""What the documentation tells to run and no test does; of `make`, the target has to exist."""
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, language and text of each block of code."""
+    text = page.read_text()
+    for block in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S):
+        yield text[: block.start()].count("\n") + 2, block[1], block[2]
+
+
+def quick(text: str) -> str:
+    """The same with a hundredth of every whole number from 1000 on: training steps, pairs, samples."""
+    return re.sub(r"(?<![\w.#-])[1-9]\d{3,}(?![\w.])", lambda number: str(int(number[0]) // 100), text)
+
+
+def commands(text: str) -> list[str]:
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def flowgen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a line `flowgen ...`, in short."""
+    argv = shlex.split(quick(line), comments=True)
+    if argv[1] == "train" and "--resume" not in argv:
+        argv += ["--set", "pool.batches=2"]
+        if not {"--steps", "--config"} & set(argv):
+            argv += ["--steps", "200"]
+    if argv[1] == "reflow" and "--pairs" not in argv:
+        argv += ["--pairs", "500"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as end:
+        flowgen_cli.main()
+    assert not end.value.code, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for constant in ("POINTS", "TRAINING", "PAIRS"):
+        module = sys.modules["flowgen_cli.demo"]
+        monkeypatch.setattr(module, constant, getattr(module, constant) // 100)
+    Path("table.csv").write_text("a,b,c\n" + "".join(f"{i},{i % 7},{i % 3 - 0.5}\n" for i in range(60)))
+    namespace: dict[str, Any] = {}
+    for line, language, text in blocks(page):
+        if language == "python":
+            padded = "\n" * (line - 1) + quick(text)  # so that a traceback shows the page's own lines
+            exec(compile(padded, str(page), "exec"), namespace)
+        elif language == "toml":
+            file = re.match(r"# (\S+\.toml)\n", text)
+            assert file, f"{name(page)}:{line}: the first line of a TOML block is a comment with its file"
+            Path(file[1]).write_text(quick(text))
+        elif language == "bash":
+            for command in commands(text):
+                if command.startswith("make "):
+                    assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text()
+                elif not command.startswith(EXCEPTED):
+                    assert command.startswith("flowgen "), f"{name(page)}: {command}"
+                    flowgen(command, monkeypatch)
+        else:
+            assert language == "text", f"{name(page)}:{line}: a block of {language} is not tested"
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub and MkDocs give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in map(slug, re.findall(r"^#+ (.*)$", there.read_text(), re.M)), f"{target}#{anchor}"
+
+
+def rows(page: str) -> list[list[str]]:
+    """The rows of all tables of a page, cell by cell."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def settings() -> dict[str, str]:
+    """Every key of a configuration, with its default as the documentation writes it."""
+    defaults = {"data": None, **flat(config.make_config({"data": "moons"}).model_dump())}
+    keys = {key.removesuffix(".name"): value for key, value in defaults.items() if key != "reflow"} | {"data": None}
+    for part, table in {"path": config.PATHS, "coupling": config.COUPLINGS, "times": config.TIMES}.items():
+        for made in table.values():
+            keys |= {f"{part}.{field.name}": field.default for field in dataclasses.fields(made)}
+    parent = config.ReflowConfig(parent="", parent_hash="").model_dump()
+    keys |= {f"reflow.{key}": value or None for key, value in parent.items()}
+    return {key: f"{x:g}" if isinstance(x, float) else "" if x is None else str(x) for key, x in keys.items()}
+
+
+def test_every_setting_is_documented() -> None:
+    documented = {row[0].strip("`"): row[1] for row in rows("commands.md") if len(row) == 3 and row[0] != "key"}
+    documented = {key: default for key, default in documented.items() if not key.startswith("-")}
+    assert documented == settings()
+
+
+def test_every_option_is_documented() -> None:
+    text = (ROOT / "docs/commands.md").read_text()
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    for command, made in typer.main.get_command(flowgen_cli.app).commands.items():
+        options = {option for parameter in made.params for option in parameter.opts if option.startswith("--")}
+        documented = set(re.findall(r"^\| `(--[\w-]+)` \|", sections[command], re.M))
+        assert documented == options - {"--help"}, command
+
+
+def test_every_name_is_documented() -> None:
+    text = (ROOT / "docs/commands.md").read_text()
+    for table in (config.TOYS, config.READERS, config.PATHS, config.TARGETS, config.COUPLINGS, config.TIMES):
+        assert not [name for name in table if f"`{name}`" not in text]
+    assert not [name for name in config.SOLVERS if f"`{name}`" not in text]
+
+
+def determined(path: paths.Path, target: targets.Target) -> str:
+    try:
+        return "all t" if targets.span(path, target)[1] == 1 else "t < 1"
+    except InputError:
+        return "refused"
+
+
+def test_where_targets_are_singular() -> None:
+    table = {row[0]: row[1:] for row in rows("choosing.md") if row[0] in (*config.PATHS, "path") and len(row) == 6}
+    assert table.pop("path") == list(config.TARGETS)
+    made = {name: made() for name, made in config.PATHS.items()}
+    assert table == {
+        name: [determined(path, target) for target in config.TARGETS.values()] for name, path in made.items()
+    }

@@ -1,0 +1,49 @@
+"""The examples do what they say, in few steps."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name: str) -> Callable[..., dict[str, float]]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+
+
+def test_moons(tmp_path: Path) -> None:
+    picture = tmp_path / "moons.png"
+    numbers = example("moons")(steps=400, points=500, picture=picture)
+    # 400 steps are few: the flow is most of the way to the data, and reflow makes it straighter at once
+    assert numbers["OT flow, 100 steps"] < numbers["source"] / 2
+    assert numbers["reflowed, 1 step"] < numbers["OT flow, 1 step"]
+    assert numbers["reflowed, straightness"] < numbers["OT flow, straightness"] / 3
+    assert picture.stat().st_size > 10_000
+
+
+def test_moons_to_8gaussians(tmp_path: Path) -> None:
+    picture = tmp_path / "flow.png"
+    numbers = example("moons_to_8gaussians")(steps=400, points=500, picture=picture)
+    least = numbers["W2^2(source, data)"]
+    assert numbers["ExactOT, path energy"] == pytest.approx(least, rel=0.2)
+    assert numbers["Independent, path energy"] > 1.2 * least
+    assert numbers["ExactOT, W2 in 2 steps"] < numbers["Independent, W2 in 2 steps"]
+    assert numbers["ExactOT, W2 in 100 steps"] < least**0.5 / 2
+    assert picture.stat().st_size > 10_000
+
+
+def test_table(tmp_path: Path) -> None:
+    numbers = example("table")(steps=300, picture=tmp_path / "columns.png")
+    assert numbers["mean"] < 0.2
+    assert numbers["deviation"] < 0.2
+    assert numbers["correlation"] < 0.2
+    assert (tmp_path / "columns.png").stat().st_size > 10_000
+
+
+def test_table_of_ones_own(tmp_path: Path) -> None:
+    table = tmp_path / "two.csv"
+    table.write_text("height,weight\n" + "".join(f"{150 + i},{50 + 2 * i}\n" for i in range(50)))
+    assert example("table")(steps=300, table=table)["correlation"] < 0.1
+    assert [path.name for path in tmp_path.iterdir()] == ["two.csv"]

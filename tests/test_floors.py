@@ -1,0 +1,92 @@
+"""The floors of docs/architecture.md: imports go down only, and nothing heavy is imported before it is needed."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("flowgen/**/*.py"), *ROOT.glob("cli/**/*.py")])
+HEAVY = {"matplotlib", "ot", "pandas", "pyarrow", "pydantic", "scipy", "sklearn", "torchdiffeq", "torchvision", "rich"}
+
+
+def documented_floors() -> dict[str, int]:
+    """Module to floor, from the drawing in the documentation."""
+    (drawing,) = re.findall(r"^```text\n((?:\d+ .*\n)+)```$", (ROOT / "docs/architecture.md").read_text(), re.M)
+    rows = (line.split() for line in drawing.splitlines())
+    return {module: int(floor) for floor, *modules in rows for module in modules}
+
+
+def part(file: Path) -> str:
+    """The module or package that a file belongs to: `paths`, `couplings`, `cli`."""
+    inside = file.relative_to(ROOT)
+    return "cli" if inside.parts[0] == "cli" else inside.with_suffix("").parts[1]
+
+
+def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All imports in a tree, those inside functions too, but for those that only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield from statements(child)
+
+
+def names(statement: ast.Import | ast.ImportFrom) -> list[str]:
+    """The dotted names that a statement imports; `from a import b` is a.b."""
+    if isinstance(statement, ast.Import):
+        return [alias.name for alias in statement.names]
+    if statement.level:
+        return []  # relative: within its own package
+    return [f"{statement.module}.{alias.name}" for alias in statement.names]
+
+
+def imported(file: Path) -> set[str]:
+    return {name for statement in statements(ast.parse(file.read_text())) for name in names(statement)}
+
+
+def test_every_module_has_a_floor() -> None:
+    parts = {part(file) for file in FILES} - {"__init__", "__main__"}
+    assert parts == documented_floors().keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_down(file: Path) -> None:
+    if part(file) in ("__init__", "__main__"):  # the front door shows all floors
+        return
+    floors, here = documented_floors(), part(file)
+    inside = {name.split(".")[1] for name in imported(file) if name.startswith("flowgen.")} - {here, "__version__"}
+    not_below = {name for name in inside if floors[name] >= floors[here]}
+    assert not not_below, f"{here} is on floor {floors[here]}, and imports {not_below}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_what_is_never_imported(file: Path) -> None:
+    tops = {name.split(".")[0] for name in imported(file)}
+    assert "torchvision" not in tops
+    assert not tops & {"cli", "flowgen_cli"} or file.name == "__main__.py"
+
+
+def test_import_flowgen_is_light() -> None:
+    script = "import sys, torch; before = set(sys.modules); import flowgen; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "flowgen" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_help_needs_no_torch(arguments: list[str]) -> None:
+    script = (
+        "import atexit, sys; sys.argv[0] = 'flowgen'; import flowgen_cli;"
+        "atexit.register(lambda: print('LOADED', *sorted(sys.modules))); flowgen_cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    loaded = {name.split(".")[0] for name in done.stdout.rpartition("LOADED")[2].split()}
+    assert "flowgen_cli" in loaded
+    assert not loaded & (HEAVY - {"rich", "pydantic"} | {"torch", "numpy"})
