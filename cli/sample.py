@@ -20,7 +20,7 @@ def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     num: Annotated[int, typer.Option(help="Samples to draw.")] = 2000,
     solver: Annotated[
-        str, typer.Option(help="euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, fehlberg2, adaptive-heun.")
+        str, typer.Option(help="euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun.")
     ] = "heun",
     steps: Annotated[int | None, typer.Option(help="Steps of the grid.", show_default="50; adaptive: 1")] = None,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same whatever --num is.")] = 0,
@@ -75,4 +75,5 @@ def sample(
         plots.samples(out, x[:PLOTTED], columns=trained.columns)
     else:
         write_rows(out, followed(), (num, *event), trained.columns)
-    print(f"{out}: {num} samples in {steps} steps of {solver}, {field.evaluations} evaluations of the network")
+    evaluations = field.rows / sampling.whole_blocks(num)
+    print(f"{out}: {num} samples in {steps} steps of {solver}, {evaluations:.3g} evaluations of the network for each")

@@ -34,8 +34,8 @@ def step(checkpoint: Path) -> int:
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int) -> Path:
     """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints.
 
-    The files are written to a temporary folder, synced, and renamed: whatever interrupts it, the checkpoints that were
-    there stay whole, and the new one is complete or absent.
+    The files are written to a temporary folder, synced, and renamed: whatever interrupts it, the checkpoints of other
+    steps stay whole, and that of this step is complete or absent.
 
     Raises:
         OSError: if the disk is full or not writable; nothing else has changed then.

@@ -56,7 +56,7 @@ SOLVERS: dict[str, solvers.Solver] = {
     "heun": solvers.heun,
     "rk4": solvers.rk4,
     "ab2": solvers.AdamsBashforth2(),
-    **{name: solvers.Adaptive(name) for name in ("dopri5", "dopri8", "bosh3", "fehlberg2")},
+    **{name: solvers.Adaptive(name) for name in ("dopri5", "dopri8", "bosh3")},
     "adaptive-heun": solvers.Adaptive("adaptive_heun"),
 }
 

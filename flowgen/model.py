@@ -74,8 +74,8 @@ class Model(nn.Module):
 
     def ends(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
         """The expected source and data ends given x_t."""
-        return targets.ends(self(x, t, t, cond), x, self.path.coeffs(t).like(x), self.target)
+        return targets.ends(self(x, t, t, cond), x, self.path.coeffs(like(t, x)), self.target)
 
     def _as(self, target: Target, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         y = self(x, t, t, cond)
-        return y if target is self.target else targets.convert(y, x, self.path.coeffs(t).like(x), self.target, target)
+        return y if target is self.target else targets.convert(y, x, self.path.coeffs(like(t, x)), self.target, target)

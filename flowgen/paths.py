@@ -27,10 +27,6 @@ class Coeffs(NamedTuple):
     d_alpha: Tensor
     d_sigma: Tensor
 
-    def like(self, x: Tensor) -> Coeffs:
-        """The same coefficients, shaped to multiply x `(B, *event)`."""
-        return Coeffs(*(like(c, x) for c in self))
-
 
 class Path(ABC):
     """A schedule (alpha, sigma) that joins x0 to x1."""

@@ -13,7 +13,7 @@ from flowgen.data.laws import Law
 from flowgen.model import Model
 from flowgen.solvers import Solver
 
-__all__ = ["Counted", "flow", "pairs", "sample", "solve", "starts", "walk"]
+__all__ = ["Counted", "flow", "pairs", "sample", "solve", "starts", "walk", "whole_blocks"]
 
 
 def walk(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Iterator[Tensor]:
@@ -47,13 +47,14 @@ def flow(
 
 
 class Counted:
-    """A field that counts its evaluations in `evaluations` (the NFE of the papers)."""
+    """A field that counts its evaluations (the NFE of the papers), and the rows that it was evaluated on."""
 
     def __init__(self, field: Field) -> None:
-        self.field, self.evaluations = field, 0
+        self.field, self.evaluations, self.rows = field, 0, 0
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self.evaluations += 1
+        self.rows += len(x)
         return self.field(x, t, cond)
 
 
@@ -62,10 +63,16 @@ BLOCK = 64
 another order, and the last bit of a sample would depend on how many were asked for."""
 
 
+def whole_blocks(rows: int) -> int:
+    """The least multiple of BLOCK that holds so many rows."""
+    return -(-rows // BLOCK) * BLOCK
+
+
 def starts(law: Law, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
     """Draws start..stop-1 of a law, `(stop - start, *event)`: draw i is a function of (seed, stream, i)."""
-    first, last = start // BLOCK, -(-stop // BLOCK)
-    rows = torch.cat([law.sample(BLOCK, generator(seed, stream, block)) for block in range(first, last)])
+    first = start // BLOCK
+    blocks = range(first, whole_blocks(stop) // BLOCK)
+    rows = torch.cat([law.sample(BLOCK, generator(seed, stream, block)) for block in blocks])
     return rows[start - first * BLOCK : stop - first * BLOCK]
 
 
@@ -83,19 +90,21 @@ def pairs(
 ) -> Iterator[Pair]:
     """Source points and where the flow takes them, in model units on the CPU: pairs of at most `chunk` rows.
 
-    Pair i is a function of (seed, stream, i), whatever num and chunk are; memory is that of one chunk. A stream of its
-    own keeps samples apart from those that another use of the same seed draws.
+    Pair i is a function of (seed, stream, i), whatever num and chunk are; memory is that of one chunk. For that, a
+    solver whose rows are joint walks one block at a time. A stream of its own keeps samples apart from those that
+    another use of the same seed draws.
 
     Raises:
         InputError: unless num and chunk are positive.
     """
     if num < 1 or chunk < 1:
         raise InputError(f"expected a positive number of samples and chunk size, not {num} and {chunk}")
-    size = -(-chunk // BLOCK) * BLOCK
+    size = whole_blocks(chunk)
     for start in range(0, num, size):
         stop = min(start + size, num)
-        x0 = starts(source, start, -(-stop // BLOCK) * BLOCK, seed, stream)
-        x1 = flow(model, x0, grid, solver, field=field).cpu()
+        x0 = starts(source, start, whole_blocks(stop), seed, stream)
+        parts = x0.split(BLOCK if solver.joint else size)
+        x1 = torch.cat([flow(model, part, grid, solver, field=field).cpu() for part in parts])
         yield Pair(x0, x1).take(slice(stop - start))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -20,9 +20,15 @@ __all__ = ["AdamsBashforth2", "Adaptive", "RungeKutta", "Solver", "euler", "heun
 
 
 class Solver(ABC):
-    """Steps a field through time. `order` is the order of convergence of its end point."""
+    """Steps a field through time.
+
+    Attributes:
+        order: order of convergence of the end point.
+        joint: whether the rows of a batch share what the step decides, so that each depends on the others.
+    """
 
     order: int
+    joint: ClassVar[bool] = False
 
     @abstractmethod
     def step(
@@ -126,7 +132,7 @@ class Adaptive(Solver):
     The step size is one for the whole batch, chosen from the root mean square error over all rows.
 
     Args:
-        method: dopri5, dopri8, bosh3, fehlberg2 or adaptive_heun.
+        method: dopri5, dopri8, bosh3 or adaptive_heun.
         rtol: relative tolerance.
         atol: absolute tolerance.
 
@@ -134,6 +140,7 @@ class Adaptive(Solver):
         Failure: while stepping, if no step is short enough: the field is not smooth, or not finite.
     """
 
+    joint: ClassVar[bool] = True
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -169,4 +176,4 @@ class Adaptive(Solver):
         return states[-1], None
 
 
-_ADAPTIVE_ORDERS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
+_ADAPTIVE_ORDERS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2}

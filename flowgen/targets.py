@@ -50,7 +50,7 @@ def score(c: Coeffs) -> Row:
 
 
 def encode(pair: Pair, c: Coeffs, target: Target) -> Tensor:
-    """The target of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c as `Coeffs.like` makes it."""
+    """The target of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c of `path.coeffs(like(t, x))`."""
     a, b = target(c)
     return a * pair.x1 + b * pair.x0
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -149,7 +149,7 @@ def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], colum
         columns: header of a CSV; x0, x1, ... where empty.
 
     Raises:
-        InputError: for another suffix.
+        InputError: for another suffix, or if the chunks are not of that shape together.
         OSError: if the disk is full or the folder missing.
     """
     if path.suffix not in WRITERS:
@@ -159,11 +159,23 @@ def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], colum
     handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            WRITERS[path.suffix](file, (chunk.numpy() for chunk in chunks), shape, columns)
+            WRITERS[path.suffix](file, _counted(chunks, shape), shape, columns)
         os.chmod(name, 0o644)
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _counted(chunks: Iterable[Tensor], shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """The chunks as arrays, once they are known to add up to `shape`."""
+    rows = 0
+    for chunk in chunks:
+        rows += len(chunk)
+        if tuple(chunk.shape[1:]) != tuple(shape[1:]):
+            raise InputError(f"a chunk of shape {tuple(chunk.shape)} is no part of an array of shape {tuple(shape)}")
+        yield chunk.numpy()
+    if rows != shape[0]:
+        raise InputError(f"expected {shape[0]} rows, got {rows}")
 
 
 def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:

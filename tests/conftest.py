@@ -1,0 +1,278 @@
+"""What the laws hold for: a new path, target, coupling, solver, time law or toy is one line here.
+
+A test that takes `path` holds for every path, and one that takes `usable` for every path with every target that
+determines a velocity on it.
+"""
+
+from __future__ import annotations
+
+import os
+
+# before torch: small networks on several threads wait for each other, and workers of xdist for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowgen import objectives, solvers, targets
+from flowgen.core import Pair, generator, like
+from flowgen.couplings import ExactOT, Independent, Sinkhorn
+from flowgen.data import TOYS
+from flowgen.model import Model
+from flowgen.paths import VE, VP, Cosine, Linear, Path
+from flowgen.targets import Target
+
+PATHS: dict[str, Path] = {
+    "linear": Linear(),
+    "cosine": Cosine(),
+    "vp": VP(),
+    "vp-constant": VP(beta_min=12.0, beta_max=12.0),
+    "ve": VE(),
+    "ve-narrow": VE(sigma_min=0.05, sigma_max=20.0),
+}
+TARGETS: dict[str, Target] = {
+    "velocity": targets.velocity,
+    "data": targets.data,
+    "noise": targets.noise,
+    "v": targets.v,
+    "score": targets.score,
+}
+SINGULAR = set(product(("linear", "cosine"), ("noise", "score")))
+USABLE = {
+    f"{path}-{target}": (PATHS[path], TARGETS[target])
+    for path, target in product(PATHS, TARGETS)
+    if (path, target) not in SINGULAR
+}
+COUPLINGS = {
+    "independent": Independent(),
+    "exact": ExactOT(),
+    "exact-groups": ExactOT(group=5),
+    "exact-whole": ExactOT(group=0),
+    "sinkhorn": Sinkhorn(),
+    "sinkhorn-groups": Sinkhorn(epsilon=0.2, group=7),
+}
+FIXED_STEP = {
+    "euler": (solvers.euler, 1),
+    "midpoint": (solvers.midpoint, 2),
+    "heun": (solvers.heun, 2),
+    "rk4": (solvers.rk4, 4),
+    "ab2": (solvers.AdamsBashforth2(), 1),
+}
+"""Solvers and the evaluations of one step."""
+ADAPTIVE = {"dopri5": 20, "dopri8": 20, "bosh3": 20, "adaptive_heun": 20}
+"""Adaptive methods, and the multiple of the tolerance that their error stays under."""
+
+
+@dataclass(frozen=True)
+class KnownLaw:
+    """A time law and its distribution function."""
+
+    law: objectives.TimeLaw
+    cdf: Callable[[np.ndarray], np.ndarray]
+
+
+def uniform_cdf(t: np.ndarray) -> np.ndarray:
+    return t
+
+
+def logit_normal_cdf(mean: float, std: float) -> Callable[[np.ndarray], np.ndarray]:
+    from scipy.stats import norm
+
+    return lambda t: norm.cdf((np.log(t) - np.log1p(-t) - mean) / std)
+
+
+def u_shaped_cdf(a: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The density exp(a t) + exp(a (1 - t)), summed by the trapezoidal rule and normalised."""
+    t = np.linspace(0, 1, 20_001)
+    density = np.exp(a * (t - 1)) + np.exp(-a * t)
+    total = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return lambda x: np.interp(x, t, total / total[-1])
+
+
+TIMES = {
+    "uniform": KnownLaw(objectives.Uniform(), uniform_cdf),
+    "stratified": KnownLaw(objectives.Stratified(), uniform_cdf),
+    "logit-normal": KnownLaw(objectives.LogitNormal(), logit_normal_cdf(0, 1)),
+    "logit-normal-low": KnownLaw(objectives.LogitNormal(-0.8, 1.6), logit_normal_cdf(-0.8, 1.6)),
+    "u-shaped": KnownLaw(objectives.UShaped(), u_shaped_cdf(4)),
+    "u-shaped-flat": KnownLaw(objectives.UShaped(0.1), u_shaped_cdf(0.1)),
+    "u-shaped-steep": KnownLaw(objectives.UShaped(60), u_shaped_cdf(60)),
+}
+
+
+def each(table: dict) -> dict:
+    """The arguments of a fixture that takes every value of a table."""
+    return {"params": list(table.values()), "ids": list(table)}
+
+
+@pytest.fixture(**each(PATHS))
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def all_paths() -> list[Path]:
+    return list(PATHS.values())
+
+
+@pytest.fixture(**each(TARGETS))
+def target(request) -> Target:
+    return request.param
+
+
+@pytest.fixture(params=sorted(SINGULAR), ids="-".join)
+def singular(request) -> tuple[Path, Target]:
+    """A path and a target that says nothing about the data at t = 0."""
+    name, target = request.param
+    return PATHS[name], TARGETS[target]
+
+
+@pytest.fixture(**each(USABLE))
+def usable(request) -> tuple[Path, Target]:
+    return request.param
+
+
+@pytest.fixture(**each(COUPLINGS))
+def coupling(request):
+    return request.param
+
+
+@pytest.fixture(**each(FIXED_STEP))
+def fixed_step(request) -> tuple[solvers.Solver, int]:
+    return request.param
+
+
+@pytest.fixture(params=ADAPTIVE.items(), ids=list(ADAPTIVE))
+def adaptive(request) -> tuple[str, int]:
+    return request.param
+
+
+@pytest.fixture
+def all_times() -> list[KnownLaw]:
+    return list(TIMES.values())
+
+
+@pytest.fixture(**each(TIMES))
+def known_law(request) -> KnownLaw:
+    return request.param
+
+
+@pytest.fixture(params=list(TOYS))
+def toy(request):
+    return TOYS[request.param]()
+
+
+@pytest.fixture(params=[name for name, law in TOYS.items() if hasattr(law(), "log_density")])
+def toy_with_density(request):
+    return TOYS[request.param]()
+
+
+@pytest.fixture
+def normal() -> Callable[..., Tensor]:
+    """normal(stream, *shape): standard normal float64 numbers that are a function of the stream's name."""
+    return lambda stream, *shape: torch.randn(*shape, generator=generator(0, stream), dtype=torch.float64)
+
+
+@pytest.fixture
+def global_state_untouched() -> Iterator[None]:
+    """Fails the test if it moves PyTorch's or numpy's global generator."""
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    yield
+    after = np.random.get_state()  # noqa: NPY002
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpy_before[1], after[1])
+    assert numpy_before[2:] == after[2:]
+
+
+@dataclass(frozen=True)
+class GaussianFlow:
+    """The exact flow of a path from N(0, I) to data N(mean, diag(std)^2) with independent pairs.
+
+    x_t ~ N(alpha mean, V) with V = alpha^2 std^2 + sigma^2.
+    """
+
+    path: Path
+    mean: Tensor
+    std: Tensor
+
+    def moments(self, t: float) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x_t."""
+        c = self.path.coeffs(torch.tensor(t, dtype=torch.float64))
+        return c.alpha * self.mean, torch.sqrt((c.alpha * self.std) ** 2 + c.sigma**2)
+
+    def map(self, x: Tensor, t: float, s: float) -> Tensor:
+        """Where the flow takes x from time t to s: the affine map between the two marginals."""
+        (mean, std), (mean_s, std_s) = self.moments(t), self.moments(s)
+        return mean_s + std_s / std * (x - mean)
+
+    def ends(self, x: Tensor, t: Tensor) -> Pair:
+        """E[x0 | x_t = x] and E[x1 | x_t = x], by Gaussian conditioning."""
+        c = self.path.coeffs(like(t, x))
+        rest = (x - c.alpha * self.mean) / ((c.alpha * self.std) ** 2 + c.sigma**2)
+        return Pair(c.sigma * rest, self.mean + c.alpha * self.std**2 * rest)
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """E[dx_t / dt | x_t = x]."""
+        c, ends = self.path.coeffs(like(t, x)), self.ends(x, t)
+        return c.d_alpha * ends.x1 + c.d_sigma * ends.x0
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """grad log p_t(x)."""
+        c = self.path.coeffs(like(t, x))
+        return -(x - c.alpha * self.mean) / ((c.alpha * self.std) ** 2 + c.sigma**2)
+
+
+@dataclass(frozen=True)
+class EmpiricalFlow:
+    """The exact flow of a path from N(0, I) to the rows of `data` with independent pairs: a softmax over the rows."""
+
+    path: Path
+    data: Tensor
+
+    def ends(self, x: Tensor, t: Tensor) -> Pair:
+        """E[x0 | x_t = x] and E[x1 | x_t = x]; x `(B, D)`."""
+        c = self.path.coeffs(like(t, x))
+        square = (x.unsqueeze(1) - c.alpha.unsqueeze(1) * self.data).square().sum(2)
+        x1 = torch.softmax(-square / (2 * c.sigma**2), dim=1) @ self.data
+        return Pair((x - c.alpha * x1) / c.sigma, x1)
+
+
+class ExactNet(nn.Module):
+    """The network that predicts a target exactly, from a flow whose conditional expectations are known."""
+
+    def __init__(self, flow: GaussianFlow | EmpiricalFlow, target: Target) -> None:
+        super().__init__()
+        self.flow, self.target = flow, target
+        self.weight = nn.Parameter(torch.zeros(()))  # unused: a model is where its weights are
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        c = self.flow.path.coeffs(like(t, x))
+        if self.flow.path.exploding:
+            x = x * torch.sqrt(c.alpha**2 + c.sigma**2)
+        return targets.encode(self.flow.ends(x, t), c, self.target)
+
+
+@pytest.fixture
+def gaussian_flow() -> Callable[[Path], GaussianFlow]:
+    """The exact flow of a path to a Gaussian of the plane."""
+    mean, std = torch.tensor([1.5, -0.7], dtype=torch.float64), torch.tensor([0.4, 1.3], dtype=torch.float64)
+    return lambda path: GaussianFlow(path, mean, std)
+
+
+@pytest.fixture
+def empirical_flow(normal) -> Callable[[Path], EmpiricalFlow]:
+    """The exact flow of a path to five points of the plane."""
+    data = normal("five points", 5, 2)
+    return lambda path: EmpiricalFlow(path, data)
+
+
+@pytest.fixture
+def exact_model() -> Callable[[GaussianFlow | EmpiricalFlow, Target], Model]:
+    """The model that has learned a flow exactly."""
+    return lambda flow, target: Model(ExactNet(flow, target), flow.path, target)

@@ -1,0 +1,419 @@
+"""Couplings: the same ends paired anew. Batches: every pair used as often as promised, from any start."""
+
+import math
+from itertools import islice, permutations
+
+import numpy as np
+import ot
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import chisquare
+
+from flowgen.core import InputError, Pair, generator
+from flowgen.couplings import (
+    Ends,
+    ExactOT,
+    Independent,
+    Pool,
+    Sinkhorn,
+    StoredPairs,
+    assign,
+    batches,
+    sinkhorn,
+    transport_cost,
+)
+from flowgen.couplings.exact import SCIPY_BELOW
+from flowgen.data import Gaussian, moons
+
+AROUND_THE_SWITCH = [2, 17, SCIPY_BELOW - 1, SCIPY_BELOW, SCIPY_BELOW + 1, 150]
+
+
+@pytest.fixture
+def rng():
+    return generator(0, "couplings")
+
+
+@pytest.fixture
+def made(normal):
+    """made(n, *event): a pair of unlike clouds, each row with its own number as condition."""
+
+    def make(n, *event):
+        return Pair(normal("x0", n, *event), 2 * normal("x1", n, *event) + 1, torch.arange(n))
+
+    return make
+
+
+def squares(x0, x1):
+    """|x0_i - x1_j|^2 by differences."""
+    return (x0.double().flatten(1).unsqueeze(1) - x1.double().flatten(1).unsqueeze(0)).square().sum(2)
+
+
+def total(pair):
+    return float((pair.x0.double() - pair.x1.double()).square().sum())
+
+
+# every coupling
+
+
+@pytest.mark.parametrize("event", [(1,), (3,), (2, 4, 4)])
+@pytest.mark.parametrize("n", [1, 4, 23])
+def test_a_coupling_is_a_permutation_of_the_data(coupling, made, rng, n, event):
+    pair = made(n, *event)
+    coupled = coupling(pair, rng)
+    assert torch.equal(coupled.x0, pair.x0)
+    assert torch.equal(coupled.cond.sort().values, pair.cond)
+    assert torch.equal(coupled.x1, pair.x1[coupled.cond])
+
+
+def test_a_coupling_without_condition_gives_none(coupling, made, rng):
+    assert coupling(made(10, 2)._replace(cond=None), rng).cond is None
+
+
+def test_a_coupling_leaves_its_input_and_global_state_alone(coupling, made, rng, global_state_untouched):
+    pair, again = made(23, 2), made(23, 2)
+    coupling(pair, rng)
+    assert torch.equal(pair.x1, again.x1)
+
+
+def test_a_coupling_is_a_function_of_the_pair_and_the_generator(coupling, made):
+    first, second = (coupling(made(23, 2), generator(5, "same")) for _ in range(2))
+    assert torch.equal(first.cond, second.cond)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_coupling_keeps_the_type_of_its_ends(coupling, made, rng, dtype):
+    pair = made(23, 2)
+    coupled = coupling(Pair(pair.x0.to(dtype), pair.x1.to(dtype), pair.cond), rng)
+    assert coupled.x1.dtype == dtype
+    assert torch.equal(coupled.x1, pair.x1.to(dtype)[coupled.cond])
+
+
+@pytest.mark.parametrize("n", [3, SCIPY_BELOW + 1])
+def test_a_coupling_stands_points_that_are_all_equal(coupling, rng, n):
+    pair = Pair(torch.ones(n, 2), torch.full((n, 2), 3.0), torch.arange(n))
+    assert torch.equal(coupling(pair, rng).cond.sort().values, pair.cond)
+
+
+@pytest.mark.parametrize("grouped", [ExactOT(group=10), Sinkhorn(group=10)], ids=["exact", "sinkhorn"])
+def test_rows_stay_in_their_group_and_the_last_may_be_short(grouped, made, rng):
+    cond = grouped(made(25, 2), rng).cond
+    assert torch.equal(cond // 10, torch.arange(25) // 10)
+
+
+@pytest.mark.parametrize("solved", [ExactOT(), Sinkhorn(), ExactOT(group=0)], ids=["exact", "sinkhorn", "whole"])
+class TestWhatSolvedCouplingsRefuse:
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("end", ["x0", "x1"])
+    @pytest.mark.filterwarnings("ignore:Sinkhorn stopped")
+    def test_rows_that_are_not_finite(self, solved, made, rng, end, bad):
+        pair = made(8, 2)
+        getattr(pair, end)[3, 1] = bad
+        with pytest.raises(InputError, match="NaN or infinite"):
+            solved(pair, rng)
+
+    def test_ends_of_different_length(self, solved, made, rng):
+        with pytest.raises(InputError, match="8 and 7"):
+            solved(Pair(made(8, 2).x0, made(7, 2).x1), rng)
+
+
+def test_groups_of_fewer_than_no_rows_are_refused():
+    for make in (ExactOT, Sinkhorn):
+        with pytest.raises(InputError, match="group"):
+            make(group=-1)
+
+
+# exact optimal transport
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_transport_cost_is_the_squared_distance_wherever_the_cloud_is(made, offset):
+    pair = made(20, 3)
+    cost = transport_cost(pair.x0 + offset, pair.x1 + offset)
+    torch.testing.assert_close(cost, squares(pair.x0, pair.x1), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_exact_ot_finds_what_trying_every_permutation_finds(made, rng, n):
+    pair = made(n, 2)
+    least = min(total(Pair(pair.x0, pair.x1[list(order)])) for order in permutations(range(n)))
+    assert total(ExactOT()(pair, rng)) == pytest.approx(least, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", AROUND_THE_SWITCH)
+def test_exact_ot_costs_what_scipy_and_pot_find(made, rng, n):
+    pair = made(n, 4)
+    cost = squares(pair.x0, pair.x1).numpy()
+    found = total(ExactOT(group=0)(pair, rng))
+    rows, columns = linear_sum_assignment(cost)
+    assert found == pytest.approx(cost[rows, columns].sum(), rel=1e-10)
+    assert found / n == pytest.approx(ot.emd2([], [], cost), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", AROUND_THE_SWITCH)
+def test_assign_solves_any_cost_and_not_only_distances(normal, n):
+    cost = 10 * normal("cost", n, n)
+    index = assign(cost).numpy()
+    assert sorted(index) == list(range(n))
+    rows, columns = linear_sum_assignment(cost.numpy())
+    assert cost.numpy()[rows, index].sum() == pytest.approx(cost.numpy()[rows, columns].sum(), rel=1e-10)
+
+
+@pytest.mark.parametrize("group", [0, 1, 5, 128])
+def test_exact_ot_never_costs_more_than_the_pairs_as_they_came(made, rng, group):
+    pair = made(90, 3)
+    assert total(ExactOT(group)(pair, rng)) <= total(pair) * (1 + 1e-12)
+
+
+def test_larger_groups_never_cost_more(made, rng):
+    costs = [total(ExactOT(group)(made(120, 2), rng)) for group in (1, 5, 10, 30, 60, 120)]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_one_row_groups_are_the_independent_coupling(made, rng):
+    pair = made(12, 2)
+    assert torch.equal(ExactOT(group=1)(pair, rng).cond, Independent()(pair, rng).cond)
+
+
+@pytest.mark.parametrize("n", [20, SCIPY_BELOW + 6])
+def test_exact_ot_does_not_see_the_order_of_its_rows(made, rng, n):
+    pair = made(n, 2)
+    partner = ExactOT()(pair, rng).cond
+    order, other = torch.randperm(n, generator=rng), torch.randperm(n, generator=rng)
+    shuffled = ExactOT()(Pair(pair.x0[order], pair.x1[other], pair.cond[other]), rng)
+    assert torch.equal(shuffled.cond, partner[order])
+
+
+def test_exact_ot_does_not_see_a_translation_of_either_end(made, rng):
+    pair = made(40, 2)
+    shift = torch.tensor([300.0, -20.0])
+    moved = ExactOT()(pair._replace(x1=pair.x1 + shift), rng)
+    assert torch.equal(moved.cond, ExactOT()(pair, rng).cond)
+
+
+@pytest.mark.parametrize("n", [20, SCIPY_BELOW + 6])
+def test_exact_ot_in_one_dimension_sorts(made, rng, n):
+    pair = made(n, 1)
+    coupled = ExactOT()(pair, rng)
+    order = coupled.x0.squeeze(1).argsort()
+    assert torch.equal(coupled.x1[order], pair.x1.sort(dim=0).values)
+
+
+@pytest.mark.parametrize("n", [20, SCIPY_BELOW + 6])
+def test_exact_ot_finds_every_row_of_two_equal_clouds(normal, rng, n):
+    x = normal("cloud", n, 3)
+    order = torch.randperm(n, generator=rng)
+    assert torch.equal(ExactOT()(Pair(x, x[order]), rng).x1, x)
+
+
+@pytest.mark.parametrize("n", [20, SCIPY_BELOW + 6])
+def test_exact_ot_of_duplicated_points_is_a_permutation_at_the_least_cost(normal, rng, n):
+    x0, x1 = normal("x0", n // 2, 2).repeat(2, 1), normal("x1", n // 2, 2).repeat(2, 1)
+    coupled = ExactOT()(Pair(x0, x1, torch.arange(n)), rng)
+    assert torch.equal(coupled.cond.sort().values, torch.arange(n))
+    assert total(coupled) / n == pytest.approx(ot.emd2([], [], squares(x0, x1).numpy()), rel=1e-9)
+
+
+# entropic optimal transport
+
+
+def marginal_error(log_plan):
+    plan, n = log_plan.exp(), len(log_plan)
+    return float((plan.sum(1) - 1 / n).abs().sum() + (plan.sum(0) - 1 / n).abs().sum())
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.3, 1.0, 30.0])
+def test_the_sinkhorn_plan_is_that_of_pot(made, epsilon):
+    pair = made(30, 2)
+    cost = squares(pair.x0, pair.x1)
+    plan = sinkhorn(cost, epsilon * float(cost.mean()), tolerance=1e-10, iterations=100_000)
+    uniform = np.full(30, 1 / 30)
+    theirs = ot.sinkhorn(
+        uniform, uniform, cost.numpy(), epsilon * float(cost.mean()), "sinkhorn_log", numItermax=100_000, stopThr=1e-12
+    )
+    np.testing.assert_allclose(plan.log_plan.exp().numpy(), theirs, atol=1e-9)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 7, 2000])
+def test_the_marginal_error_of_a_plan_is_what_it_reports(made, iterations):
+    pair = made(30, 2)
+    plan = sinkhorn(squares(pair.x0, pair.x1), 0.3, tolerance=1e-6, iterations=iterations)
+    assert plan.error == pytest.approx(marginal_error(plan.log_plan), abs=1e-12)
+    assert plan.iterations <= iterations
+    assert plan.error < 1e-6 or plan.iterations == iterations
+
+
+def test_the_sinkhorn_plan_has_the_least_regularised_cost(made):
+    """Any other plan with uniform marginals costs more: the derivative along every swap of mass is zero."""
+    pair = made(12, 2)
+    cost, epsilon = squares(pair.x0, pair.x1), 2.0
+    log_plan = sinkhorn(cost, epsilon, tolerance=1e-12, iterations=50_000).log_plan
+    slope = cost + epsilon * log_plan  # d/dP of <P, cost> + epsilon sum P log P, up to a constant
+    swaps = slope[:-1, :-1] + slope[1:, 1:] - slope[:-1, 1:] - slope[1:, :-1]
+    torch.testing.assert_close(swaps, torch.zeros_like(swaps), rtol=0, atol=1e-9)
+
+
+def test_sinkhorn_becomes_exact_ot_as_epsilon_falls(made, rng):
+    pair = made(40, 2)
+    cost = squares(pair.x0, pair.x1)
+    least = ot.emd2([], [], cost.numpy())
+    excess = []
+    for epsilon in (1.0, 0.1, 0.01, 0.002):
+        plan = Sinkhorn(epsilon, tolerance=1e-7, iterations=20_000).plan(pair.x0, pair.x1).log_plan.exp()
+        excess.append(float((plan * cost).sum()) / least - 1)
+    assert excess == sorted(excess, reverse=True)
+    assert 0 < excess[-1] < 0.01
+    assert total(Sinkhorn(0.002, iterations=20_000)(pair, rng)) / 40 == pytest.approx(least, rel=0.01)
+
+
+def test_sinkhorn_becomes_the_independent_plan_as_epsilon_grows(made):
+    pair = made(40, 2)
+    plan = Sinkhorn(epsilon=1e6).plan(pair.x0, pair.x1).log_plan.exp()
+    torch.testing.assert_close(plan, torch.full_like(plan, 1 / 1600), rtol=1e-4, atol=0)
+
+
+def test_at_infinite_epsilon_every_permutation_is_equally_likely(made, rng):
+    pair = made(3, 2)
+    law = Sinkhorn(epsilon=1e9)
+    counts = dict.fromkeys(permutations(range(3)), 0)
+    for _ in range(1200):
+        counts[tuple(law(pair, rng).cond.tolist())] += 1
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("epsilon", [0.03, 0.1, 0.5])
+def test_the_average_of_drawn_permutations_is_close_to_the_plan(made, rng, epsilon):
+    pair, law, draws = made(12, 2), Sinkhorn(epsilon, tolerance=1e-8), 800
+    average = torch.zeros(12, 12, dtype=torch.float64)
+    for _ in range(draws):
+        average[torch.arange(12), law(pair, rng).cond] += 1 / draws / 12
+    plan = law.plan(pair.x0, pair.x1).log_plan.exp()
+    assert float((average - plan).abs().sum()) / 2 < 0.07
+    assert float((plan - 1 / 144).abs().sum()) / 2 > 0.18  # the independent coupling is far from it
+
+
+def test_the_unit_of_epsilon_is_the_mean_cost(made):
+    pair = made(30, 2)
+    plan, scaled = Sinkhorn().plan(pair.x0, pair.x1), Sinkhorn().plan(1000 * pair.x0, 1000 * pair.x1)
+    torch.testing.assert_close(plan.log_plan, scaled.log_plan, rtol=1e-8, atol=1e-8)
+
+
+def test_a_plan_that_has_not_converged_is_used_with_a_warning_of_its_error(made, rng):
+    pair, law = made(30, 2), Sinkhorn(epsilon=0.005, tolerance=1e-6, iterations=3)
+    with pytest.warns(RuntimeWarning, match=f"3 iterations.*{law.plan(pair.x0, pair.x1).error:.2g}"):
+        coupled = law(pair, rng)
+    assert torch.equal(coupled.cond.sort().values, pair.cond)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [(0.0, 1e-3), (-1.0, 1e-3), (math.inf, 1e-3), (math.nan, 1e-3), (0.1, 0.0), (0.1, math.nan), (0.1, 1e-3, 0)],
+)
+def test_sinkhorn_refuses_parameters_that_make_no_plan(parameters):
+    with pytest.raises(InputError, match="Sinkhorn"):
+        Sinkhorn(*parameters)
+
+
+# batches
+
+POOLS = [Pool(), Pool(batches=3), Pool(reuse=4), Pool(batches=3, reuse=2)]
+
+
+def numbered(n, generator):
+    """Pairs whose ends and condition are the number of their row."""
+    rows = torch.arange(n)
+    return Pair(rows.unsqueeze(1).float(), rows.unsqueeze(1).float(), rows)
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True) if a is not None or b is not None)
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("start", [1, 2, 3, 5, 6, 7, 12])
+def test_a_stream_that_starts_later_is_the_tail_of_the_whole(pool, start):
+    def stream(start):
+        return batches(Ends(Gaussian(), moons()), 10, seed=3, coupling=ExactOT(group=4), pool=pool, start=start)
+
+    whole, tail = list(islice(stream(0), start + 4)), list(islice(stream(start), 4))
+    assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_each_pass_over_a_pool_uses_every_pair_once(pool):
+    stream = batches(numbered, 10, seed=0, pool=pool)
+    for _ in range(2 * pool.reuse):
+        rows = torch.cat([next(stream).cond for _ in range(pool.batches)])
+        assert torch.equal(rows.sort().values, torch.arange(10 * pool.batches))
+
+
+def test_the_passes_over_a_pool_are_shuffled_anew():
+    stream = batches(numbered, 50, seed=0, pool=Pool(batches=2, reuse=3))
+    orders = [tuple(next(stream).cond.tolist()) for _ in range(12)]
+    assert len(set(orders)) == 12
+
+
+def test_pairs_of_all_batches_of_a_pool_are_mixed():
+    first = next(batches(numbered, 50, seed=0, pool=Pool(batches=10))).cond
+    assert len((first // 50).unique()) > 5
+
+
+def test_a_stream_couples_the_rows_it_drew(coupling):
+    """In 1-D a coupling cannot hide: every batch holds the drawn rows, each once, with its own condition."""
+
+    def draw(n, generator):
+        x = torch.randn(n, 2, 1, generator=generator)
+        return Pair(x[:, 0], x[:, 1], x[:, 1] * 2)
+
+    pool = Pool(batches=2)
+    drawn = draw(40, generator(9, "pairs", 0))
+    got = Pair.cat(list(islice(batches(draw, 20, seed=9, coupling=coupling, pool=pool), 2)))
+    assert torch.equal(got.x0.sort(0).values, drawn.x0.sort(0).values)
+    assert torch.equal(got.x1.sort(0).values, drawn.x1.sort(0).values)
+    assert torch.equal(got.cond, got.x1 * 2)
+
+
+def test_the_stream_of_exact_ot_costs_less_than_the_independent_one():
+    ends = Ends(Gaussian(), moons())
+    cost = {
+        coupling: sum(total(pair) for pair in islice(batches(ends, 64, seed=1, coupling=coupling), 3))
+        for coupling in (Independent(), ExactOT())
+    }
+    assert cost[ExactOT()] < 0.6 * cost[Independent()]
+
+
+def test_seeds_and_pools_give_different_rows():
+    def first(seed):
+        return list(islice(batches(Ends(Gaussian(), moons()), 5, seed=seed), 3))
+
+    pairs = [*first(0), *first(1)]
+    assert len({tuple(pair.x0.flatten().tolist()) for pair in pairs}) == 6
+
+
+def test_a_stream_leaves_global_state_alone(global_state_untouched):
+    list(islice(batches(Ends(Gaussian(), moons()), 16, seed=0, coupling=Sinkhorn(), pool=Pool(2, 2)), 5))
+
+
+def test_ends_draw_source_and_data_independently():
+    pair = Ends(Gaussian((2,)), Gaussian((2,)))(20_000, generator(0, "ends"))
+    correlation = torch.corrcoef(torch.cat([pair.x0, pair.x1], dim=1).T) - torch.eye(4)
+    assert correlation.abs().max() < 5 / 20_000**0.5
+
+
+def test_ends_of_different_shape_are_refused():
+    with pytest.raises(InputError, match=r"\(3,\).*\(2,\)"):
+        Ends(Gaussian((3,)), moons())
+
+
+def test_stored_pairs_are_drawn_as_pairs_and_evenly(rng):
+    stored = numbered(10, rng)._replace(x1=10 * torch.arange(10.0).unsqueeze(1))
+    drawn = StoredPairs(stored)(5000, rng)
+    assert torch.equal(drawn.x1, 10 * drawn.x0)
+    assert torch.equal(drawn.cond.unsqueeze(1), drawn.x0)
+    assert chisquare(drawn.cond.bincount(minlength=10).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("parameters", [(0, 1), (1, 0), (-1, 1)])
+def test_a_pool_needs_a_batch_and_a_use(parameters):
+    with pytest.raises(InputError, match="pool"):
+        Pool(*parameters)

@@ -1,0 +1,194 @@
+"""Time laws have the distribution that they name; flow matching is least at the exact conditional expectation."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+from torch import nn
+
+from flowgen import targets
+from flowgen.core import InputError, Pair, generator
+from flowgen.model import Model
+from flowgen.objectives import FlowMatching, LogitNormal, Stratified, TimeLaw, Uniform, UShaped
+
+# time laws
+
+
+def test_a_time_law_has_its_distribution(known_law):
+    t = known_law.law(200_000, generator(0, "times"))
+    assert t.dtype == torch.float32
+    assert kstest(t.double().numpy(), known_law.cdf).pvalue > 1e-3
+
+
+def test_times_stay_between_source_and_data(known_law):
+    t = torch.cat([known_law.law(4096, generator(seed, "times")) for seed in range(20)])
+    assert t.min() >= 0
+    assert t.max() <= 1
+
+
+def test_times_are_a_function_of_the_generator(known_law, global_state_untouched):
+    first, second, other = (known_law.law(30, generator(seed, "times")) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_every_time_law_is_held_to_these_laws(all_times):
+    assert {type(known.law) for known in all_times} == set(TimeLaw.__subclasses__())
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 512])
+def test_stratified_times_fall_one_in_each_stratum(n):
+    for seed in range(10):
+        t = Stratified()(n, generator(seed, "times")).double()
+        assert torch.equal((t * n).floor().long().sort().values, torch.arange(n))
+
+
+def test_the_place_in_a_batch_tells_nothing_of_a_stratified_time():
+    first = torch.stack([Stratified()(4, generator(seed, "times"))[0] for seed in range(2000)])
+    assert kstest(first.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_stratified_times_have_less_variance_over_a_batch():
+    def spread(law):
+        return torch.stack([law(64, generator(seed, "times")).square().mean() for seed in range(200)]).std()
+
+    assert spread(Stratified()) < spread(Uniform()) / 20
+
+
+@pytest.mark.parametrize("a", [0.1, 4.0, 60.0])
+def test_u_shaped_times_are_symmetric_and_prefer_both_ends(a):
+    t = UShaped(a)(20_000, generator(0, "times")).double()
+    error = 4 / 20_000**0.5
+    for k in (1, 2, 3):
+        wave = torch.sin(2 * torch.pi * k * (t - 0.5))  # odd about the middle
+        assert abs(wave.mean()) < error
+    share = ((t < 0.25) | (t > 0.75)).double().mean()
+    exact = np.sinh(a / 2) - np.sinh(a / 4)
+    assert abs(share - exact / np.sinh(a / 2)) < error
+
+
+@pytest.mark.parametrize("parameters", [(0.0, 0.0), (0.0, -1.0), (np.nan, 1.0), (np.inf, 1.0), (0.0, np.inf)])
+def test_logit_normal_refuses_parameters_that_make_no_law(parameters):
+    with pytest.raises(InputError, match="LogitNormal"):
+        LogitNormal(*parameters)
+
+
+@pytest.mark.parametrize("a", [0.0, -1.0, 101.0, np.nan, np.inf])
+def test_u_shaped_refuses_parameters_that_make_no_law(a):
+    with pytest.raises(InputError, match="UShaped"):
+        UShaped(a)
+
+
+# flow matching
+
+DRAWS = 20_000
+
+
+class Tilted(nn.Module):
+    """A net, plus weights times four waves of x and t."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.weights = net, nn.Parameter(torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, x, t, s, cond=None):
+        t = t.unsqueeze(1)
+        waves = torch.stack([torch.sin(k * x.flip(1) / 2 + 3 * k * t) for k in (1, 2, 3, 4)])
+        return self.net(x, t.squeeze(1), s, cond) + torch.tensordot(self.weights, waves, dims=1)
+
+
+def slopes(model, pair):
+    """The derivative of each pair's loss by each weight `(B, 4)`, exact since the loss is quadratic in them."""
+    made = []
+    for direction in torch.eye(4, dtype=torch.float64):
+        losses = []
+        for weights in (direction, -direction):
+            model.net.weights.data = weights
+            losses.append(FlowMatching()(model, pair, generator(0, "objective")))
+        made.append((losses[0] - losses[1]) / 2)
+    model.net.weights.data = torch.zeros(4, dtype=torch.float64)
+    return torch.stack(made, dim=1).detach()
+
+
+@pytest.fixture
+def matched(empirical_flow, exact_model, normal):
+    """matched(path, target): the exact model of an empirical law, and independent pairs drawn for it."""
+
+    def make(path, target):
+        flow = empirical_flow(path)
+        rows = torch.randint(len(flow.data), (DRAWS,), generator=generator(0, "rows"))
+        return exact_model(flow, target), Pair(normal("source", DRAWS, 2), flow.data[rows])
+
+    return make
+
+
+def test_flow_matching_is_least_at_the_conditional_expectation(usable, matched):
+    """The gradient there is zero within its noise, in every direction."""
+    model, pair = matched(*usable)
+    model.net = Tilted(model.net)
+    slope = slopes(model, pair)
+    assert (slope.mean(0).abs() < 4.5 * slope.std(0) / DRAWS**0.5 + 1e-12).all()
+
+
+def test_flow_matching_of_a_gaussian_is_the_conditional_variance(path, gaussian_flow, exact_model, normal):
+    """Whatever the target y = a x1 + b x0, at the optimum the loss is the mean of Var(y | x_t) over time."""
+    flow = gaussian_flow(path)
+    pair = Pair(normal("source", DRAWS, 2), flow.mean + flow.std * normal("data", DRAWS, 2))
+    loss = FlowMatching()(exact_model(flow, targets.v), pair, generator(0, "objective")).detach()
+    t = torch.linspace(*targets.span(path, targets.v), 20_001, dtype=torch.float64).unsqueeze(1)
+    c = path.coeffs(t)
+    # y = alpha x0 - sigma x1 and x = alpha x1 + sigma x0 are jointly Gaussian
+    s = flow.std**2
+    variance, marginal = c.alpha**2 + c.sigma**2 * s, c.alpha**2 * s + c.sigma**2
+    covariance = c.alpha * c.sigma * (1 - s)
+    exact = (variance - covariance**2 / marginal).mean()
+    assert abs(loss.mean() - exact) < 4.5 * loss.std() / DRAWS**0.5
+
+
+def test_a_loss_is_zero_where_the_pair_is_known(usable, exact_model, empirical_flow, normal):
+    """With a single data point and its x_t, the prediction of a pair is the pair's."""
+    path, target = usable
+    flow = empirical_flow(path)
+    single = type(flow)(path, flow.data[:1])
+    pair = Pair(normal("source", 50, 2), flow.data[:1].expand(50, 2))
+    loss = FlowMatching()(exact_model(single, target), pair, generator(0, "objective"))
+    assert loss.shape == (50,)
+    assert loss.max() < 1e-6
+
+
+class Recorder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t, s, cond=None):
+        self.seen = (x, t, s, cond)
+        return torch.zeros_like(x)
+
+
+def first_and_last(n, generator):
+    """A time law of nothing but the ends of [0, 1]."""
+    return torch.arange(n).remainder(2).float()
+
+
+def test_times_are_stretched_over_the_span_of_the_model(usable, normal):
+    path, target = usable
+    net = Recorder()
+    pair = Pair(normal("x0", 10, 2).float(), normal("x1", 10, 2).float(), torch.arange(10))
+    loss = FlowMatching(first_and_last)(Model(net, path, target), pair, generator(0, "objective"))
+    _, t, s, cond = net.seen
+    span = torch.tensor(targets.span(path, target)).repeat(5)
+    assert torch.equal(t, span)
+    assert torch.equal(s, t)
+    assert torch.equal(cond, pair.cond)
+    assert loss.isfinite().all()
+
+
+def test_a_loss_is_the_mean_over_its_own_event(normal):
+    """Pairs do not see each other, and a larger event does not weigh more."""
+    pair = Pair(normal("x0", 8, 2, 3), normal("x1", 8, 2, 3))
+    model = Model(Recorder())
+    loss = FlowMatching()(model, pair, generator(0, "objective"))
+    torch.testing.assert_close(loss, (pair.x1 - pair.x0).square().mean((1, 2)))
+    wide = Pair(pair.x0.repeat(1, 5, 1), pair.x1.repeat(1, 5, 1))
+    torch.testing.assert_close(FlowMatching()(model, wide, generator(0, "objective")), loss)
