@@ -24,7 +24,7 @@ class Objective(Protocol):
 
 
 class TimeLaw(ABC):
-    """A law of training times on [0, 1)."""
+    """A law of training times on [0, 1]."""
 
     @abstractmethod
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
@@ -34,7 +34,7 @@ class TimeLaw(ABC):
 @final
 @dataclass(frozen=True)
 class Uniform(TimeLaw):
-    """t ~ U[0, 1)."""
+    """t ~ U[0, 1]."""
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.rand(n, generator=generator)
@@ -43,7 +43,7 @@ class Uniform(TimeLaw):
 @final
 @dataclass(frozen=True)
 class Stratified(TimeLaw):
-    """One uniform time in each of n equal strata, in random order: U[0, 1) with less variance over a batch."""
+    """One uniform time in each of n equal strata, in random order: U[0, 1] with less variance over a batch."""
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
         return (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
