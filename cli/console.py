@@ -81,7 +81,7 @@ def train_run(run: Run, title: str) -> None:
         else:
             move(total)  # a run that was complete has no steps
     if interrupt.signal is not None:
-        print(f"saved {run.folder} at step {step}; go on with --resume", file=sys.stderr)
+        print(f"saved {run.folder} at step {run.newest()}; go on with --resume", file=sys.stderr)
         raise typer.Exit(128 + interrupt.signal)
 
 

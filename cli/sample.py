@@ -59,6 +59,8 @@ def sample(
         plots.trajectories(out, model.scaling.undo(states).cpu())
         print(f"{out}: {states.shape[1]} trajectories in {steps} steps of {solver}")
         return
+    if out.suffix == ".png":
+        num = min(num, PLOTTED)
     field = sampling.Counted(model.velocity)
     chunks = sampling.sample(model, trained.source, num, grid, method, seed=seed, field=field)
 
@@ -71,8 +73,7 @@ def sample(
                 move(done)
 
     if out.suffix == ".png":
-        x = torch.cat([chunk for chunk, _ in zip(followed(), range(0, PLOTTED, 8192), strict=False)])
-        plots.samples(out, x[:PLOTTED], columns=trained.columns)
+        plots.samples(out, torch.cat(list(followed())), columns=trained.columns)
     else:
         write_rows(out, followed(), (num, *event), trained.columns)
     evaluations = field.rows / sampling.whole_blocks(num)
