@@ -39,12 +39,12 @@ def demo(
     with bar("4/4 measuring", 2 * len(STEPS)) as move:
         for title, run in {"OT flow": flow, "reflowed": straight}.items():
             trained = runs.load(run.folder)
-            x0 = sampling.starts(trained.source, 0, POINTS, seed)
+            x0 = trained.model.start(sampling.starts(trained.source, 0, POINTS, seed))
             measured[title] = []
             for steps in STEPS:
                 followed = metrics.geometry(trained.model.velocity, x0, grids.uniform(steps))
                 distance = metrics.wasserstein2(followed.end, truth)
-                measured[title].append(plots.FewSteps(steps, followed.states, distance, followed.straightness))
+                measured[title].append(plots.FewSteps(steps, followed.states.cpu(), distance, followed.straightness))
                 move(sum(map(len, measured.values())))
     floor = metrics.wasserstein2(other, truth)
     _table(measured, floor)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FewSteps", "few_steps", "losses", "samples", "trajectories"]
 
+Limits = tuple[tuple[float, float], tuple[float, float]]
+"""The lower left and the upper right corner of a frame."""
+
 INK, ACCENT, GREY = "#1f3a5f", "#d1495b", "#b8bec6"
 
 
@@ -118,13 +121,13 @@ def few_steps(path: Path, flows: Mapping[str, Sequence[FewSteps]], truth: Tensor
     write(path, made)
 
 
-def draw_points(axis: Axes, x: Tensor, limits: tuple[float, float], colour: str = INK) -> None:
-    """Points of the plane, in a square frame from limits[0] to limits[1] around their middle."""
+def draw_points(axis: Axes, x: Tensor, limits: Limits, colour: str = INK) -> None:
+    """Points of the plane in a frame."""
     axis.plot(*x.T.numpy(), ".", color=colour, markersize=2, alpha=0.5, markeredgewidth=0)
     _frame(axis, limits)
 
 
-def draw_trajectories(axis: Axes, states: Tensor, limits: tuple[float, float]) -> None:
+def draw_trajectories(axis: Axes, states: Tensor, limits: Limits) -> None:
     """The way from the source (grey) to the sample (red) of each point; states `(steps + 1, N, 2)`."""
     axis.plot(*states.unbind(2), color=INK, linewidth=0.5, alpha=0.35)
     axis.plot(*states[0].T, ".", color=GREY, markersize=3)
@@ -132,13 +135,15 @@ def draw_trajectories(axis: Axes, states: Tensor, limits: tuple[float, float]) -
     _frame(axis, limits)
 
 
-def _limits(x: Tensor) -> tuple[float, float]:
-    """A square that holds all but a few far points."""
-    values = x.flatten().numpy()
-    lo, hi = np.percentile(values, [0.1, 99.9]) if len(values) else (0.0, 1.0)
-    margin = 0.1 * (hi - lo) or 1.0
-    return lo - margin, hi + margin
+def _limits(x: Tensor) -> Limits:
+    """A frame that holds all but a few far points of x `(N, 2)`, and none of it at its edge."""
+    lo, hi = np.percentile(x.numpy(), [0.1, 99.9], axis=0)
+    margin = np.maximum(0.1 * (hi - lo), 1e-6 * np.abs(hi) + 1e-12)  # some room around a constant column
+    return tuple((lo - margin).tolist()), tuple((hi + margin).tolist())
 
 
-def _frame(axis: Axes, limits: tuple[float, float]) -> None:
-    axis.set(xlim=limits, ylim=limits, aspect="equal", xticks=[], yticks=[])
+def _frame(axis: Axes, limits: Limits) -> None:
+    (left, bottom), (right, top) = limits
+    alike = 0.25 < (top - bottom) / (right - left) < 4  # columns of one unit are drawn to one scale
+    axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+    axis.set_aspect("equal" if alike else "auto", adjustable="datalim" if alike else "box")
