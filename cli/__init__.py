@@ -48,12 +48,14 @@ def main() -> None:
     except RuntimeError as error:
         from flowgen.core import Failure
 
-        if not isinstance(error, Failure):
+        memory = "allocate memory" in str(error) or "out of memory" in str(error)  # PyTorch has no type for it on CPUs
+        if not (memory or isinstance(error, Failure)):
             raise
-        code = _fail(str(error), 1)
+        code = _fail("not enough memory: make the batch, the pool or the network smaller" if memory else str(error), 1)
     sys.exit(code)
 
 
 def _fail(message: str, code: int) -> int:
-    print("flowgen:", " ".join(message.split()), file=sys.stderr)
+    if message:  # none, where the help has been printed
+        print("flowgen:", " ".join(message.split()), file=sys.stderr)
     return code

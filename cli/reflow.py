@@ -39,7 +39,9 @@ def reflow(
         if out and rounds > 1:
             folder = out.with_name(f"{out.name}-{number}")
         if resume and (folder / "config.toml").exists():
-            run = Run.open(folder).extended(config.model_dump())
+            same = {"reflow.parent": config.reflow.parent, "reflow.parent_hash": config.reflow.parent_hash}
+            asked = {"reflow.pairs": pairs, "train.steps": steps, "seed": seed}
+            run = Run.open(folder).extended(same | {key: x for key, x in asked.items() if x is not None})
         else:
             run = Run.create(folder, config, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
         if not run.pairs.exists():

@@ -46,7 +46,8 @@ def sample(
     method = lookup("solver", solver, SOLVERS)
     trained = load(run, device)
     model, event = trained.model, trained.source.event
-    out = out or run / ("samples.png" if event == (2,) else "samples.csv")
+    name = "trajectories.png" if trajectories else "samples.png" if event == (2,) else "samples.csv"
+    out = out or run / name
     if trajectories and (event != (2,) or out.suffix != ".png"):
         raise InputError("--trajectories draws a .png of a run with two columns")
     if steps is None:

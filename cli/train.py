@@ -68,6 +68,8 @@ def train(
         out = Path("runs", Path(str(tree["data"])).stem)
     if resume:
         run = Run.open(out).extended(tree)
+        if run.config.reflow and not run.pairs.exists():
+            raise InputError(f"go on with: flowgen reflow {run.config.reflow.parent} --out {out} --resume")
     else:
         run = Run.create(out, make_config(tree), shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
     train_run(run, f"training {out}")

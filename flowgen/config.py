@@ -166,7 +166,7 @@ class ReflowConfig(Section):
     parent: str
     parent_hash: str
     round: int = Field(1, ge=1)
-    pairs: int = Field(100_000, ge=1)
+    pairs: int = Field(100_000, ge=1, le=10**8)
     steps: int = Field(50, ge=1)
     solver: named("solver", SOLVERS) = solvers.heun  # type: ignore[valid-type]
 
@@ -176,7 +176,7 @@ class Config(Section):
 
     data: str
     source: str = "gaussian"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
     target: named("target", TARGETS)  # type: ignore[valid-type]
@@ -221,7 +221,7 @@ def find_device(name: str) -> torch.device:
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device {name!r} is not available here: {str(error).split('. ')[0]}") from error
 
 
 def make_config(tree: Mapping[str, Any]) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,7 +37,9 @@ def write(path: Path, made: object) -> None:
     """Writes a figure as PNG."""
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
-    made.savefig(path, dpi=150)  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a column's name may be in any script
+        made.savefig(path, dpi=150)  # type: ignore[attr-defined]
 
 
 def losses(path: Path, steps: Sequence[int], values: Sequence[float]) -> None:
@@ -79,10 +82,13 @@ def _histograms(path: Path, x: Tensor, truth: Tensor | None, columns: Sequence[s
     for index, axis in zip(range(shown), axes.flat, strict=False):
         reference = (x if truth is None else truth)[:, index].numpy()
         bins = np.linspace(np.percentile(reference, 0.5), np.percentile(reference, 99.5), 41)
-        if bins[0] < bins[-1]:
+        if bins[0] == bins[-1]:
+            axis.text(0.5, 0.5, f"always {bins[0]:g}", ha="center", transform=axis.transAxes)
+        else:
             if truth is not None:
                 axis.hist(reference, bins, density=True, color=GREY, label="data")
-            axis.hist(x[:, index].numpy(), bins, density=True, histtype="step", color=INK, label="samples")
+            drawn = np.clip(x[:, index].numpy(), bins[0], bins[-1])  # what lies beyond is counted at the edge
+            axis.hist(drawn, bins, density=True, histtype="step", color=INK, label="samples")
         axis.set_title(names[index])
         axis.set_yticks([])
     axes[0, 0].legend(fontsize="small")
@@ -136,14 +142,15 @@ def draw_trajectories(axis: Axes, states: Tensor, limits: Limits) -> None:
 
 
 def _limits(x: Tensor) -> Limits:
-    """A frame that holds all but a few far points of x `(N, 2)`, and none of it at its edge."""
+    """A frame that holds all but a few far points of x `(N, 2)`: square, if its columns are of one scale."""
     lo, hi = np.percentile(x.numpy(), [0.1, 99.9], axis=0)
-    margin = np.maximum(0.1 * (hi - lo), 1e-6 * np.abs(hi) + 1e-12)  # some room around a constant column
-    return tuple((lo - margin).tolist()), tuple((hi + margin).tolist())
+    half = np.maximum(0.6 * (hi - lo), 1e-6 * np.abs(hi) + 1e-12)  # some room around a constant column
+    if 0.25 < half[0] / half[1] < 4:
+        half = half.max().repeat(2)
+    middle = (lo + hi) / 2
+    return tuple((middle - half).tolist()), tuple((middle + half).tolist())
 
 
 def _frame(axis: Axes, limits: Limits) -> None:
     (left, bottom), (right, top) = limits
-    alike = 0.25 < (top - bottom) / (right - left) < 4  # columns of one unit are drawn to one scale
-    axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
-    axis.set_aspect("equal" if alike else "auto", adjustable="datalim" if alike else "box")
+    axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], box_aspect=1)

@@ -120,6 +120,35 @@ def test_a_table_comes_back_with_its_columns_and_units(flowgen):
     assert flowgen("sample", "runs/t", "--num", 100, "--out", "hist.png")[0] == 0
 
 
+def test_what_is_awkward_in_a_table_comes_back_as_it_was(flowgen):
+    rng = np.random.default_rng(0)
+    rows = [f"{a:.3f},7.0,{b:.3f}" for a, b in rng.normal(size=(100, 2))]
+    Path("t.csv").write_text("\n".join(['温度,always,"a,b"', *rows]))
+    code, _, err = flowgen("train", "t.csv", "--steps", 10, *QUICK)
+    assert code == 0
+    assert "Warning" not in err
+    assert flowgen("sample", "runs/t", "--num", 20, "--steps", 2)[0] == 0
+    table = read_table("runs/t/samples.csv")
+    assert table.columns == ("温度", "always", "a,b")
+    assert (table.x[:, 1] == 7).all()
+
+
+def test_the_same_run_has_the_same_hash(flowgen, run):
+    assert flowgen("train", "moons", "--steps", 30, *QUICK, "--out", "again")[0] == 0
+    assert checkpoints.file_hash(run / "model.safetensors") == checkpoints.file_hash(Path("again/model.safetensors"))
+
+
+def test_a_picture_says_nothing_but_where_it_is(flowgen, run, recwarn):
+    code, out, _ = flowgen("sample", run, "--num", 50)
+    assert (code, out.count("\n"), len(recwarn)) == (0, 1, 0)
+
+
+def test_no_command_prints_the_help(flowgen):
+    code, out, err = flowgen()
+    assert (code, err) == (2, "")
+    assert "train" in out
+
+
 def test_trajectories_are_drawn(flowgen, run):
     code, out, _ = flowgen("sample", run, "--trajectories", "--num", 30, "--out", "t.png")
     assert code == 0
@@ -169,6 +198,8 @@ BAD = {
     "train --config broken.toml": "not a readable TOML",
     "train --config none.toml": "no such file",
     "train": "name the DATA",
+    "train moons --seed 99999999999999999999": "seed",
+    "train moons --out zero.csv/run": "cannot make the folder",
     "train moons --stesp 3": "--stesp",
     "trian moons": "trian",
     "reflow folder": "not a run folder",
@@ -215,6 +246,12 @@ def test_bad_input_leaves_a_run_as_it_is(flowgen, run):
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
+def test_too_large_a_job_is_one_line(flowgen):
+    code, _, err = flowgen("train", "moons", "--steps", 5, "--batch-size", 10**14)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("flowgen: not enough memory")
+
+
 def test_a_diverging_run_ends_with_one_line_and_code_1(flowgen):
     code, _, err = flowgen("train", "moons", "--lr", "1e30", "--steps", 50, *QUICK)
     assert code == 1
@@ -227,6 +264,17 @@ def test_reflow_goes_on_where_it_was(flowgen, run):
     assert flowgen(*arguments)[0] == 2
     assert flowgen(*arguments, "--resume")[0] == 0
     assert flowgen(*arguments, "--overwrite")[0] == 0
+    # what is not asked for stays as it was
+    assert flowgen("reflow", run, "--resume")[0] == 0
+    assert flowgen("reflow", run, "--resume", "--pairs", 200)[0] == 2
+    facts = json.loads(flowgen("info", "runs/moons-reflow1", "--json")[1])
+    assert (facts["steps"], facts["coupling"]["pairs"]) == (12, 100)
+    # without its pairs, only reflow can go on
+    Path("runs/moons-reflow1/pairs.safetensors").unlink()
+    code, _, err = flowgen("train", "--out", "runs/moons-reflow1", "--resume")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "flowgen reflow" in err
+    assert flowgen("reflow", run, "--resume")[0] == 0
 
 
 def process(tmp_path, *arguments):

@@ -14,6 +14,8 @@ __all__ = ["Scaling"]
 class Scaling(nn.Module):
     """z = (x - shift) / scale, one shift and scale for each coordinate; kept in the weights' file as buffers.
 
+    A coordinate of scale 0 is a constant of the data: it is only shifted on the way in, and comes back as the constant.
+
     >>> scaling = Scaling.standardising(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
     >>> scaling.apply_to(torch.tensor([[2.0, 6.0]]))
     tensor([[1., 1.]])
@@ -29,16 +31,16 @@ class Scaling(nn.Module):
 
     @classmethod
     def standardising(cls, x: Tensor) -> Scaling:
-        """Mean 0 and standard deviation 1 for each column of x `(N, D)`; a constant column is only shifted."""
+        """Mean 0 and standard deviation 1 for each column of x `(N, D)`; scale 0 for a constant column."""
         wide = x.double()
         scale = wide.std(0, correction=0)
         # Relative to the column's size: the rounding of a constant float32 column is not a spread.
         constant = scale <= 1e-7 * wide.abs().amax(0)
-        return cls(wide.mean(0).to(x.dtype), torch.where(constant, 1.0, scale).to(x.dtype))
+        return cls(wide.mean(0).to(x.dtype), torch.where(constant, 0.0, scale).to(x.dtype))
 
     def apply_to(self, x: Tensor) -> Tensor:
         """Data units to model units."""
-        return (x - self.shift) / self.scale
+        return (x - self.shift) / torch.where(self.scale == 0, 1.0, self.scale)
 
     def undo(self, z: Tensor) -> Tensor:
         """Model units to data units."""

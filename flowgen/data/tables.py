@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import tempfile
 import zipfile
@@ -59,7 +60,9 @@ def _checked(values: np.ndarray, path: Path) -> Tensor:
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted below
         values = values.astype(np.float32)
     if bad := int((~np.isfinite(values).all(1)).sum()):
-        raise InputError(f"{path}: {bad} of {len(values)} rows hold NaN, missing or infinite values")
+        raise InputError(
+            f"{path}: {bad} of {len(values)} rows hold NaN, missing or infinite values, or numbers beyond float32"
+        )
     return torch.from_numpy(values)
 
 
@@ -91,6 +94,8 @@ def _csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = next(csv.reader(file), [])
+        if len(first) == 1 and (other := next((mark for mark in ";\t|" if mark in first[0]), None)):
+            raise InputError(f"{path}: columns are separated by {other!r}, and must be by commas")
         header = not all(_is_number(field) for field in first)
         table = pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(autogenerate_column_names=not header))
     except (pyarrow.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
@@ -156,7 +161,10 @@ def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], colum
         raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
-    handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
     try:
         with os.fdopen(handle, "wb") as file:
             WRITERS[path.suffix](file, _counted(chunks, shape), shape, columns)
@@ -192,7 +200,9 @@ def _write_npz(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[in
 
 def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
     names = columns or [f"x{index}" for index in range(shape[1])]
-    file.write((",".join(names) + "\n").encode())
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow(names)
+    file.write(header.getvalue().encode())
     for chunk in chunks:
         np.savetxt(file, chunk, delimiter=",", fmt="%.9g")  # nine digits give a float32 back to the last bit
 

@@ -45,9 +45,12 @@ class Run:
             if not overwrite:
                 raise InputError(f"{folder} exists already; go on with --resume, start anew with --overwrite")
         config.check()
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
         run = cls(folder, config)
         run.write_config()
         (folder / "README.md").write_text(card(config, command))
@@ -140,12 +143,12 @@ def load(folder: Path, device: str | None = None) -> Trained:
         raise InputError(f"{folder} has no weights yet: train it to its first checkpoint, with --resume")
     tensors, metadata = checkpoints.read_tensors(run.weights)
     try:
-        config = make_config(json.loads(metadata["config"]))
-        event = tuple(json.loads(metadata["event"]))
+        facts = json.loads(metadata["flowgen"])
+        config, event = make_config(facts["config"]), tuple(facts["event"])
         scaling = Scaling(tensors["scaling.shift"], tensors["scaling.scale"])
         model = config.model(event, scaling)
         model.load_state_dict(tensors)
-        columns, step = tuple(json.loads(metadata["columns"])), int(metadata["step"])
+        columns, step = tuple(facts["columns"]), int(facts["step"])
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{run.weights}: not the weights of a flowgen run ({error})") from error
     model = model.to(find_device(device or run.config.device)).requires_grad_(False)

@@ -97,11 +97,12 @@ def _save(run: Run, state: State, window: list[float], data: LoadedData) -> None
     """Writes a checkpoint and the averaged weights."""
     tensors = {**state.tensors(), "window": torch.tensor(window, dtype=torch.float64)}
     checkpoints.save(run.checkpoints, state.step, tensors, run.config.train.keep_checkpoints)
-    metadata = {
-        "flowgen": __version__,
-        "config": json.dumps(run.config.model_dump()),
-        "event": json.dumps(data.law.event),
-        "columns": json.dumps(data.columns),
-        "step": str(state.step),
+    facts = {
+        "version": __version__,
+        "config": run.config.model_dump(),
+        "event": data.law.event,
+        "columns": data.columns,
+        "step": state.step,
     }
-    checkpoints.write_tensors(run.weights, state.ema.state_dict(), metadata)
+    # one key: safetensors writes several in no order, and the same weights would have another hash
+    checkpoints.write_tensors(run.weights, state.ema.state_dict(), {"flowgen": json.dumps(facts)})
