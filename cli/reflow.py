@@ -35,7 +35,8 @@ def reflow(
     for number in range(1, rounds + 1):
         config = reflow_config(parent, settings, steps=steps, seed=seed)
         assert config.reflow is not None
-        folder = out or parent.with_name(f"{parent.name.split('-reflow')[0]}-reflow{config.reflow.round}")
+        named = parent if parent.name not in ("", "..") else parent.resolve()
+        folder = out or named.with_name(f"{named.name.split('-reflow')[0]}-reflow{config.reflow.round}")
         if out and rounds > 1:
             folder = out.with_name(f"{out.name}-{number}")
         if resume and (folder / "config.toml").exists():

@@ -22,7 +22,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from error
 
@@ -64,7 +64,7 @@ def dump_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
     """Nested tables of numbers, texts and flags as TOML; keys without a value are left out."""
     plain = {key: x for key, x in tree.items() if x is not None and not isinstance(x, Mapping)}
     tables = {key: x for key, x in tree.items() if isinstance(x, Mapping)}
-    lines = [f"{key} = {json.dumps(x)}\n" for key, x in plain.items()]
+    lines = [f"{key} = {json.dumps(x, ensure_ascii=False)}\n" for key, x in plain.items()]
     inner = [f"\n[{prefix}{key}]\n{dump_toml(x, f'{prefix}{key}.')}" for key, x in tables.items()]
     return "".join(lines + inner)
 

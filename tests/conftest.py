@@ -148,6 +148,23 @@ def fixed_step(request) -> tuple[solvers.Solver, int]:
     return request.param
 
 
+class Recorder(nn.Module):
+    """A net that keeps what it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.seen = (x, t, s, cond)
+        return torch.zeros_like(x)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
 @pytest.fixture(params=ADAPTIVE.items(), ids=list(ADAPTIVE))
 def adaptive(request) -> tuple[str, int]:
     return request.param

@@ -269,6 +269,10 @@ def test_reflow_goes_on_where_it_was(flowgen, run):
     assert flowgen("reflow", run, "--resume", "--pairs", 200)[0] == 2
     facts = json.loads(flowgen("info", "runs/moons-reflow1", "--json")[1])
     assert (facts["steps"], facts["coupling"]["pairs"]) == (12, 100)
+    # a run is also the folder one stands in
+    os.chdir(run)
+    assert flowgen("reflow", ".", "--resume")[0] == 0
+    os.chdir("../..")
     # without its pairs, only reflow can go on
     Path("runs/moons-reflow1/pairs.safetensors").unlink()
     code, _, err = flowgen("train", "--out", "runs/moons-reflow1", "--resume")

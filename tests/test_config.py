@@ -37,7 +37,7 @@ def test_a_target_that_is_singular_where_sampling_starts_is_refused(path, target
         *({"path": "vp", "target": name} for name in TARGETS),
         {"path": {"name": "vp", "beta_min": 0.2, "beta_max": 15.5}},
         {"coupling": {"name": "exact", "group": 0}},
-        {"source": 'a "quoted" \\ name', "seed": 7, "train": {"lr": 1e-05, "steps": 10**9}},
+        {"source": 'a "quoted" \\ näme 😀', "seed": 7, "train": {"lr": 1e-05, "steps": 10**9}},
         {"reflow": {"parent": "/runs/a b", "parent_hash": "00ff", "solver": "rk4"}},
     ],
     ids=str,

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from flowgen import targets
 from flowgen.core import InputError
@@ -14,18 +13,6 @@ from flowgen.nn import MLP, TimeFeatures, seeded
 from flowgen.paths import Linear
 
 TIMES = torch.linspace(0.02, 0.98, 60, dtype=torch.float64)
-
-
-class Recorder(nn.Module):
-    """A net that keeps what it was called with."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x, t, s, cond=None):
-        self.seen = (x, t, s, cond)
-        return torch.zeros_like(x)
 
 
 @pytest.fixture
@@ -60,9 +47,9 @@ def test_whatever_it_predicts_an_exact_model_has_the_exact_ends(usable, gaussian
         torch.testing.assert_close(end, exact, rtol=1e-7, atol=1e-7)
 
 
-def test_a_net_sees_inputs_of_the_size_of_its_data_at_all_times(path, gaussian_flow, points):
+def test_a_net_sees_inputs_of_the_size_of_its_data_at_all_times(path, gaussian_flow, points, recorder):
     """With source and data of unit size, alpha x1 + sigma x0 has size sqrt(alpha^2 + sigma^2)."""
-    net = Recorder()
+    net = recorder
     model = Model(net, path, targets.v)
     with torch.no_grad():
         model(points(path), TIMES)
@@ -71,8 +58,8 @@ def test_a_net_sees_inputs_of_the_size_of_its_data_at_all_times(path, gaussian_f
     assert seen.mean() > 0.5
 
 
-def test_condition_and_both_times_reach_the_net(normal):
-    net, x, cond = Recorder(), normal("x", 60, 2), torch.arange(60)
+def test_condition_and_both_times_reach_the_net(normal, recorder):
+    net, x, cond = recorder, normal("x", 60, 2), torch.arange(60)
     model = Model(net)
     model(x, TIMES, TIMES + 0.01, cond)
     assert torch.equal(net.seen[1], TIMES)
@@ -84,16 +71,16 @@ def test_condition_and_both_times_reach_the_net(normal):
         assert torch.equal(net.seen[3], cond)
 
 
-def test_a_model_refuses_a_target_that_is_singular_where_sampling_starts(singular):
+def test_a_model_refuses_a_target_that_is_singular_where_sampling_starts(singular, recorder):
     path, target = singular
     with pytest.raises(InputError, match="singular"):
-        Model(Recorder(), path, target)
+        Model(recorder, path, target)
 
 
-def test_sampling_starts_at_the_width_of_the_path(path, normal):
+def test_sampling_starts_at_the_width_of_the_path(path, normal, recorder):
     x0 = normal("x0", 5, 2)
     width = path.coeffs(torch.zeros(1, dtype=torch.float64)).sigma
-    assert torch.equal(Model(Recorder(), path, targets.v).start(x0), width * x0)
+    assert torch.equal(Model(recorder, path, targets.v).start(x0), width * x0)
 
 
 def test_scaling_is_kept_with_the_weights():

@@ -156,24 +156,14 @@ def test_a_loss_is_zero_where_the_pair_is_known(usable, exact_model, empirical_f
     assert loss.max() < 1e-6
 
 
-class Recorder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x, t, s, cond=None):
-        self.seen = (x, t, s, cond)
-        return torch.zeros_like(x)
-
-
 def first_and_last(n, generator):
     """A time law of nothing but the ends of [0, 1]."""
     return torch.arange(n).remainder(2).float()
 
 
-def test_times_are_stretched_over_the_span_of_the_model(usable, normal):
+def test_times_are_stretched_over_the_span_of_the_model(usable, normal, recorder):
     path, target = usable
-    net = Recorder()
+    net = recorder
     pair = Pair(normal("x0", 10, 2).float(), normal("x1", 10, 2).float(), torch.arange(10))
     loss = FlowMatching(first_and_last)(Model(net, path, target), pair, generator(0, "objective"))
     _, t, s, cond = net.seen
@@ -184,10 +174,10 @@ def test_times_are_stretched_over_the_span_of_the_model(usable, normal):
     assert loss.isfinite().all()
 
 
-def test_a_loss_is_the_mean_over_its_own_event(normal):
+def test_a_loss_is_the_mean_over_its_own_event(normal, recorder):
     """Pairs do not see each other, and a larger event does not weigh more."""
     pair = Pair(normal("x0", 8, 2, 3), normal("x1", 8, 2, 3))
-    model = Model(Recorder())
+    model = Model(recorder)
     loss = FlowMatching()(model, pair, generator(0, "objective"))
     torch.testing.assert_close(loss, (pair.x1 - pair.x0).square().mean((1, 2)))
     wide = Pair(pair.x0.repeat(1, 5, 1), pair.x1.repeat(1, 5, 1))

@@ -53,7 +53,7 @@ class Run:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
         run = cls(folder, config)
         run.write_config()
-        (folder / "README.md").write_text(card(config, command))
+        (folder / "README.md").write_text(card(config, command), encoding="utf-8")
         return run
 
     @classmethod
@@ -92,7 +92,7 @@ class Run:
 
     def write_config(self) -> None:
         """Writes config.toml."""
-        (self.folder / "config.toml").write_text(dump_toml(self.config.model_dump()))
+        (self.folder / "config.toml").write_text(dump_toml(self.config.model_dump()), encoding="utf-8")
 
     @property
     def checkpoints(self) -> Path:
