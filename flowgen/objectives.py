@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from flowgen import targets
-from flowgen.core import InputError, Pair, like
+from flowgen.core import InputError, Pair, Point, like
 from flowgen.model import Model
+from flowgen.paths import Bridge
 
 __all__ = ["FlowMatching", "LogitNormal", "Objective", "Stratified", "TimeLaw", "UShaped", "Uniform"]
 
@@ -93,16 +94,38 @@ class FlowMatching:
 
     where (a, b) is the model's target; for the target velocity that is |u(x_t, t) - dx_t/dt|^2 / dim. Times are
     stretched over the model's span.
+
+    Args:
+        times: where to look.
+        bridge: noise on the path, x_t + gamma z with z ~ N(0, I), whose velocity dx_t/dt + gamma' z is then learned.
+
+    Raises:
+        InputError: for a bridge with another target than the velocity, from which the ends could not be told.
     """
 
     times: TimeLaw = field(default_factory=Uniform)
+    bridge: Bridge | None = None
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         lo, hi = model.span
+        if self.bridge is not None:
+            first, last = self.bridge.span
+            lo, hi = max(lo, first), min(hi, last)
         t = (lo + (hi - lo) * self.times(len(pair.x1), generator)).to(pair.x1.device)
         point = model.path.at(pair, t)
+        if self.bridge is not None:
+            point = widened(point, self.bridge, generator)
         if model.target is targets.velocity:
             y = point.dx
-        else:
+        elif self.bridge is None:
             y = targets.encode(pair, model.path.coeffs(like(t, pair.x1)), model.target)
+        else:
+            raise InputError(f"a bridge needs the target velocity, not {model.target.__name__}")
         return (model(point.x, t, t, pair.cond) - y).square().flatten(1).mean(1)
+
+
+def widened(point: Point, bridge: Bridge, generator: torch.Generator) -> Point:
+    """A point of the path, with the noise of a bridge: x + gamma z and dx + gamma' z."""
+    z = torch.randn(point.x.shape, generator=generator).to(point.x)
+    gamma, d_gamma = bridge.gamma(like(point.t, point.x))
+    return Point(point.x + gamma * z, point.t, point.dx + d_gamma * z)

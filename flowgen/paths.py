@@ -1,7 +1,10 @@
 """Probability paths x_t = alpha(t) x1 + sigma(t) x0, from the source at t = 0 to data at t = 1.
 
 A path is four scalars of time: alpha, sigma and their derivatives. All paths here end on the data exactly,
-alpha(1) = 1 and sigma(1) = 0, and start on the source alone or (VP, VE) on almost nothing but the source.
+alpha(1) = 1 and sigma(1) = 0 (but for Linear with a sigma_min, which is asked to), and start on the source alone or
+(VP, VE) on almost nothing but the source.
+
+A bridge widens a path by noise of its own, x_t = alpha x1 + sigma x0 + gamma(t) z with z ~ N(0, I).
 """
 
 from __future__ import annotations
@@ -9,14 +12,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
 
 from flowgen.core import InputError, Pair, Point, like
 
-__all__ = ["VE", "VP", "Coeffs", "Cosine", "Linear", "Path"]
+__all__ = ["VE", "VP", "Bridge", "Brownian", "Coeffs", "Constant", "Cosine", "Linear", "Path"]
 
 
 class Coeffs(NamedTuple):
@@ -63,14 +66,26 @@ class Path(ABC):
 @final
 @dataclass(frozen=True)
 class Linear(Path):
-    """The straight path: alpha = t, sigma = 1 - t, so that dx/dt = x1 - x0 (arXiv 2209.03003, 2210.02747)."""
+    """The straight path: alpha = t, sigma = 1 - t, so that dx/dt = x1 - x0 (arXiv 2209.03003).
+
+    With a sigma_min, sigma = 1 - (1 - sigma_min) t: it ends on the data blurred by sigma_min x0 (arXiv 2210.02747).
+
+    Raises:
+        InputError: unless 0 <= sigma_min < 1.
+    """
+
+    sigma_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < 1:
+            raise InputError(f"Linear needs 0 <= sigma_min < 1, not {self.sigma_min}")
 
     def coeffs(self, t: Tensor) -> Coeffs:
-        one = torch.ones_like(t)
-        return Coeffs(t, 1 - t, one, -one)
+        one, slope = torch.ones_like(t), 1 - self.sigma_min
+        return Coeffs(t, 1 - slope * t, one, -slope * one)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return torch.sigmoid(log_snr / 2)
+        return 1 / (1 - self.sigma_min + torch.exp(-log_snr / 2))
 
 
 @final
@@ -153,3 +168,64 @@ class VE(Path):
     def time(self, log_snr: Tensor) -> Tensor:
         rate = 2 * math.log(self.sigma_max / self.sigma_min)
         return 1 - torch.log1p(torch.exp(-log_snr) / self.sigma_min**2) / rate
+
+
+class Bridge(Protocol):
+    """The noise of a path between its ends: gamma(t) and d gamma/dt at times t strictly inside `span`, any shape."""
+
+    @property
+    def span(self) -> tuple[float, float]: ...
+
+    def gamma(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def _check_noise(sigma: float) -> None:
+    if not 0 <= sigma < math.inf:
+        raise InputError(f"the noise of a bridge must be finite and not negative, not {sigma}")
+
+
+@final
+@dataclass(frozen=True)
+class Constant:
+    """gamma = sigma at all times, so that both ends are blurred too: the path of I-CFM (arXiv 2302.00482).
+
+    Raises:
+        InputError: unless 0 <= sigma < inf.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        _check_noise(self.sigma)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def gamma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full_like(t, self.sigma), torch.zeros_like(t)
+
+
+@final
+@dataclass(frozen=True)
+class Brownian:
+    """gamma = sigma sqrt(t (1 - t)), a Brownian bridge: the path of SB-CFM (arXiv 2302.00482).
+
+    Its derivative sigma (1 - 2 t) / (2 sqrt(t (1 - t))) is infinite at both ends.
+
+    Raises:
+        InputError: unless 0 <= sigma < inf.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        _check_noise(self.sigma)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return 1e-5, 1 - 1e-5  # uniform float32 times are 0 once in 17 million draws: in nearly every training
+
+    def gamma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        root = (t * (1 - t)).sqrt()
+        return self.sigma * root, self.sigma * (1 - 2 * t) / (2 * root)

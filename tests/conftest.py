@@ -7,6 +7,7 @@ determines a velocity on it.
 from __future__ import annotations
 
 import os
+import sys
 
 # before torch: small networks on several threads wait for each other, and workers of xdist for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
+import flowgen_cli
 import numpy as np
 import pytest
 import torch
@@ -25,16 +27,21 @@ from flowgen.core import Pair, generator, like
 from flowgen.couplings import ExactOT, Independent, Sinkhorn
 from flowgen.data import TOYS
 from flowgen.model import Model
-from flowgen.paths import VE, VP, Cosine, Linear, Path
+from flowgen.paths import VE, VP, Bridge, Brownian, Constant, Cosine, Linear, Path
 from flowgen.targets import Target
 
 PATHS: dict[str, Path] = {
     "linear": Linear(),
+    "linear-blurred": Linear(sigma_min=0.05),
     "cosine": Cosine(),
     "vp": VP(),
     "vp-constant": VP(beta_min=12.0, beta_max=12.0),
     "ve": VE(),
     "ve-narrow": VE(sigma_min=0.05, sigma_max=20.0),
+}
+BRIDGES: dict[str, Bridge] = {
+    "constant": Constant(0.3),
+    "brownian": Brownian(0.7),
 }
 TARGETS: dict[str, Target] = {
     "velocity": targets.velocity,
@@ -43,7 +50,7 @@ TARGETS: dict[str, Target] = {
     "v": targets.v,
     "score": targets.score,
 }
-SINGULAR = set(product(("linear", "cosine"), ("noise", "score")))
+SINGULAR = set(product(("linear", "linear-blurred", "cosine"), ("noise", "score")))
 USABLE = {
     f"{path}-{target}": (PATHS[path], TARGETS[target])
     for path, target in product(PATHS, TARGETS)
@@ -113,6 +120,11 @@ def each(table: dict) -> dict:
 
 @pytest.fixture(**each(PATHS))
 def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture(**each(BRIDGES))
+def bridge(request) -> Bridge:
     return request.param
 
 
@@ -293,3 +305,18 @@ def empirical_flow(normal) -> Callable[[Path], EmpiricalFlow]:
 def exact_model() -> Callable[[GaussianFlow | EmpiricalFlow, Target], Model]:
     """The model that has learned a flow exactly."""
     return lambda flow, target: Model(ExactNet(flow, target), flow.path, target)
+
+
+@pytest.fixture
+def flowgen(monkeypatch, tmp_path, capsys):
+    """Runs `flowgen ARGUMENTS` in an empty folder; gives the exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["flowgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as raised:
+            flowgen_cli.main()
+        out, err = capsys.readouterr()
+        return raised.value.code or 0, out, err
+
+    return call

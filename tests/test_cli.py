@@ -9,7 +9,6 @@ import time
 import tomllib
 from pathlib import Path
 
-import flowgen_cli
 import numpy as np
 import pytest
 import torch
@@ -20,21 +19,6 @@ from flowgen import checkpoints
 from flowgen.data import read_table
 
 QUICK = ["--batch-size", "32", "--set", "net.width=16", "--set", "pool.batches=3", "--set", "train.log_every=10"]
-
-
-@pytest.fixture
-def flowgen(monkeypatch, tmp_path, capsys):
-    """Runs `flowgen ARGUMENTS` in an empty folder; gives the exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["flowgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as raised:
-            flowgen_cli.main()
-        out, err = capsys.readouterr()
-        return raised.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

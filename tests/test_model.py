@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from flowgen import targets
 from flowgen.core import InputError
@@ -133,6 +134,19 @@ def test_time_features_are_time_and_points_on_circles_at_half_turns():
     torch.testing.assert_close(features.square().sum(1), t**2 + 3)
     torch.testing.assert_close(speed.square().sum(1), one + math.pi**2 * (1 + 4 + 9))
     assert (features[0] - features[-1]).norm() > 2
+
+
+@pytest.mark.parametrize("activation", [nn.SELU, nn.Tanh, nn.SiLU])
+def test_without_frequencies_a_net_is_that_of_torchcfm(normal, activation):
+    """A plain perceptron on (x, t): the weights of one, in order, make the other."""
+    from torchcfm.models import MLP as Peer
+
+    peer, net = Peer(dim=3, w=64, time_varying=True), MLP(3, 64, 3, frequencies=0, activation=activation).double()
+    modules = [activation() if isinstance(module, nn.SELU) else module for module in peer.net]
+    peer = nn.Sequential(*modules).double()
+    net.load_state_dict(dict(zip(net.state_dict(), peer.state_dict().values(), strict=True)))
+    x = normal("x", 60, 3)
+    torch.testing.assert_close(net(x, TIMES), peer(torch.cat([x, TIMES.unsqueeze(1)], dim=1)), rtol=1e-12, atol=1e-12)
 
 
 def test_rows_of_a_batch_do_not_see_each_other(normal):

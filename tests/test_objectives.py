@@ -7,9 +7,10 @@ from scipy.stats import kstest
 from torch import nn
 
 from flowgen import targets
-from flowgen.core import InputError, Pair, generator
+from flowgen.core import InputError, Pair, generator, like
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching, LogitNormal, Stratified, TimeLaw, Uniform, UShaped
+from flowgen.paths import Brownian, Constant
 
 # time laws
 
@@ -97,14 +98,14 @@ class Tilted(nn.Module):
         return self.net(x, t.squeeze(1), s, cond) + torch.tensordot(self.weights, waves, dims=1)
 
 
-def slopes(model, pair):
+def slopes(model, pair, objective):
     """The derivative of each pair's loss by each weight `(B, 4)`, exact since the loss is quadratic in them."""
     made = []
     for direction in torch.eye(4, dtype=torch.float64):
         losses = []
         for weights in (direction, -direction):
             model.net.weights.data = weights
-            losses.append(FlowMatching()(model, pair, generator(0, "objective")))
+            losses.append(objective(model, pair, generator(0, "objective")))
         made.append((losses[0] - losses[1]) / 2)
     model.net.weights.data = torch.zeros(4, dtype=torch.float64)
     return torch.stack(made, dim=1).detach()
@@ -126,7 +127,7 @@ def test_flow_matching_is_least_at_the_conditional_expectation(usable, matched):
     """The gradient there is zero within its noise, in every direction."""
     model, pair = matched(*usable)
     model.net = Tilted(model.net)
-    slope = slopes(model, pair)
+    slope = slopes(model, pair, FlowMatching())
     assert (slope.mean(0).abs() < 4.5 * slope.std(0) / DRAWS**0.5 + 1e-12).all()
 
 
@@ -182,3 +183,111 @@ def test_a_loss_is_the_mean_over_its_own_event(normal, recorder):
     torch.testing.assert_close(loss, (pair.x1 - pair.x0).square().mean((1, 2)))
     wide = Pair(pair.x0.repeat(1, 5, 1), pair.x1.repeat(1, 5, 1))
     torch.testing.assert_close(FlowMatching()(model, wide, generator(0, "objective")), loss)
+
+
+# bridges
+
+
+class BridgedNet(nn.Module):
+    """The exact velocity of a Gaussian on a widened path: there dx_t/dt and x_t are jointly Gaussian."""
+
+    def __init__(self, flow, bridge):
+        super().__init__()
+        self.flow, self.bridge = flow, bridge
+
+    def forward(self, x, t, s, cond=None):
+        c, (width, slope) = self.flow.path.coeffs(like(t, x)), self.bridge.gamma(like(t, x))
+        if self.flow.path.exploding:
+            x = x * torch.sqrt(c.alpha**2 + c.sigma**2)
+        mean, variance = self.flow.mean, self.flow.std**2
+        covariance = c.d_alpha * c.alpha * variance + c.d_sigma * c.sigma + slope * width
+        marginal = c.alpha**2 * variance + c.sigma**2 + width**2
+        return c.d_alpha * mean + covariance / marginal * (x - c.alpha * mean)
+
+
+@pytest.fixture
+def gaussian_pair(normal):
+    """gaussian_pair(flow): independent pairs of a Gaussian flow."""
+    return lambda flow: Pair(normal("source", DRAWS, 2), flow.mean + flow.std * normal("data", DRAWS, 2))
+
+
+def test_flow_matching_with_a_bridge_is_least_at_the_marginal_velocity(path, bridge, gaussian_flow, gaussian_pair):
+    flow = gaussian_flow(path)
+    model = Model(Tilted(BridgedNet(flow, bridge)), path)
+    slope = slopes(model, gaussian_pair(flow), FlowMatching(bridge=bridge))
+    assert (slope.mean(0).abs() < 4.5 * slope.std(0) / DRAWS**0.5 + 1e-12).all()
+
+
+def test_a_bridge_adds_its_variance_to_that_of_the_path(path, bridge, gaussian_flow, gaussian_pair, recorder):
+    flow, t = gaussian_flow(path), 0.75
+    FlowMatching(lambda n, generator: torch.full((n,), t), bridge)(
+        Model(recorder, path), gaussian_pair(flow), generator(0, "objective")
+    )
+    x, t = recorder.seen[:2]
+    if path.exploding:
+        x = x * path.coeffs(t[0].double()).sigma.square().add(1).sqrt()
+    mean, std = flow.moments(t[0].item())
+    wide = torch.sqrt(std**2 + bridge.gamma(t[0].double())[0] ** 2)
+    assert ((x.mean(0) - mean).abs() < 4 * wide / DRAWS**0.5).all()
+    assert ((x.std(0) / wide - 1).abs() < 4 / (2 * DRAWS) ** 0.5).all()
+
+
+def inner(n, generator):
+    """Times away from both ends, where torchcfm's guard against a division by zero is felt."""
+    return torch.linspace(0.02, 0.98, n)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0])
+@pytest.mark.parametrize("bridge", [Constant, Brownian])
+def test_points_and_velocities_with_a_bridge_are_those_of_torchcfm(bridge, sigma, normal, recorder):
+    """torchcfm's noise is read off the point, and is standard normal; its velocity at the point is the target."""
+    from torchcfm import conditional_flow_matching as cfm
+
+    matchers = {Constant: cfm.ConditionalFlowMatcher, Brownian: cfm.SchrodingerBridgeConditionalFlowMatcher}
+    matcher = matchers[bridge](sigma)
+    pair = Pair(normal("x0", 3000, 2), normal("x1", 3000, 2))
+    loss = FlowMatching(inner, bridge(sigma))(Model(recorder), pair, generator(0, "objective"))
+    x, t = (z.double() for z in recorder.seen[:2])
+    noise = (x - matcher.compute_mu_t(*pair[:2], t)) / torch.as_tensor(matcher.compute_sigma_t(t)).reshape(-1, 1)
+    assert kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
+    assert torch.corrcoef(torch.cat([noise, *pair[:2]], dim=1).T)[:2, 2:].abs().max() < 4 / 3000**0.5
+    u = matcher.compute_conditional_flow(*pair[:2], t, x)
+    torch.testing.assert_close(loss, u.square().mean(1), rtol=1e-5, atol=1e-5)
+
+
+def test_times_stay_on_the_span_of_the_model_and_of_the_bridge(path, bridge, normal, recorder):
+    pair = Pair(normal("x0", 10, 2).float(), normal("x1", 10, 2).float())
+    model = Model(recorder, path)
+    loss = FlowMatching(first_and_last, bridge)(model, pair, generator(0, "objective"))
+    both = max(model.span[0], bridge.span[0]), min(model.span[1], bridge.span[1])
+    torch.testing.assert_close(recorder.seen[1], torch.tensor(both).repeat(5), rtol=1e-6, atol=0)
+    assert loss.isfinite().all()
+
+
+def test_times_never_reach_the_ends_of_a_brownian_bridge(known_law, recorder):
+    pair = Pair(torch.zeros(100_000, 1), torch.zeros(100_000, 1))
+    loss = FlowMatching(known_law.law, Brownian(1.0))(Model(recorder), pair, generator(0, "objective"))
+    t = recorder.seen[1]
+    assert t.min() > 0
+    assert t.max() < 1
+    assert loss.isfinite().all()
+
+
+def test_the_noise_of_a_bridge_is_a_function_of_the_generator(bridge, normal, recorder, global_state_untouched):
+    pair, seen = Pair(normal("x0", 8, 2), normal("x1", 8, 2)), []
+    for seed in (1, 1, 2):
+        FlowMatching(inner, bridge)(Model(recorder), pair, generator(seed, "objective"))
+        seen.append(recorder.seen[0])
+    assert torch.equal(seen[0], seen[1])
+    assert (seen[0] != seen[2]).all()
+
+
+def test_a_bridge_needs_the_velocity_as_target(usable, bridge, normal, recorder):
+    path, target = usable
+    pair = Pair(normal("x0", 8, 2), normal("x1", 8, 2))
+    model, objective = Model(recorder, path, target), FlowMatching(bridge=bridge)
+    if target is targets.velocity:
+        assert objective(model, pair, generator(0, "objective")).isfinite().all()
+    else:
+        with pytest.raises(InputError, match=f"velocity, not {target.__name__}"):
+            objective(model, pair, generator(0, "objective"))

@@ -1,4 +1,4 @@
-"""Paths: four scalars of time that agree with each other, with their definitions, and with torchcfm."""
+"""Paths and bridges: scalars of time that agree with each other, with their definitions, and with torchcfm."""
 
 import math
 
@@ -9,11 +9,16 @@ from scipy.integrate import quad, solve_ivp
 from torch.func import jvp
 
 from flowgen.core import InputError, Pair
-from flowgen.paths import VE, VP, Cosine, Linear, Path
+from flowgen.paths import VE, VP, Brownian, Constant, Cosine, Linear, Path
 
 INSIDE = torch.linspace(0, 0.999, 500, dtype=torch.float64)
 """Times at which every coefficient of every path is finite; the log-SNR of some is infinite at the first."""
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+
+def blur(path: Path) -> float:
+    """The share of the source that a path was asked to end with."""
+    return path.sigma_min if isinstance(path, Linear) else 0.0
 
 
 def test_derivatives_are_those_of_alpha_and_sigma(path):
@@ -24,10 +29,10 @@ def test_derivatives_are_those_of_alpha_and_sigma(path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_path_ends_on_the_data_exactly(path, dtype):
+def test_a_path_ends_on_the_data_exactly_or_on_the_blur_that_it_was_asked_for(path, dtype):
     c = path.coeffs(torch.ones(3, dtype=dtype))
     assert torch.equal(c.alpha, torch.ones(3, dtype=dtype))
-    assert torch.equal(c.sigma, torch.zeros(3, dtype=dtype))
+    torch.testing.assert_close(c.sigma, torch.full((3,), blur(path), dtype=dtype), rtol=2e-6, atol=0)
 
 
 def test_a_path_starts_on_almost_nothing_but_the_source(path):
@@ -60,7 +65,8 @@ def test_log_snr_strictly_increases(path):
     log_snr = path.log_snr(INSIDE[1:])
     assert log_snr.isfinite().all()
     assert (log_snr.diff() > 0).all()
-    assert path.log_snr(ENDS)[1] == math.inf
+    end = path.log_snr(ENDS)[1].item()
+    assert end == (pytest.approx(-2 * math.log(blur(path)), rel=1e-12) if blur(path) else math.inf)
 
 
 def test_time_inverts_log_snr(path):
@@ -74,9 +80,11 @@ def test_velocity_is_the_derivative_of_the_point_by_autodiff(path, normal):
     torch.testing.assert_close(path.at(pair, t).dx, exact, rtol=1e-10, atol=1e-10)
 
 
-def test_a_point_at_the_end_is_the_data(path, normal):
+def test_a_point_at_the_end_is_the_data_and_its_blur(path, normal):
     pair = Pair(normal("x0", 5, 2), normal("x1", 5, 2))
-    assert torch.equal(path.at(pair, torch.ones(5, dtype=torch.float64)).x, pair.x1)
+    blurred = pair.x1 + blur(path) * pair.x0
+    end = path.at(pair, torch.ones(5, dtype=torch.float64)).x
+    torch.testing.assert_close(end, blurred, rtol=0, atol=1e-15 * (blur(path) > 0))
 
 
 @pytest.mark.parametrize("path", [Cosine(), VP(), VP(1.0, 5.0)], ids=str)
@@ -115,19 +123,23 @@ def test_ve_solves_its_stochastic_differential_equation(path):
 
 
 def torchcfm_matcher(path: Path):
-    from torchcfm.conditional_flow_matching import ConditionalFlowMatcher, VariancePreservingConditionalFlowMatcher
+    """The matcher of a path; that of a blurred one takes its noise for the source."""
+    from torchcfm import conditional_flow_matching as cfm
 
-    matchers = {Linear: ConditionalFlowMatcher, Cosine: VariancePreservingConditionalFlowMatcher}
+    if blur(path):
+        return cfm.TargetConditionalFlowMatcher(path.sigma_min)
+    matchers = {Linear: cfm.ConditionalFlowMatcher, Cosine: cfm.VariancePreservingConditionalFlowMatcher}
     return matchers[type(path)](sigma=0.0)
 
 
-@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=str)
+@pytest.mark.parametrize("path", [Linear(), Cosine(), Linear(0.1), Linear(0.9)], ids=str)
 @pytest.mark.parametrize("event", [(2,), (3, 4, 4)])
 def test_points_and_velocities_are_those_of_torchcfm(path, event, normal):
     x0, x1 = normal("x0", 64, *event), normal("x1", 64, *event)
     t = torch.linspace(0, 1, 64, dtype=torch.float64)
-    with torch.random.fork_rng():
-        _, x, dx = torchcfm_matcher(path).sample_location_and_conditional_flow(x0, x1, t)
+    matcher = torchcfm_matcher(path)
+    x = matcher.sample_xt(x0, x1, t, x0 if blur(path) else torch.zeros_like(x0))
+    dx = matcher.compute_conditional_flow(x0, x1, t, x)
     point = path.at(Pair(x0, x1), t)
     torch.testing.assert_close(point.x, x, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(point.dx, dx, rtol=1e-12, atol=1e-12)
@@ -160,5 +172,59 @@ def test_ve_refuses_parameters_that_make_no_path(sigma_min, sigma_max):
         VE(sigma_min, sigma_max)
 
 
+@pytest.mark.parametrize("sigma_min", [-0.1, 1.0, 2.0, np.nan, np.inf])
+def test_a_straight_path_refuses_a_blur_that_leaves_no_data(sigma_min):
+    with pytest.raises(InputError, match="sigma_min"):
+        Linear(sigma_min)
+
+
 def test_every_path_is_held_to_these_laws(all_paths):
     assert {type(path) for path in all_paths} == set(Path.__subclasses__())
+
+
+# bridges
+
+
+@pytest.mark.parametrize("sigma", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("made", [Constant, Brownian])
+def test_a_bridge_refuses_a_noise_that_is_none(made, sigma):
+    with pytest.raises(InputError, match="noise of a bridge"):
+        made(sigma)
+
+
+def test_the_derivative_of_a_bridge_is_that_of_its_width(bridge):
+    t = torch.linspace(*bridge.span, 502, dtype=torch.float64)[1:-1]
+    width, derivative = bridge.gamma(t)
+    same, exact = jvp(lambda t: bridge.gamma(t)[0], (t,), (torch.ones_like(t),))
+    torch.testing.assert_close(width, same, rtol=0, atol=0)
+    torch.testing.assert_close(derivative, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bridge_is_finite_on_its_span_and_keeps_the_shape_and_type_of_time(bridge, dtype):
+    t = torch.tensor([bridge.span, (0.3, 0.5)], dtype=dtype)
+    for value in bridge.gamma(t):
+        assert value.isfinite().all()
+        assert (value.shape, value.dtype) == (t.shape, dtype)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 3.0])
+def test_a_brownian_bridge_has_the_variance_of_a_pinned_random_walk(sigma, normal):
+    """n independent steps of variance sigma^2 / n that sum to W: the walk less t W returns to zero."""
+    walks, n = 20_000, 16
+    walk = (sigma / n**0.5 * normal("steps", walks, n)).cumsum(1)
+    t = torch.arange(1, n + 1, dtype=torch.float64) / n
+    pinned = walk - t * walk[:, -1:]
+    width, _ = Brownian(sigma).gamma(t)
+    assert width[-1] == 0
+    torch.testing.assert_close(pinned[:, -1], torch.zeros(walks, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert ((pinned[:, :-1].square().mean(0).sqrt() / width[:-1] - 1).abs() < 4 / (2 * walks) ** 0.5).all()
+
+
+def test_a_brownian_bridge_is_zero_at_both_ends_and_symmetric_between_them():
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    width, slope = Brownian(0.5).gamma(t)
+    assert torch.equal(width[[0, -1]], torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(width, width.flip(0), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(slope[1:-1], -slope[1:-1].flip(0), rtol=1e-9, atol=1e-12)
+    assert width.argmax() == 50

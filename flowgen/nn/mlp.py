@@ -42,18 +42,28 @@ class MLP(nn.Module):
         dim: columns of x.
         width: units in each hidden layer.
         depth: number of hidden layers.
-        frequencies: number of time frequencies, see TimeFeatures.
+        frequencies: number of time frequencies, see TimeFeatures; 0 for t alone.
+        activation: between the layers.
         seed: of the first weights.
 
     Shapes: x `(B, dim)`, t and s `(B,)`, to `(B, dim)`. It has one time, and reads neither s nor cond.
     """
 
-    def __init__(self, dim: int, width: int = 64, depth: int = 3, frequencies: int = 4, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int = 64,
+        depth: int = 3,
+        frequencies: int = 4,
+        activation: type[nn.Module] = nn.SiLU,
+        *,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.time = TimeFeatures(frequencies)
         sizes = [dim + self.time.size, *[width] * depth]
         with seeded(seed):
-            hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.SiLU())]
+            hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), activation())]
             self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], dim))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
