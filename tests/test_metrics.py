@@ -1,4 +1,4 @@
-"""Distances agree with closed forms; straightness and path energy with fields whose trajectories are known."""
+"""The geometry of trajectories agrees with fields whose trajectories are known."""
 
 import math
 
@@ -8,79 +8,7 @@ import torch
 
 from flowgen.core import InputError
 from flowgen.grids import uniform
-from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
-
-
-def test_distance_in_one_dimension_is_that_of_sorted_points(normal):
-    x, y = normal("x", 300, 1), 2 * normal("y", 300, 1) + 1
-    sorted_squares = (x.sort(dim=0).values - y.sort(dim=0).values).square().mean()
-    assert wasserstein2(x, y) == pytest.approx(sorted_squares.sqrt().item(), rel=1e-9)
-
-
-def test_distance_to_a_monotone_image_is_the_length_of_the_map(normal):
-    """y = A x + b with A symmetric and positive is a gradient of a convex function, and so an optimal map."""
-    x = normal("x", 200, 3)
-    root = normal("A", 3, 3)
-    y = x @ (root @ root.T + 0.1 * torch.eye(3)) + torch.tensor([1.0, -2.0, 0.5])
-    exact = (x - y).square().sum(1).mean().sqrt().item()
-    order = torch.arange(199, -1, -1)
-    assert wasserstein2(x, y[order]) == pytest.approx(exact, rel=1e-9)
-
-
-def test_distance_between_gaussians_tends_to_its_closed_form(normal):
-    """W2^2 = |m - n|^2 + sum (s - r)^2 for diagonal covariances s^2 and r^2."""
-    mean, std = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 2.0])
-    exact = math.sqrt(mean.square().sum() + (std - 1).square().sum())
-    assert wasserstein2(normal("x", 1000, 2), mean + std * normal("y", 1000, 2)) == pytest.approx(exact, rel=0.03)
-
-
-def test_distance_between_equal_sets_is_zero(normal):
-    x = normal("x", 100, 2)
-    assert wasserstein2(x, x.flip(0)) == pytest.approx(0, abs=1e-6)
-
-
-def test_distance_is_between_that_of_the_means_and_that_of_any_pairing(normal):
-    x, y = normal("x", 100, 2), normal("y", 100, 2) + 0.3
-    mean, paired = (x - y).mean(0).norm().item(), (x - y).square().sum(1).mean().sqrt().item()
-    assert mean < wasserstein2(x, y) < paired
-
-
-def test_distance_is_symmetric_and_keeps_the_triangle_inequality(normal):
-    x, y, z = (normal(name, 100, 2) * scale for name, scale in (("x", 1), ("y", 2), ("z", 0.5)))
-    assert wasserstein2(x, y) == pytest.approx(wasserstein2(y, x), rel=1e-9)
-    assert wasserstein2(x, y) <= wasserstein2(x, z) + wasserstein2(z, y)
-
-
-def test_distance_scales_turns_and_moves_with_space(normal):
-    x, y, shift = normal("x", 100, 2), normal("y", 100, 2) + 1, torch.tensor([3.0, 4.0], dtype=torch.float64)
-    turn, _ = torch.linalg.qr(normal("turn", 2, 2))
-    far = wasserstein2(x, y)
-    assert wasserstein2(5 * x, 5 * y) == pytest.approx(5 * far, rel=1e-9)
-    assert wasserstein2(x @ turn, y @ turn) == pytest.approx(far, rel=1e-9)
-    assert wasserstein2(x + 1e4, y + 1e4) == pytest.approx(far, rel=1e-6)
-    moved = far**2 + 25 + 2 * ((x - y).mean(0) @ shift).item()
-    assert wasserstein2(x + shift, y) ** 2 == pytest.approx(moved, rel=1e-9)
-
-
-def test_distance_between_images_is_that_of_their_pixels(normal):
-    x, y = normal("x", 20, 3, 4, 4), normal("y", 20, 3, 4, 4)
-    assert wasserstein2(x, y) == pytest.approx(wasserstein2(x.flatten(1), y.flatten(1)), rel=1e-12)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_distance_to_what_is_not_finite_is_refused(normal, bad):
-    x, y = normal("x", 5, 2), normal("y", 5, 2)
-    y[2, 1] = bad
-    with pytest.raises(InputError, match="NaN or infinite"):
-        wasserstein2(x, y)
-
-
-def test_distance_between_unequal_sets_is_refused(normal):
-    with pytest.raises(InputError, match="5 and 6"):
-        wasserstein2(normal("x", 5, 2), normal("y", 6, 2))
-
-
-# geometry
+from flowgen.metrics import endpoint_error, geometry, normalised_path_energy
 
 
 def translation(x, t, cond=None):
@@ -104,6 +32,7 @@ def test_straight_lines_have_no_curvature_and_the_energy_of_their_length(normal,
     found = geometry(field, x, uniform(steps))
     length = 25 if field is translation else 4 * x.square().sum(1).mean().item()
     assert found.straightness == pytest.approx(0, abs=1e-12)
+    assert found.curvature == pytest.approx(0, abs=1e-12)
     assert found.path_energy == pytest.approx(length, rel=1e-12)
     torch.testing.assert_close(found.end, x + translation(x, None) if field is translation else 3 * x)
 
@@ -145,6 +74,103 @@ def test_geometry_of_float32_points_is_that_of_float64(normal):
     single, double = (geometry(rotation(2.0), z, uniform(50)) for z in (x.float(), x))
     assert single.path_energy == pytest.approx(double.path_energy, rel=1e-5)
     assert single.straightness == pytest.approx(double.straightness, rel=1e-4)
+    for scale in (1e-25, 1.0, 1e25):
+        assert geometry(rotation(2.0), scale * x.float(), uniform(50)).curvature == pytest.approx(double.curvature)
+
+
+# curvature
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 1000])
+@pytest.mark.parametrize("speed", [0.3, -2.0, 5.0])
+def test_a_circle_has_the_curvature_of_its_turn_less_a_step(normal, steps, speed):
+    """An Euler step of h turns the velocity by atan(h w); n steps have n - 1 corners."""
+    found = geometry(rotation(speed), normal("x", 30, 2), uniform(steps)).curvature
+    assert found == pytest.approx((steps - 1) * math.atan(abs(speed) / steps), rel=1e-9)
+    if steps == 1000:
+        assert found == pytest.approx(abs(speed) * (1 - 1 / steps), rel=1e-4)
+
+
+def test_an_uneven_grid_turns_at_each_corner_by_the_step_before_it(normal):
+    grid = torch.tensor([0.0, 0.1, 0.5, 0.6, 1.0], dtype=torch.float64)
+    found = geometry(rotation(3.0), normal("x", 30, 2), grid).curvature
+    assert found == pytest.approx(sum(math.atan(3 * h) for h in (0.1, 0.4, 0.1)), rel=1e-12)
+
+
+def bent(x, t, cond=None):
+    """A field in space that bends and twists."""
+    a, b, c = x.unbind(1)
+    return torch.stack([torch.sin(b) + c, a * c - 1, torch.cos(a) + 0.3 * b], dim=1)
+
+
+def test_curvature_does_not_see_a_rigid_motion_or_a_scale(normal):
+    x, shift = normal("x", 30, 3), normal("shift", 3)
+    turn, _ = torch.linalg.qr(normal("turn", 3, 3))
+    found = geometry(bent, x, uniform(20)).curvature
+    assert found > 0.5
+    for scale in (1e-6, 1.0, 1e6):
+        moved = geometry(
+            lambda z, t, cond=None, scale=scale: scale * bent((z - shift) @ turn.T / scale, t) @ turn,
+            scale * x @ turn + shift,
+            uniform(20),
+        )
+        assert moved.curvature == pytest.approx(found, rel=1e-6 if scale == 1e-6 else 1e-9)
+
+
+def test_curvature_does_not_see_a_change_of_speed(normal):
+    """The times (k/10)^2 in place of k/10, at a speed that makes each step as long as before."""
+    x, even = normal("x", 30, 3), uniform(10)
+    plain = geometry(bent, x, even)
+    hastened = geometry(lambda z, t, cond=None: bent(z, t) * (10 / (20 * t.sqrt() + 1)).unsqueeze(1), x, even.square())
+    torch.testing.assert_close(hastened.states, plain.states)
+    assert hastened.curvature == pytest.approx(plain.curvature, rel=1e-9)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 0.1, math.pi / 2, 3.0, math.pi])
+def test_a_corner_has_the_curvature_of_its_angle(normal, angle):
+    """Also a very small one, and one that turns back; a change of length at the corner is not seen."""
+
+    def corner(x, t, cond=None):
+        direction = torch.tensor([math.cos(angle), math.sin(angle)], dtype=x.dtype)
+        return torch.where(t.unsqueeze(1) < 0.5, torch.eye(2, dtype=x.dtype)[0], 7 * direction).expand_as(x)
+
+    assert geometry(corner, normal("x", 5, 2), uniform(6)).curvature == pytest.approx(angle, rel=1e-7)
+
+
+def test_what_stands_still_has_no_curvature_and_counts_in_the_mean(normal):
+    x = normal("x", 40, 2)
+    assert geometry(lambda x, t, cond=None: torch.zeros_like(x), x, uniform(5))[1:] == (0, 0, 0)
+    half = (torch.arange(40) < 20).unsqueeze(1)
+    found = geometry(lambda x, t, cond=None: torch.where(half, rotation(1.0)(x, t), 0.0), x, uniform(50))
+    assert found.curvature == pytest.approx(geometry(rotation(1.0), x, uniform(50)).curvature / 2, rel=1e-12)
+
+
+def test_the_geometry_of_images_is_that_of_their_pixels(normal):
+    x = normal("x", 10, 2, 1)
+    wide = geometry(lambda x, t, cond=None: rotation(2.0)(x.flatten(1), t).unsqueeze(2), x, uniform(9))
+    assert wide[1:] == pytest.approx(geometry(rotation(2.0), x.flatten(1), uniform(9))[1:], rel=1e-12)
+    assert wide.end.shape == x.shape
+
+
+# the error of a solver
+
+
+def test_the_endpoint_error_is_the_root_of_the_mean_square_distance(normal):
+    ends = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert endpoint_error(ends, ends + torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == pytest.approx(math.sqrt(25 / 2))
+    assert endpoint_error(ends, ends) == 0
+    x, y = normal("x", 20, 3, 2), normal("y", 20, 3, 2)
+    assert endpoint_error(x, y) == pytest.approx(np.sqrt(((x - y).numpy() ** 2).sum((1, 2)).mean()), rel=1e-12)
+    assert endpoint_error(x.float(), y) == pytest.approx(endpoint_error(y, x), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (5, 3), (5, 1), (5, 2, 1), (2,)])
+def test_ends_of_another_shape_than_the_reference_are_refused(shape):
+    with pytest.raises(InputError, match="ends of shape"):
+        endpoint_error(torch.zeros(5, 2), torch.zeros(shape))
+
+
+# energy
 
 
 @pytest.mark.parametrize("field", [translation, dilation])

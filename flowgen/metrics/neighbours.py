@@ -1,0 +1,96 @@
+"""What nearest neighbours say: whether samples look like data, cover the data, or copy it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowgen.core import InputError
+from flowgen.metrics.pairwise import checked, distances
+
+__all__ = ["Manifold", "copies", "manifold", "nearest_ratio"]
+
+
+class Manifold(NamedTuple):
+    """How two sets lie in each other, by balls around their rows that reach to the k-th neighbour.
+
+    precision: share of samples inside the ball of some data row: are they plausible? (arXiv 1904.06991)
+    recall: share of data rows inside the ball of some sample: can the model make them? (arXiv 1904.06991)
+    density: data balls around a sample, in the mean, over k: as precision, but not fooled by one far data row; 1 for
+        equal laws, and may exceed it (arXiv 2002.09797)
+    coverage: share of data rows with a sample inside their ball: are any modes left out? (arXiv 2002.09797)
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def manifold(x: Tensor, data: Tensor, k: int = 5) -> Manifold:
+    """Precision, recall, density and coverage of samples x against data, by k-th nearest neighbours.
+
+    Shapes: x `(N, *event)`, data `(M, *event)`, or features of both.
+
+    Raises:
+        InputError: unless both sets have more than k >= 1 rows, of one event, without NaN or infinite values.
+    """
+    if k < 1 or min(len(x), len(data)) <= k:
+        raise InputError(f"{k} neighbours need more rows than that, not {len(x)} samples and {len(data)} rows of data")
+    x, data = checked(x, data)
+    reach, reach_data = _reach(x, k), _reach(data, k)
+    inside = torch.zeros(len(x), dtype=torch.float64, device=x.device)  # data balls around each sample
+    recalled, covered = [], []
+    for rows, block in distances(data, x):
+        balls = block <= reach_data[rows].unsqueeze(1)
+        inside += balls.sum(0)
+        covered.append(balls.any(1))
+        recalled.append((block <= reach).any(1))
+    return Manifold(
+        precision=_share(inside > 0),
+        recall=_share(torch.cat(recalled)),
+        density=inside.mean().item() / k,
+        coverage=_share(torch.cat(covered)),
+    )
+
+
+def _reach(x: Tensor, k: int) -> Tensor:
+    """The distance of each row to its k-th nearest other row, `(N,)`."""
+    # the row itself is the first of k + 1; a little more, so that rounding puts no row of the very edge outside
+    return torch.cat([block.kthvalue(k + 1, dim=1).values * (1 + 1e-9) for _, block in distances(x, x)])
+
+
+def _share(which: Tensor) -> float:
+    return which.double().mean().item()
+
+
+def nearest_ratio(x: Tensor, data: Tensor) -> Tensor:
+    """d1 / d2 of each sample, the distances to its nearest and second nearest row of data: near 0 for a copy.
+
+    0 where the nearest is met exactly. Shapes: x `(N, *event)`, data `(M, *event)`, to `(N,)` float64 in [0, 1].
+
+    Raises:
+        InputError: for fewer than 2 rows of data, different events, NaN or infinite values.
+    """
+    if len(data) < 2:
+        raise InputError(f"a second nearest neighbour needs 2 rows of data, not {len(data)}")
+    x, data = checked(x, data)
+    parts = []
+    for rows, block in distances(x, data):
+        two = data[block.topk(2, dim=1, largest=False).indices]
+        # by differences: of a row that the data holds twice, the block's rounding would make up the ratio
+        first, second = (two - x[rows].unsqueeze(1)).norm(dim=2).sort(dim=1).values.unbind(1)
+        parts.append(torch.where(first == 0, 0.0, first / second))
+    return torch.cat(parts)
+
+
+def copies(x: Tensor, data: Tensor, threshold: float = 1 / 3) -> float:
+    """The memorisation ratio: the share of samples whose nearest row of the training data is nearer than `threshold`
+    times the second nearest (arXiv 2310.02664). Rows that were not trained on are its floor.
+
+    Raises:
+        InputError: as `nearest_ratio`.
+    """
+    return _share(nearest_ratio(x, data) < threshold)

@@ -1,0 +1,233 @@
+"""The log-likelihood agrees with flows whose density is known, and with the Jacobian of the flow's own map."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal, Normal
+
+from flowgen import targets
+from flowgen.core import InputError
+from flowgen.data import Gaussian, Scaling, eight_gaussians
+from flowgen.grids import log_snr, uniform
+from flowgen.likelihood import divergence, log_likelihood
+from flowgen.model import Model
+from flowgen.nn import MLP
+from flowgen.paths import VE, VP, Linear
+from flowgen.sampling import flow
+from flowgen.solvers import Adaptive, rk4
+
+
+class Affine(nn.Module):
+    """The field A x + b."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = nn.Parameter(a), b
+
+    def forward(self, x, t, s, cond=None):
+        return x @ self.a.T + self.b
+
+
+def smooth_net(dim, gain=2.5):
+    """A random network of float64, far from linear."""
+    net = MLP(dim, 16, 2, frequencies=1, activation=nn.Tanh, seed=dim).double()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight *= gain
+    return net
+
+
+# divergence
+
+
+def known(x, t, cond=None):
+    a, b, c = x.unbind(1)
+    return torch.stack([a**2 * b * t, torch.sin(a * b) + c, c.exp() * a], dim=1)
+
+
+def test_the_divergence_of_a_known_field_is_that_of_its_derivatives(normal):
+    """d/da (a^2 b t) + d/db (sin(a b) + c) + d/dc (e^c a)."""
+    x, t = normal("x", 50, 3), torch.linspace(0, 1, 50, dtype=torch.float64)
+    a, b, c = x.unbind(1)
+    v, div = divergence(known, x, t)
+    assert torch.equal(v, known(x, t))
+    torch.testing.assert_close(div, 2 * a * b * t + a * torch.cos(a * b) + a * c.exp(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("event", [(1,), (4,), (2, 3)])
+def test_the_divergence_of_a_network_is_the_trace_of_its_jacobian(normal, event):
+    net, x, t = smooth_net(math.prod(event)), normal("x", 20, *event), torch.linspace(0, 1, 20, dtype=torch.float64)
+    v, div = divergence(lambda x, t, cond: net(x.flatten(1), t).unflatten(1, event), x, t)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda row, time: net(row[None], time[None])[0]))(x.flatten(1), t)
+    assert v.shape == x.shape
+    torch.testing.assert_close(div, jacobians.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-12, atol=1e-12)
+
+
+def test_a_field_that_does_not_depend_on_the_point_has_no_divergence(normal):
+    x, t = normal("x", 9, 2), torch.linspace(0, 1, 9)
+    for field in (lambda x, t, cond: torch.ones_like(x), lambda x, t, cond: t.double().unsqueeze(1).expand_as(x)):
+        v, div = divergence(field, x, t)
+        assert torch.equal(v, field(x, t, None))
+        assert torch.equal(div, torch.zeros(9, dtype=torch.float64))
+
+
+def test_the_condition_reaches_the_field_and_no_gradient_stays(normal):
+    net, x, cond = smooth_net(2), normal("x", 9, 2), torch.arange(9.0, dtype=torch.float64).unsqueeze(1)
+    with torch.no_grad():
+        v, div = divergence(lambda x, t, cond: cond * net(x, t), x, torch.zeros(9), cond)
+    torch.testing.assert_close(div, cond[:, 0] * divergence(lambda x, t, _: net(x, t), x, torch.zeros(9))[1])
+    assert not v.requires_grad
+    assert not div.requires_grad
+    assert all(weight.grad is None for weight in net.parameters())
+
+
+# closed forms
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_a_linear_field_makes_a_gaussian_of_known_covariance(normal, dim):
+    """x1 = E x0 + int e^(A s) b ds with E = e^A, so that the law is N(A^-1 (E - 1) b, E E^T)."""
+    a, b, x = normal("A", dim, dim), normal("b", dim), 2 * normal("x", 30, dim)
+    flowed = torch.matrix_exp(a)
+    mean = torch.linalg.solve(a, (flowed - torch.eye(dim)) @ b)
+    found = log_likelihood(Model(Affine(a, b)), Gaussian((dim,)), x, uniform(100), rk4)
+    torch.testing.assert_close(found, MultivariateNormal(mean, flowed @ flowed.T).log_prob(x), rtol=1e-6, atol=1e-6)
+
+
+def test_whatever_path_and_target_the_density_is_that_of_the_exact_flow(usable, gaussian_flow, exact_model, normal):
+    """The flow from N(0, sigma(0)^2) is affine: back to where a point came from, and its lengths by their ratio."""
+    path, target = usable
+    exact = gaussian_flow(path)
+    model = exact_model(exact, target).double()
+    x = exact.mean + 1.5 * exact.std * normal("x", 20, 2)
+    lo, hi = model.span
+    (_, narrow), (_, wide) = exact.moments(hi), exact.moments(lo)
+    sigma = path.coeffs(torch.zeros((), dtype=torch.float64)).sigma
+    truth = (Normal(0.0, sigma).log_prob(exact.map(x, hi, lo)) + torch.log(wide / narrow)).sum(1)
+    found = log_likelihood(model, Gaussian(), x, log_snr(path, 60, lo, hi), rk4)
+    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [Linear(), VP(), VE(), VE(0.05, 20.0)], ids=str)
+def test_the_density_of_an_exact_model_is_that_of_its_data(path, gaussian_flow, exact_model, normal):
+    exact = gaussian_flow(path)
+    model = exact_model(exact, targets.v).double()
+    x = exact.mean + exact.std * normal("x", 20, 2)
+    start = path.coeffs(torch.zeros((), dtype=torch.float64))
+    left_out = float(start.alpha / start.sigma) + 0.003 * (model.span[1] < 1)  # at the start, and at the end of time
+    found = log_likelihood(model, Gaussian(), x, log_snr(path, 80, *model.span), rk4)
+    truth = Normal(exact.mean, exact.std).log_prob(x).sum(1)
+    torch.testing.assert_close(found, truth, rtol=0, atol=5 * left_out + 1e-4)
+
+
+@pytest.mark.parametrize("scale", [[3.0, 0.1], [-3.0, 0.1]])
+def test_the_density_is_in_the_units_of_the_data(gaussian_flow, exact_model, normal, scale):
+    """What is N(mean, std) to the model is N(shift + scale mean, |scale| std) outside."""
+    exact = gaussian_flow(Linear())
+    shift, scale = torch.tensor([100.0, -2.0], dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)
+    model = exact_model(exact, targets.velocity).double()
+    model.scaling = Scaling(shift, scale)
+    outside = Normal(shift + scale * exact.mean, scale.abs() * exact.std)
+    x = outside.loc + outside.scale * normal("x", 30, 2)
+    found = log_likelihood(model, Gaussian(), x, uniform(100), rk4)
+    torch.testing.assert_close(found, outside.log_prob(x).sum(1), rtol=1e-6, atol=1e-6)
+
+
+def test_one_scale_for_all_columns_counts_for_each(normal):
+    x = normal("x", 20, 3)
+    still = Model(Affine(torch.zeros(3, 3), torch.zeros(3)), scaling=Scaling(torch.tensor(1.0), torch.tensor(2.0)))
+    truth = Normal(1.0, 2.0).log_prob(x).sum(1)
+    torch.testing.assert_close(log_likelihood(still, Gaussian((3,)), x, uniform(1), rk4), truth)
+
+
+def test_a_flow_that_stands_still_has_the_density_of_its_source(normal, recorder):
+    source, x = eight_gaussians(), 4 * normal("x", 30, 2)
+    found = log_likelihood(Model(recorder), source, x, uniform(2), rk4)
+    torch.testing.assert_close(found, source.log_density(x), rtol=1e-9, atol=1e-9)
+
+
+def test_the_density_of_images_is_that_of_their_pixels(normal):
+    a, b, x = 0.3 * normal("A", 6, 6), normal("b", 6), normal("x", 20, 2, 3)
+
+    class Image(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat = Affine(a, b)
+
+        def forward(self, x, t, s, cond=None):
+            assert x.shape[1:] == (2, 3)
+            return self.flat(x.flatten(1), t, s).unflatten(1, (2, 3))
+
+    scale = Scaling(torch.zeros(2, 3), torch.arange(1.0, 7.0).reshape(2, 3))
+    flat = Scaling(torch.zeros(6), torch.arange(1.0, 7.0))
+    wide = log_likelihood(Model(Image(), scaling=scale), Gaussian((2, 3)), x, uniform(20), rk4)
+    rows = log_likelihood(Model(Affine(a, b), scaling=flat), Gaussian((6,)), x.flatten(1), uniform(20), rk4)
+    torch.testing.assert_close(wide, rows, rtol=1e-9, atol=1e-9)
+
+
+# networks
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_the_density_is_that_of_the_source_over_the_determinant_of_the_flow(normal, dim):
+    """log p(x1) = log p(x0) - log |det dx1/dx0|, with the Jacobian of the forward map as the solver walks it."""
+    model, x0, grid = Model(smooth_net(dim)), normal("x0", 15, dim), uniform(60)
+
+    def forward(row):
+        x = row.unsqueeze(0)
+        for t, s in pairwise(grid.tolist()):
+            x, _ = rk4.step(model.velocity, x, t, s)
+        return x.squeeze(0)
+
+    jacobians = torch.func.vmap(torch.func.jacrev(forward))(x0)
+    stretched = torch.linalg.slogdet(jacobians).logabsdet.detach()
+    assert stretched.std() > 0.1  # no trivial flow
+    x1 = flow(model, x0, grid, rk4)
+    found = log_likelihood(model, Gaussian((dim,)), x1, grid, rk4)
+    torch.testing.assert_close(found, Normal(0.0, 1.0).log_prob(x0).sum(1) - stretched, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scaling", [None, Scaling(torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0]))])
+def test_a_density_sums_to_one(scaling):
+    """By the trapezoidal rule on a box that holds all but the far tails."""
+    model = Model(smooth_net(2, gain=2.0).float(), scaling=scaling)
+    side = torch.linspace(-8, 8, 97)
+    box = model.scaling.undo(torch.cartesian_prod(side, side))
+    cell = (side[1] - side[0]).item() ** 2 * model.scaling.scale.expand(2).prod().item()
+    density = log_likelihood(model, Gaussian(), box, uniform(12), rk4).exp()
+    assert density.sum().item() * cell == pytest.approx(1, abs=2e-4)
+    assert density.reshape(97, 97)[[0, -1]].max() < 1e-5
+
+
+def test_the_error_falls_at_the_order_of_the_solver(fixed_step, normal):
+    solver, _ = fixed_step
+    model, x = Model(smooth_net(2)), normal("x", 10, 2)
+    truth = log_likelihood(model, Gaussian(), x, uniform(200), rk4)
+    errors = [
+        (log_likelihood(model, Gaussian(), x, uniform(n), solver) - truth).abs().mean().item() for n in (16, 32, 64)
+    ]
+    orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
+    assert orders[-1] == pytest.approx(solver.order, abs=0.35)
+
+
+def test_an_adaptive_solver_finds_the_same_density(normal):
+    model, x = Model(smooth_net(2)), normal("x", 10, 2)
+    adaptive = log_likelihood(model, Gaussian(), x, uniform(1), Adaptive("dopri5", 1e-8, 1e-8))
+    torch.testing.assert_close(adaptive, log_likelihood(model, Gaussian(), x, uniform(50), rk4), rtol=0, atol=1e-5)
+
+
+def test_the_density_of_a_float32_model_is_that_of_the_same_weights_in_float64(normal):
+    x, net = normal("x", 20, 2), smooth_net(2).float()
+    single = log_likelihood(Model(net), Gaussian(), x.float(), uniform(20), rk4)
+    double = log_likelihood(Model(net.double()), Gaussian(), x.float(), uniform(20), rk4)
+    assert single.dtype == double.dtype == torch.float64
+    torch.testing.assert_close(single, double, rtol=0, atol=2e-5)
+
+
+def test_data_with_a_constant_column_have_no_density(normal):
+    scaling = Scaling(torch.zeros(2), torch.tensor([1.0, 0.0]))
+    with pytest.raises(InputError, match="constant column"):
+        log_likelihood(Model(smooth_net(2), scaling=scaling), Gaussian(), normal("x", 5, 2), uniform(2), rk4)
