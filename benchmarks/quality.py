@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 import torch
-from report import machine, publish, table, verdict
 from torch import Tensor
 
 from flowgen import (
@@ -31,6 +31,7 @@ from flowgen import (
     sampling,
     solve,
 )
+from flowgen.bench.report import machine, table, verdict
 from flowgen.core import generator
 from flowgen.couplings import StoredPairs
 from flowgen.data import Gaussian, eight_gaussians, moons
@@ -41,6 +42,7 @@ from flowgen.objectives import UShaped
 
 SOURCE, LAWS = Gaussian(), {"8gaussians": eight_gaussians(), "moons": moons()}
 BATCH, POINTS, SEEDS = 512, 4096, (0, 1, 2)
+RESULTS = Path(__file__).parent / "results" / "quality.md"
 COUNTS = (1, 2, 4, 8, 100)
 """Euler steps of the students."""
 NPE_TARGETS, REFLOW_TARGETS = {"8gaussians": 0.02, "moons": 0.04}, {"8gaussians": 1.1, "moons": 1.5}
@@ -226,7 +228,10 @@ def main() -> None:
     sizes, seeds = (QUICK, SEEDS[:1]) if options.quick else (Sizes(), SEEDS)
     text = f"{flows(sizes, seeds)}\n{groups(10 if options.quick else 100)}"
     minutes = (time.perf_counter() - start) / 60
-    publish("quality.md", f"# Quality\n\n{machine()}- {minutes:.0f} minutes in all\n\n{text}", keep=not options.quick)
+    report = f"# Quality\n\n{machine()}- {minutes:.0f} minutes in all\n\n{text}"
+    print(report)
+    if not options.quick:
+        RESULTS.write_text(report)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from . import demo, info, reflow, sample, train
+from . import bench, demo, evaluate, info, reflow, sample, train
 
 __all__ = ["app", "main"]
 
@@ -23,7 +23,9 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(reflow.reflow)
 app.command()(sample.sample)
+app.command()(evaluate.evaluate)
 app.command()(info.info)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ def main(steps: int = 4000, table: Path | None = None, picture: Path | None = No
     """The largest differences of means, standard deviations (both in those of the data) and correlations."""
     with tempfile.TemporaryDirectory() as folder:
         table = table or write_wine(Path(folder, "wine.csv"))
-        real, columns = data.read_table(table)
+        real, columns, *_ = data.read_table(table)
 
         # A run folder is made from a configuration: names and numbers, as in TOML or on the command line.
         settings = {"data": str(table), "net": {"width": 128}, "train": {"steps": steps, "batch_size": 256}}

@@ -10,11 +10,12 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from torch import Tensor
 
 from flowgen import objectives, paths, solvers, targets
 from flowgen.core import InputError
 from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn
-from flowgen.data import TOYS, Gaussian, Law, Rows, Scaled, Scaling, read_table
+from flowgen.data import TOYS, Gaussian, Law, Rows, Scaled, Scaling, read_table, splitting
 from flowgen.data.tables import READERS
 from flowgen.model import Model
 from flowgen.nn import MLP
@@ -146,6 +147,13 @@ class NetConfig(Section):
     frequencies: int = Field(4, ge=0, le=256)
 
 
+class SplitConfig(Section):
+    """Rows of a table that training never sees: a share of them, drawn by a seed that reflows keep."""
+
+    held_out: float = Field(0.1, ge=0, lt=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
 class TrainConfig(Section):
     """Training: AdamW at a constant rate, and a weight average of relative width `ema`."""
 
@@ -184,6 +192,7 @@ class Config(Section):
     pool: record("pool", Pool)  # type: ignore[valid-type]
     times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
     net: NetConfig = NetConfig()
+    split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     reflow: ReflowConfig | None = None
 
@@ -193,9 +202,19 @@ class Config(Section):
         net = MLP(dim, self.net.width, self.net.depth, self.net.frequencies, seed=self.seed)
         return Model(net, self.path, self.target, scaling)
 
-    def source_law(self, event: tuple[int, ...], scaling: Scaling) -> Law:
-        """The source in model units: standard normal by default, or data of its own, in the units of the data."""
-        return Gaussian(event) if self.source == "gaussian" else Scaled(load_data(self.source).law, scaling)
+    def source_law(self, event: tuple[int, ...], scaling: Scaling, held_out: bool = False) -> Law:
+        """The source in model units: standard normal by default, or data of its own, in the units of the data.
+
+        Args:
+            held_out: draw from the rows of a source table that training does not see.
+
+        Raises:
+            InputError: for bad data, or where no row is held out.
+        """
+        if self.source == "gaussian":
+            return Gaussian(event)
+        data = load_data(self.source, self.split)
+        return Scaled(data.unseen(self.source) if held_out else data.law, scaling)
 
     def check(self) -> None:
         """Finds out whether training could start: reads the data and the source, and tries the device.
@@ -203,7 +222,7 @@ class Config(Section):
         Raises:
             InputError: if it could not.
         """
-        data = load_data(self.data)
+        data = load_data(self.data, self.split)
         Ends(self.source_law(data.law.event, data.scaling), data.law)
         find_device(self.device)
 
@@ -289,25 +308,53 @@ def _explain(detail: dict[str, Any]) -> str:
 
 
 class LoadedData(NamedTuple):
-    """A law in data units, what takes it into model units, and the names of its columns."""
+    """What training draws from, in data units, and what it does not see.
+
+    law: of training.
+    held_out: of evaluation: the same for a toy, whose every draw is new; other rows of a table; None without any.
+    scaling: takes data into model units.
+    columns: their names.
+    labels: classes of the training rows and of the held-out rows, where the file has them.
+    """
 
     law: Law
+    held_out: Law | None
     scaling: Scaling
     columns: tuple[str, ...]
+    labels: tuple[Tensor, Tensor] | None = None
+
+    def unseen(self, name: str) -> Law:
+        """The held-out law.
+
+        Raises:
+            InputError: if there is none.
+        """
+        if self.held_out is None:
+            raise InputError(f"no row of {name} was held out from training: there is nothing to evaluate on")
+        return self.held_out
 
 
-def load_data(name: str) -> LoadedData:
-    """The data of a toy's name, or of a table's file. Toys keep their units; tables are standardised.
+def load_data(name: str, split: SplitConfig) -> LoadedData:
+    """The data of a toy's name, or of a table's file. Toys keep their units; tables are standardised, by training rows.
 
     Raises:
         InputError: for an unknown name or a bad file.
     """
     if name in TOYS:
-        return LoadedData(TOYS[name](), Scaling(), ())
+        law = TOYS[name]()
+        return LoadedData(law, law, Scaling(), ())
     path = Path(name)
     if path.suffix not in READERS and not path.exists():
         lookup("data", name, TOYS)
     table = read_table(path)
     if len(table.x) < 2:
         raise InputError(f"{name}: a table needs at least 2 rows, found {len(table.x)}")
-    return LoadedData(Rows(table.x), Scaling.standardising(table.x), table.columns)
+    seen, unseen = splitting.split(len(table.x), split.held_out, split.seed)
+    x = table.x[seen]
+    return LoadedData(
+        Rows(x),
+        Rows(table.x[unseen]) if len(unseen) else None,
+        Scaling.standardising(x),
+        table.columns,
+        None if table.labels is None else (table.labels[seen], table.labels[unseen]),
+    )

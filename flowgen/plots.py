@@ -16,7 +16,7 @@ from flowgen.core import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FewSteps", "few_steps", "losses", "samples", "trajectories"]
+__all__ = ["Curve", "FewSteps", "few_steps", "losses", "quality", "samples", "trajectories"]
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 """The lower left and the upper right corner of a frame."""
@@ -124,6 +124,52 @@ def few_steps(path: Path, flows: Mapping[str, Sequence[FewSteps]], truth: Tensor
         for axis, cell in zip(row[1:], walked, strict=True):
             draw_points(axis, cell.states[-1], _limits(truth))
             axis.set_title(f"{cell.steps} step{'s' * (cell.steps > 1)}: W2 = {cell.distance:.3f}")
+    write(path, made)
+
+
+class Curve(NamedTuple):
+    """A figure against network evaluations: its means, the half widths of their intervals, and its value for true data
+    beside true data."""
+
+    nfe: Sequence[float]
+    mean: Sequence[float]
+    ci95: Sequence[float]
+    floor: float
+
+
+def quality(path: Path, panels: Mapping[str, Mapping[str, Curve]], shares: Sequence[str] = ()) -> None:
+    """A panel for each figure, with a curve for each run; the dashed lines are what true data reach.
+
+    Args:
+        panels: the title of each figure, to the curve of each run.
+        shares: the titles of figures from 0 to 1; others have a logarithmic axis, where they are positive.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    made, axes = figure(1, len(panels), size=4)
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        floors = {curve.floor for curve in curves.values()}
+        for index, (name, curve) in enumerate(curves.items()):
+            colour = f"C{index % 10}"
+            axis.plot(curve.nfe, curve.mean, "o-", color=colour, markersize=4, linewidth=1.2, label=name)
+            lo, hi = np.array(curve.mean) - curve.ci95, np.array(curve.mean) + curve.ci95
+            axis.fill_between(curve.nfe, lo, hi, color=colour, alpha=0.15, linewidth=0)
+            if len(floors) > 1 or index == 0:
+                label = "true data" if index == 0 else None
+                axis.axhline(curve.floor, color="black" if len(floors) == 1 else colour, ls="--", lw=0.8, label=label)
+        axis.set(xscale="log", xlabel="network evaluations", title=title)
+        counts = sorted({round(nfe) for curve in curves.values() for nfe in curve.nfe})
+        axis.set_xticks(counts, [f"{count}" for count in counts])
+        axis.minorticks_off()
+        if title in shares:
+            axis.set_ylim(-0.03, 1.03)
+        elif min(min(curve.floor, *curve.mean) for curve in curves.values()) > 0:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize="small")
     write(path, made)
 
 

@@ -52,6 +52,10 @@ def flowgen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
             argv += ["--steps", "200"]
     if argv[1] == "reflow" and "--pairs" not in argv:
         argv += ["--pairs", "500"]
+    if argv[1] == "evaluate" and "--num" not in argv:
+        argv += ["--num", "60", "--repeats", "2"]
+    if argv[1] == "bench":
+        argv += ["--help"]  # its options are read, and no benchmark is run
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as end:
         flowgen_cli.main()
@@ -123,10 +127,18 @@ def test_every_setting_is_documented() -> None:
     assert documented == settings()
 
 
+def every_command(group: Any) -> Iterator[tuple[str, Any]]:
+    """The commands of a group by name, and those of the groups within it."""
+    for name, made in group.commands.items():
+        yield name, made
+        if hasattr(made, "commands"):
+            yield from every_command(made)
+
+
 def test_every_option_is_documented() -> None:
     text = (ROOT / "docs/commands.md").read_text()
-    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
-    for command, made in typer.main.get_command(flowgen_cli.app).commands.items():
+    sections = dict(re.findall(r"^##+ (\w+)\n(.*?)(?=^##+ |\Z)", text, re.M | re.S))
+    for command, made in every_command(typer.main.get_command(flowgen_cli.app)):
         options = {option for parameter in made.params for option in parameter.opts if option.startswith("--")}
         documented = set(re.findall(r"^\| `(--[\w-]+)` \|", sections[command], re.M))
         assert documented == options - {"--help"}, command

@@ -19,6 +19,7 @@ from flowgen.data.laws import (
     swissroll,
 )
 from flowgen.data.scaling import Scaling
+from flowgen.data.splitting import split
 from flowgen.data.tables import Table, read_table
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "rings",
     "s_curve",
     "spirals",
+    "split",
     "swissroll",
 ]

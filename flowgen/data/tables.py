@@ -22,20 +22,27 @@ __all__ = ["READERS", "WRITERS", "Table", "read_table", "write_rows"]
 
 
 class Table(NamedTuple):
-    """The rows of a file, `(N, D)` float32, and the names of its columns (empty where it has none)."""
+    """The rows of a file, `(N, D)` float32, the names of its columns (empty where it has none), and the classes of its
+    rows, `(N,)` int64, where it has them."""
 
     x: Tensor
     columns: tuple[str, ...]
+    labels: Tensor | None = None
+
+
+Read = tuple[np.ndarray, tuple[str, ...], np.ndarray | None]
+"""What a reader gives: values, names of columns, and labels."""
 
 
 def read_table(path: Path | str) -> Table:
     """Reads a table of numbers from `.npy`, `.npz` (array `x`, or the only one), `.csv` or `.parquet`.
 
-    A CSV may start with a header; a one-dimensional array is one column.
+    A CSV may start with a header; a one-dimensional array is one column. Whole numbers in an array `y` beside `x` are
+    labels.
 
     Raises:
         InputError: for a missing, empty or unreadable file, an unknown suffix, text columns, a wrong number of
-            dimensions, NaN or infinite values.
+            dimensions, NaN or infinite values, labels that do not fit the rows.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -44,8 +51,13 @@ def read_table(path: Path | str) -> Table:
         raise InputError(f"{path}: no such file")
     if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty")
-    values, columns = READERS[path.suffix](path)
-    return Table(_checked(values, path), columns)
+    values, columns, labels = READERS[path.suffix](path)
+    x = _checked(values, path)
+    if labels is None:
+        return Table(x, columns)
+    if labels.dtype.kind not in "iu" or labels.shape != (len(x),):
+        raise InputError(f"{path}: labels y must be {len(x)} whole numbers, not {labels.dtype} of shape {labels.shape}")
+    return Table(x, columns, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _checked(values: np.ndarray, path: Path) -> Tensor:
@@ -66,28 +78,29 @@ def _checked(values: np.ndarray, path: Path) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _npy(path: Path) -> Read:
     try:
         with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False), ()
+            return np.lib.format.read_array(file, allow_pickle=False), (), None
     except (ValueError, OSError, EOFError, MemoryError) as error:  # a damaged header may ask for any size
         raise InputError(f"{path}: not a readable .npy array ({error})") from error
 
 
-def _npz(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _npz(path: Path) -> Read:
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not a readable .npz archive")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = arrays.files
             if "x" in names or len(names) == 1:
-                return np.asarray(arrays["x" if "x" in names else names[0]]), ()
+                x = np.asarray(arrays["x" if "x" in names else names[0]])
+                return x, (), np.asarray(arrays["y"]) if {"x", "y"} <= set(names) else None
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: not a readable .npz archive ({error})") from error
     raise InputError(f"{path}: expected an array named x, found {', '.join(names) or 'none'}")
 
 
-def _csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _csv(path: Path) -> Read:
     import pyarrow
     import pyarrow.csv
 
@@ -100,10 +113,10 @@ def _csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         table = pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(autogenerate_column_names=not header))
     except (pyarrow.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable .csv table ({str(error).splitlines()[0]})") from error
-    return _numbers(table, path), tuple(table.column_names) if header else ()
+    return _numbers(table, path), tuple(table.column_names) if header else (), None
 
 
-def _parquet(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _parquet(path: Path) -> Read:
     import pyarrow
     import pyarrow.parquet
 
@@ -111,7 +124,7 @@ def _parquet(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable .parquet table ({str(error).splitlines()[0]})") from error
-    return _numbers(table, path), tuple(table.column_names)
+    return _numbers(table, path), tuple(table.column_names), None
 
 
 def _numbers(table, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]  # pyarrow ships no types

@@ -15,7 +15,7 @@ __all__ = ["describe", "illustrate"]
 
 def illustrate(run: Run) -> None:
     """Draws the losses and samples of a run into its plots/."""
-    trained, data = load(run.folder), load_data(run.config.data)
+    trained, data = load(run.folder), load_data(run.config.data, run.config.split)
     folder = run.folder / "plots"
     folder.mkdir(exist_ok=True)
     history = run.history()

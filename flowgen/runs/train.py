@@ -40,7 +40,7 @@ def train(run: Run) -> Generator[Progress, None, None]:
         OSError: if the disk is full; the last checkpoint stays.
     """
     config, settings = run.config, run.config.train
-    data = load_data(config.data)
+    data = load_data(config.data, config.split)
     state, window = _resume(run, data)
     source = config.source_law(data.law.event, data.scaling)
     stream = batches(

@@ -1,0 +1,154 @@
+"""flowgen evaluate: what runs are worth."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import bar
+
+if TYPE_CHECKING:
+    from flowgen.evaluation import Estimate, Evaluation, Settings, Subject
+
+
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, all on one chart.")],
+    steps: Annotated[
+        str | None, typer.Option(help="Steps of the solver to measure at.", show_default="1,2,4,8,16,100; adaptive: 1")
+    ] = None,
+    solver: Annotated[
+        str, typer.Option(help="euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun.")
+    ] = "euler",
+    num: Annotated[int, typer.Option(help="Rows of each set that is compared.")] = 2000,
+    repeats: Annotated[int, typer.Option(help="Sets to draw, for the confidence intervals.")] = 5,
+    against: Annotated[str, typer.Option(help="held-out, or a FILE of true rows.")] = "held-out",
+    features: Annotated[
+        str | None, typer.Option(help="rows, pca, classifier, inception.", show_default="rows; images: pca")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File of Inception's weights.", show_default="fetched when asked for")
+    ] = None,
+    neighbours: Annotated[int, typer.Option(help="The k of precision, recall, density and coverage.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The chart, FILE.png.", show_default="RUN/plots/quality.png; of several, ./quality.png"),
+    ] = None,
+    to_json: Annotated[Path | None, typer.Option("--json", help="Write all figures to FILE; - for the output.")] = None,
+) -> None:
+    """Measure runs beside data that they never saw: quality against network evaluations, with its floor."""
+    from flowgen import evaluation, plots
+    from flowgen.config import SOLVERS, lookup
+    from flowgen.core import InputError
+    from flowgen.solvers import Adaptive
+
+    method = lookup("solver", solver, SOLVERS)
+    counts = _counts(steps or ("1" if isinstance(method, Adaptive) else "1,2,4,8,16,100"))
+    settings = evaluation.Settings(counts, method, num, repeats, seed, neighbours)
+    if out and out.suffix != ".png":
+        raise InputError(f"--out is a chart, FILE.png, not {out}")
+    for path in filter(None, (out, to_json)):
+        if not path.parent.is_dir():  # said before the work, not after
+            raise InputError(f"{path}: there is no folder {path.parent}")
+    subjects = [evaluation.load_subject(run, against, features, weights, device) for run in _run_folders(runs)]
+    for subject in subjects:
+        settings.check(subject.reference)
+    done = []
+    for subject in subjects:
+        done.append(_measure(subject, settings))
+        if str(to_json) != "-":
+            _show(done[-1], solver)
+    out = out or (runs[0] / "plots" / "quality.png" if len(subjects) == 1 else Path("quality.png"))
+    if out.parent.name == "plots":
+        out.parent.mkdir(exist_ok=True)
+    plots.quality(out, evaluation.curves(done), evaluation.SHARES)
+    text = json.dumps([each.plain() for each in done], indent=1)
+    if str(to_json) == "-":
+        print(text)
+        return
+    if to_json:
+        to_json.write_text(text + "\n", encoding="utf-8")
+    print(f"chart: {out}" + (f"    figures: {to_json}" if to_json else ""))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """The numbers of a list like 1,2,4."""
+    from flowgen.core import InputError
+
+    try:
+        return tuple(sorted({int(count) for count in text.split(",")}))
+    except ValueError as error:
+        raise InputError(f"--steps is a list of whole numbers like 1,2,4, not {text}") from error
+
+
+def _run_folders(paths: list[Path]) -> list[Path]:
+    """The run folders among paths; of several, as the shell makes of runs/*, others are passed over with a word."""
+    found = [path for path in paths if (path / "config.toml").is_file()]
+    if len(paths) == 1 or not found:
+        return paths[:1]  # where loading says what is wrong
+    for path in paths:
+        if path not in found:
+            print(f"{path} is not a run folder: passed over", file=sys.stderr)
+    return found
+
+
+def _measure(subject: Subject, settings: Settings) -> Evaluation:
+    from flowgen import evaluation
+
+    with bar(f"measuring {subject.name}", 3 + len(settings.steps)) as move:
+        floor = evaluation.floor(subject, settings)
+        move(1, "true data")
+        geometry = evaluation.geometry(subject, settings)
+        move(2, "geometry")
+        kl = evaluation.kl_divergence(subject, settings)
+        move(3, "likelihood")
+        measured = []
+        for quality in evaluation.quality(subject, settings):
+            measured.append(quality)
+            move(3 + len(measured), f"{quality.steps} steps")
+    return evaluation.Evaluation(subject, settings, floor, measured, geometry, kl)
+
+
+def _show(done: Evaluation, solver: str) -> None:
+    """The figures of one run as a table, with the floor below them."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from flowgen.evaluation import TITLES
+
+    subject, settings = done.subject, done.settings
+    table = Table(box=SIMPLE_HEAD, title=f"{subject.name}, {solver}: at so many network evaluations", padding=0)
+    table.add_column("")
+    for q in done.quality:
+        table.add_column(f"{q.nfe:g}", justify="right", min_width=7)
+    table.add_column("true data", justify="right")
+    for name in done.quality[0].figures:
+        cells = [q.figures[name] for q in done.quality]
+        floor = _cell(done.floor[name]) if name in done.floor else ""
+        table.add_row(TITLES[name], *map(_cell, cells), floor)
+    table.add_row("s for 1000 samples", *(f"{q.seconds:.3f}" for q in done.quality), "")
+    Console().print(table)
+    for name, value in done.geometry.items():
+        print(f"  {name.replace('_', ' '):<24}{_number(value)}")
+    if "normalised_path_energy" not in done.geometry:
+        print("  normalised path energy  not given: the transport cost of so few rows is mostly noise")
+    if done.kl:
+        print(f"  {'KL(data | model), nats':<24}{_number(done.kl)}")
+    size = subject.reference.size(settings.num)
+    print(f"  Compared with {subject.reference.name}: {settings.repeats} times two sets of {size} rows.")
+    print(f"  Compared: {subject.view.name}. ± is the 95 % interval of the mean.\n")
+
+
+def _cell(value: Estimate) -> str:
+    return f"{value.mean:.3f}" + ("" if math.isnan(value.ci95) else f"\n[dim]±{value.ci95:.3f}[/]")
+
+
+def _number(value: Estimate) -> str:
+    return f"{value.mean:.4g}" + ("" if math.isnan(value.ci95) else f" ± {value.ci95:.2g}")

@@ -1,0 +1,1 @@
+"""Benchmarks that `flowgen bench` runs: published tables made anew, and speed against peers."""

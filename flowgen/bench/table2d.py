@@ -1,0 +1,296 @@
+"""The table of two-dimensional flows of arXiv 2302.00482, made anew: torchcfm's matchers beside flowgen's objects.
+
+A cell is one training: a problem, a package, a method and a seed. All cells share one protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from functools import cache
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowgen import grids, sampling
+from flowgen.bench.torchcfm import matchers, torchcfm_loop
+from flowgen.core import InputError, Pair, generator
+from flowgen.couplings import Coupling, Ends, ExactOT, Independent, Pool, StoredPairs, batches
+from flowgen.data import Gaussian, Law, Scaled, Scaling, eight_gaussians, moons, s_curve
+from flowgen.metrics import geometry, wasserstein2
+from flowgen.model import Model
+from flowgen.nn import MLP
+from flowgen.objectives import FlowMatching, UShaped
+from flowgen.paths import Brownian, Constant, Linear, Path
+from flowgen.solvers import euler, heun
+from flowgen.training import State, fit
+
+__all__ = [
+    "METHODS",
+    "PROBLEMS",
+    "PUBLISHED",
+    "QUICK",
+    "Cell",
+    "Floor",
+    "Problem",
+    "Protocol",
+    "Result",
+    "cells",
+    "floor",
+    "network",
+    "run",
+]
+
+
+class Protocol(NamedTuple):
+    """What all cells have in common."""
+
+    steps: int = 20_000
+    batch: int = 512
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    width: int = 64
+    depth: int = 3
+    sigma: float = 0.1
+    euler_steps: int = 100
+    points: int = 1000
+    """Points of a W2 distance."""
+    draws: int = 5
+    """Evaluation draws, whose mean is given."""
+    energy_points: int = 4096
+    """Points of a path energy, and of the W2 it is divided by."""
+    reflow_pairs: int = 100_000
+    """Pairs of a round of reflow, by 50 Heun steps."""
+
+
+QUICK = Protocol(steps=2_000, reflow_pairs=10_000)
+"""A tenth of the training, to see that all is in place."""
+
+
+class Problem(NamedTuple):
+    """A source and a data law."""
+
+    source: Law
+    data: Law
+
+
+def _wide_moons() -> Law:
+    """moons() with mean 0 and standard deviation 7 of both coordinates together, by its moments."""
+    mean = torch.tensor([0.0, -0.5])
+    variance = 4 * (torch.tensor([0.75, 0.5625 - 1 / math.pi]) + 0.05**2)
+    together = variance.mean() + mean.var(correction=0)
+    return Scaled(moons(), Scaling(mean.mean(), together.sqrt() / 7))
+
+
+PROBLEMS = {
+    "N to 8gaussians": Problem(Gaussian(), eight_gaussians()),
+    "moons to 8gaussians": Problem(_wide_moons(), eight_gaussians(radius=12.0, std=1.5)),
+    "N to moons": Problem(Gaussian(), moons()),
+    "N to s-curve": Problem(Gaussian(), s_curve()),
+}
+
+PUBLISHED = {
+    "N to 8gaussians": {"OT-CFM": 0.018, "I-CFM": 0.222},
+    "moons to 8gaussians": {"OT-CFM": 0.053, "I-CFM": 2.738},
+    "N to moons": {"OT-CFM": 0.087, "I-CFM": 0.841},
+    "N to s-curve": {"OT-CFM": 0.027, "I-CFM": 0.867},
+}
+"""Normalised path energies as published."""
+
+
+class Method(NamedTuple):
+    """What flowgen trains: a coupling, a path and an objective."""
+
+    coupling: Coupling
+    path: Path
+    objective: FlowMatching
+    pool: Pool
+
+
+def methods(sigma: float) -> dict[str, Method]:
+    """flowgen's own matchers at a noise of sigma; 1-RF is the rectified flow before any reflow, without noise."""
+    constant, brownian = FlowMatching(bridge=Constant(sigma)), FlowMatching(bridge=Brownian(sigma))
+    single, pool = Pool(), Pool(100, 10)
+    return {
+        "FM": Method(Independent(), Linear(sigma_min=sigma), FlowMatching(), single),
+        "I-CFM": Method(Independent(), Linear(), constant, single),
+        "OT-CFM": Method(ExactOT(), Linear(), constant, pool),
+        "SB-CFM": Method(ExactOT(), Linear(), brownian, pool),
+        "1-RF": Method(Independent(), Linear(), FlowMatching(), single),
+    }
+
+
+METHODS = {
+    "torchcfm": ("FM", "I-CFM", "OT-CFM", "SB-CFM"),
+    "flowgen": ("FM", "I-CFM", "OT-CFM", "SB-CFM", "1-RF", "2-RF", "3-RF"),
+}
+"""The rows of the table, by package."""
+
+
+class Cell(NamedTuple):
+    """One training."""
+
+    problem: str
+    package: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.problem}, {self.package} {self.method}, seed {self.seed}"
+
+    @property
+    def slow(self) -> bool:
+        """Whether one seed has to do: torchcfm's transport takes some twenty times the training step."""
+        return self.package == "torchcfm" and self.method in ("OT-CFM", "SB-CFM")
+
+    @property
+    def teacher(self) -> Cell | None:
+        """The round before, of a reflow."""
+        round_, _, kind = self.method.partition("-")
+        return self._replace(method=f"{int(round_) - 1}-RF") if kind == "RF" and round_ != "1" else None
+
+
+class Result(NamedTuple):
+    """What one training gave; distances and energies are means over the evaluation draws."""
+
+    w2: float
+    """W2 to the data after the protocol's Euler steps."""
+    w2_one_step: float
+    npe: float
+    straightness: float
+    cpu_seconds: float
+    """Of training alone (of a reflow: and of its pairs) on one thread; a busy machine disturbs them less than the time
+    on the wall."""
+
+
+def cells(seeds: tuple[int, ...]) -> list[Cell]:
+    """All cells of the table, each after its teacher; of slow rows with the first seed alone."""
+    every = [
+        Cell(problem, package, method, seed)
+        for problem in PROBLEMS
+        for package, names in METHODS.items()
+        for method in names
+        if has_meaning(problem, method)
+        for seed in seeds
+    ]
+    return [cell for cell in every if cell.seed == seeds[0] or not cell.slow]
+
+
+def has_meaning(problem: str, method: str) -> bool:
+    """FM ends its paths in a Gaussian: it has no meaning between data and data."""
+    return method != "FM" or isinstance(PROBLEMS[problem].source, Gaussian)
+
+
+def run(cell: Cell, protocol: Protocol, teacher: nn.Module | None = None) -> tuple[Result, nn.Module]:
+    """Trains and measures one cell; gives the network too, since a reflow starts from its teacher's.
+
+    Raises:
+        InputError: for a reflow without the network of its teacher.
+    """
+    matchers(protocol.sigma)  # imports torchcfm and POT before the clock runs: that is no training
+    started = time.process_time()
+    if cell.package == "torchcfm":
+        net = _train_torchcfm(cell, protocol)
+    elif cell.teacher is None:
+        net = _train_flowgen(cell, protocol)
+    else:
+        net = _train_reflow(cell, protocol, teacher)
+    return _measure(cell.problem, net, protocol, time.process_time() - started), net
+
+
+def network(protocol: Protocol, seed: int) -> MLP:
+    """The network of all cells: SELU, time as a column."""
+    return MLP(2, protocol.width, protocol.depth, frequencies=0, activation=nn.SELU, seed=seed)
+
+
+def _train_torchcfm(cell: Cell, protocol: Protocol) -> nn.Module:
+    net = network(protocol, cell.seed)
+    pairs = batches(Ends(*PROBLEMS[cell.problem]), protocol.batch, seed=cell.seed)
+    matcher = matchers(protocol.sigma)[cell.method]
+    torchcfm_loop(net, matcher, pairs, protocol.steps, protocol.lr, protocol.weight_decay, cell.seed)
+    return net
+
+
+def _train_flowgen(cell: Cell, protocol: Protocol) -> nn.Module:
+    method = methods(protocol.sigma)[cell.method]
+    pairs = batches(
+        Ends(*PROBLEMS[cell.problem]), protocol.batch, seed=cell.seed, coupling=method.coupling, pool=method.pool
+    )
+    model = Model(network(protocol, cell.seed), method.path)
+    return _fit(model, pairs, method.objective, protocol, cell.seed)
+
+
+def _train_reflow(cell: Cell, protocol: Protocol, teacher: nn.Module | None) -> nn.Module:
+    if teacher is None:
+        raise InputError(f"{cell.name} needs the network of its teacher")
+    model = Model(teacher)
+    source = PROBLEMS[cell.problem].source
+    made = sampling.pairs(
+        model, source, protocol.reflow_pairs, grids.uniform(50), heun, seed=cell.seed, stream=cell.method
+    )
+    pairs = batches(StoredPairs(Pair.cat(list(made))), protocol.batch, seed=cell.seed, pool=Pool(10))
+    return _fit(model, pairs, FlowMatching(UShaped()), protocol, cell.seed)
+
+
+def _fit(model: Model, pairs: Iterator[Pair], objective: FlowMatching, protocol: Protocol, seed: int) -> nn.Module:
+    """The network with its last weights: torchcfm's loop keeps no average."""
+    state = State(model, protocol.lr, protocol.weight_decay)
+    for _ in fit(state, pairs, objective, protocol.steps, seed=seed):
+        pass
+    return state.model.net
+
+
+class Draw(NamedTuple):
+    """An evaluation draw: a source set and two independent data sets."""
+
+    x0: Tensor
+    x1: Tensor
+    other: Tensor
+
+
+def draw(problem: str, points: int, index: int) -> Draw:
+    """Draw `index` of a problem, which no training sees: its stream is its own."""
+    source, data = PROBLEMS[problem]
+    rng = generator(0, f"table2d {points}", index)
+    return Draw(source.sample(points, rng), data.sample(points, rng), data.sample(points, rng))
+
+
+@cache
+def transport(problem: str, points: int, draws: int) -> float:
+    """The mean over draws of W2^2 between source and data."""
+    return fmean(wasserstein2(d.x0, d.x1) ** 2 for d in (draw(problem, points, k) for k in range(draws)))
+
+
+class Floor(NamedTuple):
+    """Distances W2 that take no flow, one for each evaluation draw."""
+
+    truth: list[float]
+    """Between two independent data sets: no flow can be told from the truth below that."""
+    source: list[float]
+    """From the source to the data."""
+
+
+def floor(problem: str, protocol: Protocol) -> Floor:
+    """The floor of a problem, at the points and draws of the protocol."""
+    drawn = [draw(problem, protocol.points, k) for k in range(protocol.draws)]
+    return Floor([wasserstein2(d.x1, d.other) for d in drawn], [wasserstein2(d.x0, d.x1) for d in drawn])
+
+
+@torch.no_grad()
+def _measure(problem: str, net: nn.Module, protocol: Protocol, cpu_seconds: float) -> Result:
+    model, fine, one = Model(net), grids.uniform(protocol.euler_steps), grids.uniform(1)
+    small = [draw(problem, protocol.points, k) for k in range(protocol.draws)]
+    large = [draw(problem, protocol.energy_points, k) for k in range(protocol.draws)]
+    followed = [geometry(model.velocity, d.x0, fine) for d in large]
+    squared = transport(problem, protocol.energy_points, protocol.draws)
+    return Result(
+        w2=fmean(wasserstein2(sampling.solve(model.velocity, d.x0, fine, euler), d.x1) for d in small),
+        w2_one_step=fmean(wasserstein2(sampling.solve(model.velocity, d.x0, one, euler), d.x1) for d in small),
+        npe=abs(fmean(g.path_energy for g in followed) - squared) / squared,
+        straightness=fmean(g.straightness for g in followed),
+        cpu_seconds=cpu_seconds,
+    )

@@ -1,0 +1,29 @@
+"""What a trained run is worth, beside data that it never saw.
+
+A subject is a run with what it is compared with and in what view: rows, or features of them. It is measured beside the
+floor, true data beside other true data, and every figure has a confidence interval over repeats.
+"""
+
+from flowgen.evaluation.measure import Estimate, Quality, Settings, floor, geometry, kl_divergence, quality
+from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves
+from flowgen.evaluation.subject import FEATURES, Reference, Subject, load_subject
+from flowgen.evaluation.views import View
+
+__all__ = [
+    "FEATURES",
+    "SHARES",
+    "TITLES",
+    "Estimate",
+    "Evaluation",
+    "Quality",
+    "Reference",
+    "Settings",
+    "Subject",
+    "View",
+    "curves",
+    "floor",
+    "geometry",
+    "kl_divergence",
+    "load_subject",
+    "quality",
+]

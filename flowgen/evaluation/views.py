@@ -1,0 +1,96 @@
+"""What is compared: rows as they are, or features of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowgen.core import InputError
+from flowgen.data import Scaling
+from flowgen.nn import Classifier
+
+__all__ = ["View", "classified", "inception", "principal", "rows"]
+
+
+class View(NamedTuple):
+    """What samples and data are turned into before they are compared.
+
+    name: says it in words.
+    features: whether it makes features, for which the distances of the image papers stand.
+    apply: data units `(N, *event)` to rows `(N, F)`, on the CPU.
+    """
+
+    name: str
+    features: bool
+    apply: Callable[[Tensor], Tensor]
+
+
+def rows(scaling: Scaling) -> View:
+    """Rows in the model's units: a table's columns, each over its standard deviation; toys as they are."""
+    scaling = deepcopy(scaling).cpu()  # a model on another device keeps its own
+    name = "columns over their standard deviations" if scaling.scale.ndim else "points as they are"
+    return View(name, False, lambda x: scaling.apply_to(x).flatten(1))
+
+
+def principal(scaling: Scaling, data: Tensor, components: int = 20) -> View:
+    """The first principal components of the training data in the model's units, `(N, components)`."""
+    from sklearn.decomposition import PCA
+
+    inner = rows(scaling).apply
+    x = inner(data).double().numpy()
+    fitted = PCA(min(components, *x.shape), svd_solver="full").fit(x)
+    share = fitted.explained_variance_ratio_.sum()
+    name = f"{fitted.n_components_} principal components, {share:.1%} of the variance"
+    return View(name, True, lambda x: torch.from_numpy(fitted.transform(inner(x).double().numpy())))
+
+
+def classified(scaling: Scaling, net: Classifier, accuracy: float) -> View:
+    """The last hidden layer of a classifier of the model's units."""
+    scaling = deepcopy(scaling).cpu()
+
+    @torch.no_grad()
+    def apply(x: Tensor) -> Tensor:
+        return torch.cat([net.features(scaling.apply_to(part)) for part in x.split(4096)])
+
+    return View(f"features of a classifier that labels {accuracy:.1%} of the held-out rows right", True, apply)
+
+
+def inception(weights: Path | None) -> View:
+    """The 2048 features of torch-fidelity's Inception, for images in [0, 1] `(N, 1 or 3, H, W)`.
+
+    Args:
+        weights: torch-fidelity's file of weights; None to fetch it.
+
+    Raises:
+        InputError: if torch-fidelity is not installed, or the file is not one of weights.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError) as error:  # torchvision's way to say that it does not fit torch
+        raise InputError(f"features of Inception need torch-fidelity: pip install 'flowgen[fid]' ({error})") from error
+    try:
+        if weights is None:
+            state = torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True)
+        else:
+            state = torch.load(weights, weights_only=True)
+    except Exception as error:  # no network, no file, not weights: each has a type of its own
+        raise InputError(f"cannot read the weights of Inception: {str(error).splitlines()[0]}") from error
+    with tempfile.TemporaryDirectory() as folder:  # torch-fidelity unpickles its file: it gets one that we wrote
+        safe = Path(folder) / "weights.pth"
+        torch.save(state, safe)
+        net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(safe))
+
+    @torch.no_grad()
+    def apply(x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise InputError(f"Inception looks at images of 1 or 3 channels, not at rows of shape {tuple(x.shape[1:])}")
+        pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        return torch.cat([net(part)[0] for part in pixels.split(64)])
+
+    return View("2048 features of Inception", True, apply)
