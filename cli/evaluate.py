@@ -56,7 +56,7 @@ def evaluate(
     for path in filter(None, (out, to_json)):
         if not path.parent.is_dir():  # said before the work, not after
             raise InputError(f"{path}: there is no folder {path.parent}")
-    subjects = [evaluation.load_subject(run, against, features, weights, device) for run in _run_folders(runs)]
+    subjects = _subjects(runs, against, features, weights, device)
     for subject in subjects:
         settings.check(subject.reference)
     done = []
@@ -75,6 +75,22 @@ def evaluate(
     if to_json:
         to_json.write_text(text + "\n", encoding="utf-8")
     print(f"chart: {out}" + (f"    figures: {to_json}" if to_json else ""))
+
+
+def _subjects(
+    runs: list[Path], against: str, features: str | None, weights: Path | None, device: str | None
+) -> list[Subject]:
+    """The runs, each under a name of its own."""
+    from flowgen import evaluation
+    from flowgen.core import InputError
+
+    folders = _run_folders(list(dict.fromkeys(runs)))
+    subjects = [evaluation.load_subject(folder, against, features, weights, device) for folder in folders]
+    if len({subject.view.features for subject in subjects}) > 1:
+        raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")
+    if len({subject.name for subject in subjects}) == len(subjects):
+        return subjects
+    return [subject._replace(name=str(folder)) for subject, folder in zip(subjects, folders, strict=True)]
 
 
 def _counts(text: str) -> tuple[int, ...]:

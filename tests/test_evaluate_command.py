@@ -64,6 +64,12 @@ def test_several_runs_share_a_chart_and_other_folders_are_passed_over(flowgen, m
     assert "chart: quality.png" in out
 
 
+def test_runs_of_one_name_are_told_apart_and_one_given_twice_is_measured_once(flowgen, moons):
+    assert flowgen("train", "8gaussians", "--steps", 5, *QUICK, "--out", "other/moons")[0] == 0
+    _, out, _ = flowgen("evaluate", moons, "other/moons", moons, *FEW, "--json", "-")
+    assert [each["run"] for each in json.loads(out)] == ["runs/moons", "other/moons"]
+
+
 def test_a_table_is_compared_with_its_held_out_rows(flowgen, table):
     code, out, _ = flowgen("evaluate", table, "--num", 1000, "--repeats", 2, "--steps", 2, "--neighbours", 3)
     assert code == 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from flowgen import grids, metrics, sampling, solvers
 from flowgen.core import InputError, generator
 from flowgen.evaluation.subject import Reference, Subject
+from flowgen.evaluation.views import in_model_units
 from flowgen.likelihood import Density, log_likelihood
 from flowgen.metrics.distances import EXACT
 from flowgen.solvers import Solver
@@ -165,7 +166,7 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
         x0 = sampling.starts(subject.source, 0, size, settings.seed, _stream(index))
         followed = metrics.geometry(model.velocity, model.start(x0), grid)
         sets = subject.reference.draw(settings.num, settings.seed, index)
-        x1, other = (model.scaling.apply_to(x.to(model.device)).cpu()[:EXACT] for x in sets)
+        x1, other = (in_model_units(model.scaling, x)[:EXACT] for x in sets)
         cost, noise = (metrics.wasserstein2(x, x1) ** 2 for x in (x0[:EXACT], other))
         figures = {key: getattr(followed, key) for key in ("path_energy", "straightness", "curvature")}
         relative = (followed.path_energy - cost) / cost

@@ -135,27 +135,23 @@ def _inception(folder: Path, trained: Trained, data: LoadedData, weights: Path |
 
 def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
     """A classifier of the training rows, which is kept beside the run."""
-    config = trained.config
+    config, scaling = trained.config, trained.model.scaling
     if data.labels is None or not isinstance(data.law, Rows) or not isinstance(data.held_out, Rows):
         raise InputError(f"features of a classifier need labels, and {config.data} has none: an array y beside x")
-    classes = data.labels[0].unique()
-    scaling = views.rows(trained.model.scaling)
-    path, event = folder / "classifier.safetensors", trained.source.event
-    net = Classifier(event, len(classes), seed=config.split.seed)
+    classes, path = data.labels[0].unique(), folder / "classifier.safetensors"
+    net = Classifier(trained.source.event, len(classes), seed=config.split.seed)
     facts = {"data": config.data, "split": config.split.model_dump(), "classes": classes.tolist()}
     if path.exists():
         tensors, metadata = checkpoints.read_tensors(path)
         kept = json.loads(metadata["flowgen"])
-        if {key: kept.get(key) for key in facts} == facts:
+        if kept["of"] == facts:
             net.load_state_dict(tensors)
-            return views.classified(trained.model.scaling, net.requires_grad_(False), kept["accuracy"])
-    seen, unseen = (scaling.apply(law.x).reshape(-1, *event) for law in (data.law, data.held_out))
+            return views.classified(scaling, net.requires_grad_(False), kept["accuracy"])
+    seen, unseen = (views.in_model_units(scaling, law.x) for law in (data.law, data.held_out))
     fit_classifier(net, seen, torch.searchsorted(classes, data.labels[0]), seed=config.split.seed)
-    net.requires_grad_(False)
-    right = classes[net(unseen).argmax(1)] == data.labels[1]
-    accuracy = right.double().mean().item()
-    checkpoints.write_tensors(path, net.state_dict(), {"flowgen": json.dumps({**facts, "accuracy": accuracy})})
-    return views.classified(trained.model.scaling, net, accuracy)
+    accuracy = (classes[net(unseen).argmax(1)] == data.labels[1]).double().mean().item()
+    checkpoints.write_tensors(path, net.state_dict(), {"flowgen": json.dumps({"of": facts, "accuracy": accuracy})})
+    return views.classified(scaling, net.requires_grad_(False), accuracy)
 
 
 FEATURES: dict[str, Maker] = {"rows": _rows, "pca": _pca, "classifier": _classifier, "inception": _inception}

@@ -15,7 +15,7 @@ from flowgen.core import InputError
 from flowgen.data import Scaling
 from flowgen.nn import Classifier
 
-__all__ = ["View", "classified", "inception", "principal", "rows"]
+__all__ = ["View", "classified", "in_model_units", "inception", "principal", "rows"]
 
 
 class View(NamedTuple):
@@ -31,11 +31,15 @@ class View(NamedTuple):
     apply: Callable[[Tensor], Tensor]
 
 
+def in_model_units(scaling: Scaling, x: Tensor) -> Tensor:
+    """x in data units, on the CPU, in those of a model that may be on another device."""
+    return deepcopy(scaling).cpu().apply_to(x)
+
+
 def rows(scaling: Scaling) -> View:
     """Rows in the model's units: a table's columns, each over its standard deviation; toys as they are."""
-    scaling = deepcopy(scaling).cpu()  # a model on another device keeps its own
     name = "columns over their standard deviations" if scaling.scale.ndim else "points as they are"
-    return View(name, False, lambda x: scaling.apply_to(x).flatten(1))
+    return View(name, False, lambda x: in_model_units(scaling, x).flatten(1))
 
 
 def principal(scaling: Scaling, data: Tensor, components: int = 20) -> View:
@@ -52,11 +56,10 @@ def principal(scaling: Scaling, data: Tensor, components: int = 20) -> View:
 
 def classified(scaling: Scaling, net: Classifier, accuracy: float) -> View:
     """The last hidden layer of a classifier of the model's units."""
-    scaling = deepcopy(scaling).cpu()
 
     @torch.no_grad()
     def apply(x: Tensor) -> Tensor:
-        return torch.cat([net.features(scaling.apply_to(part)) for part in x.split(4096)])
+        return torch.cat([net.features(part) for part in in_model_units(scaling, x).split(4096)])
 
     return View(f"features of a classifier that labels {accuracy:.1%} of the held-out rows right", True, apply)
 
