@@ -56,7 +56,8 @@ def evaluate(
     for path in filter(None, (out, to_json)):
         if not path.parent.is_dir():  # said before the work, not after
             raise InputError(f"{path}: there is no folder {path.parent}")
-    subjects = _subjects(runs, against, features, weights, device)
+    folders = _run_folders(runs)
+    subjects = _subjects(folders, against, features, weights, device)
     for subject in subjects:
         settings.check(subject.reference)
     done = []
@@ -64,7 +65,7 @@ def evaluate(
         done.append(_measure(subject, settings))
         if str(to_json) != "-":
             _show(done[-1], solver)
-    out = out or (runs[0] / "plots" / "quality.png" if len(subjects) == 1 else Path("quality.png"))
+    out = out or (folders[0] / "plots" / "quality.png" if len(folders) == 1 else Path("quality.png"))
     if out.parent.name == "plots":
         out.parent.mkdir(exist_ok=True)
     plots.quality(out, evaluation.curves(done), evaluation.SHARES)
@@ -78,13 +79,12 @@ def evaluate(
 
 
 def _subjects(
-    runs: list[Path], against: str, features: str | None, weights: Path | None, device: str | None
+    folders: list[Path], against: str, features: str | None, weights: Path | None, device: str | None
 ) -> list[Subject]:
     """The runs, each under a name of its own."""
     from flowgen import evaluation
     from flowgen.core import InputError
 
-    folders = _run_folders(list(dict.fromkeys(runs)))
     subjects = [evaluation.load_subject(folder, against, features, weights, device) for folder in folders]
     if len({subject.view.features for subject in subjects}) > 1:
         raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")
@@ -104,7 +104,9 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _run_folders(paths: list[Path]) -> list[Path]:
-    """The run folders among paths; of several, as the shell makes of runs/*, others are passed over with a word."""
+    """The run folders among paths, each once; of several, as the shell makes of runs/*, others are passed over with a
+    word."""
+    paths = list(dict.fromkeys(paths))
     found = [path for path in paths if (path / "config.toml").is_file()]
     if len(paths) == 1 or not found:
         return paths[:1]  # where loading says what is wrong

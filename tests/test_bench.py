@@ -26,7 +26,7 @@ from flowgen.model import Model
 from flowgen.nn import MLP
 
 TINY = Protocol(steps=30, batch=32, width=8, euler_steps=5, points=40, draws=2, energy_points=50, reflow_pairs=100)
-FAKE = Result(w2=0.625, w2_one_step=2.5, npe=0.25, straightness=0.5, cpu_seconds=1.5)
+FAKE = Result(w2=0.625, w2_one_step=2.5, npe=0.25, npe_single=0.75, straightness=0.5, cpu_seconds=1.5)
 FLOW = Cell("N to moons", "flowgen", "1-RF", 7)
 REFLOW = FLOW._replace(method="2-RF")
 
@@ -98,6 +98,7 @@ def test_the_table_has_each_cell_once_and_each_teacher_before():
     for index, cell in enumerate(every):
         assert cell.teacher is None or cell.teacher in every[:index]
     assert {cell.seed for cell in every if cell.slow} == {1}
+    assert {cell.seed for cell in table2d.cells((1, 2, 3), 2) if cell.slow} == {1, 2}
     assert {(cell.package, cell.method) for cell in every if cell.slow} == {
         ("torchcfm", "OT-CFM"),
         ("torchcfm", "SB-CFM"),
@@ -243,14 +244,14 @@ def test_the_table_from_nothing_to_a_picture(flowgen):
     folder = Path("bench/table2d-quick")
     rows = (folder / "table2d.csv").read_text().splitlines()
     result = cells.found(folder / "cells", ran, TINY)
-    assert rows[0] == "problem,package,method,seed,w2,w2_one_step,npe,straightness,cpu_seconds"
+    assert rows[0] == "problem,package,method,seed,w2,w2_one_step,npe,npe_single,straightness,cpu_seconds"
     assert ",".join(map(str, [*ran, *result])) in rows
     assert len(rows) == 1 + len(table2d.cells((42,)))
     text = (folder / "table2d.md").read_text()
     assert text in out
     assert "not the\nfigures of the protocol" in text
     assert f"| 1-RF | flowgen | {result.w2:.3f} | {result.w2_one_step:.3f} |" in text
-    assert "| OT-CFM | torchcfm | 0.625 | 2.500 | 1.0000 | 0.018 | 0.500 | 1.5 | 1 |" in text
+    assert "| OT-CFM | torchcfm | 0.625 | 2.500 | 1.000 | 0.750 | 0.018 | 0.500 | 1.5 | 1 |" in text
     assert text.count("| FM | flowgen | - |") == 1
     assert "30 steps of 32 pairs" in text
     for problem in PROBLEMS:
@@ -278,6 +279,7 @@ BAD = {
     "table2d --quick --seeds -1": "--seeds",
     "table2d --quick --seeds 4294967296": "--seeds",
     "table2d --quick --jobs 0": "--jobs",
+    "table2d --quick --slow-seeds 0": "--slow-seeds",
     "table2d --quick --out file": "cannot make the folder",
     "table2d --quick --out foreign": "another protocol",
     "table2d --quick --stesp 3": "--stesp",
