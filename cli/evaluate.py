@@ -53,44 +53,57 @@ def evaluate(
     settings = evaluation.Settings(counts, method, num, repeats, seed, neighbours)
     if out and out.suffix != ".png":
         raise InputError(f"--out is a chart, FILE.png, not {out}")
-    for path in filter(None, (out, to_json)):
-        if not path.parent.is_dir():  # said before the work, not after
-            raise InputError(f"{path}: there is no folder {path.parent}")
     folders = _run_folders(runs)
-    subjects = _subjects(folders, against, features, weights, device)
+    subjects = [evaluation.load_subject(run, _file(against), features, weights, device) for run in folders]
     for subject in subjects:
-        settings.check(subject.reference)
+        settings.check(subject)
+    if len({subject.view.features for subject in subjects}) > 1:
+        raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")
+    out = out or _default_chart(folders)
+    for path in filter(None, (out, to_json)):
+        _check_place(path)  # before the work, not after
+    if len({subject.name for subject in subjects}) < len(subjects):
+        subjects = [subject._replace(name=str(run)) for subject, run in zip(subjects, folders, strict=True)]
     done = []
     for subject in subjects:
         done.append(_measure(subject, settings))
         if str(to_json) != "-":
             _show(done[-1], solver)
-    out = out or (folders[0] / "plots" / "quality.png" if len(folders) == 1 else Path("quality.png"))
-    if out.parent.name == "plots":
-        out.parent.mkdir(exist_ok=True)
-    plots.quality(out, evaluation.curves(done), evaluation.SHARES)
-    text = json.dumps([each.plain() for each in done], indent=1)
+    text = json.dumps([each.plain() for each in done], indent=1, allow_nan=False)
     if str(to_json) == "-":
         print(text)
-        return
-    if to_json:
+    elif to_json:
         to_json.write_text(text + "\n", encoding="utf-8")
-    print(f"chart: {out}" + (f"    figures: {to_json}" if to_json else ""))
+    plots.quality(out, evaluation.curves(done), evaluation.SHARES)
+    if str(to_json) != "-":
+        print(f"chart: {out}" + (f"    figures: {to_json}" if to_json else ""))
 
 
-def _subjects(
-    folders: list[Path], against: str, features: str | None, weights: Path | None, device: str | None
-) -> list[Subject]:
-    """The runs, each under a name of its own."""
-    from flowgen import evaluation
+def _file(against: str) -> Path | None:
+    return None if against == "held-out" else Path(against)
+
+
+def _default_chart(folders: list[Path]) -> Path:
+    """The chart of one run is kept with it."""
     from flowgen.core import InputError
 
-    subjects = [evaluation.load_subject(folder, against, features, weights, device) for folder in folders]
-    if len({subject.view.features for subject in subjects}) > 1:
-        raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")
-    if len({subject.name for subject in subjects}) == len(subjects):
-        return subjects
-    return [subject._replace(name=str(folder)) for subject, folder in zip(subjects, folders, strict=True)]
+    if len(folders) > 1:
+        return Path("quality.png")
+    plots = folders[0] / "plots"
+    try:
+        plots.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {plots}: {error.strerror}") from error
+    return plots / "quality.png"
+
+
+def _check_place(path: Path) -> None:
+    from flowgen.core import InputError
+
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and not a file to write")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -104,22 +117,33 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _run_folders(paths: list[Path]) -> list[Path]:
-    """The run folders among paths, each once; of several, as the shell makes of runs/*, others are passed over with a
-    word."""
-    paths = list(dict.fromkeys(paths))
-    found = [path for path in paths if (path / "config.toml").is_file()]
+    """The runs among paths, each once. Of several, as the shell makes of runs/*, what is no run, or has no weights yet,
+    is passed over with a word."""
+    from flowgen.core import InputError
+    from flowgen.runs import Run
+
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: there is no such folder")
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.resolve(), path)
+    paths = list(once.values())
+    found = [path for path in paths if (path / "config.toml").is_file() and Run.open(path).weights.exists()]
     if len(paths) == 1 or not found:
         return paths[:1]  # where loading says what is wrong
     for path in paths:
         if path not in found:
-            print(f"{path} is not a run folder: passed over", file=sys.stderr)
+            print(f"{path} is no trained run: passed over", file=sys.stderr)
     return found
 
 
 def _measure(subject: Subject, settings: Settings) -> Evaluation:
+    from rich.markup import escape
+
     from flowgen import evaluation
 
-    with bar(f"measuring {subject.name}", 3 + len(settings.steps)) as move:
+    with bar(escape(f"measuring {subject.name}"), 3 + len(settings.steps)) as move:
         floor = evaluation.floor(subject, settings)
         move(1, "true data")
         geometry = evaluation.geometry(subject, settings)
@@ -137,12 +161,14 @@ def _show(done: Evaluation, solver: str) -> None:
     """The figures of one run as a table, with the floor below them."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from flowgen.evaluation import TITLES
+    from flowgen.evaluation import EXACT, TITLES
 
     subject, settings = done.subject, done.settings
-    table = Table(box=SIMPLE_HEAD, title=f"{subject.name}, {solver}: at so many network evaluations", padding=0)
+    title = escape(f"{subject.name}, {solver}: at so many network evaluations")
+    table = Table(box=SIMPLE_HEAD, title=title, padding=0)
     table.add_column("")
     for q in done.quality:
         table.add_column(f"{q.nfe:g}", justify="right", min_width=7)
@@ -156,11 +182,13 @@ def _show(done: Evaluation, solver: str) -> None:
     for name, value in done.geometry.items():
         print(f"  {name.replace('_', ' '):<24}{_number(value)}")
     if "normalised_path_energy" not in done.geometry:
-        print("  normalised path energy  not given: the transport cost of so few rows is mostly noise")
+        print("  normalised path energy  not given: more than a tenth of the transport cost is noise")
     if done.kl:
         print(f"  {'KL(data | model), nats':<24}{_number(done.kl)}")
-    size = subject.reference.size(settings.num)
+    size = subject.size(settings.num)
     print(f"  Compared with {subject.reference.name}: {settings.repeats} times two sets of {size} rows.")
+    if size > EXACT:
+        print(f"  W2 and transport cost are of the first {EXACT:,} of them.")
     print(f"  Compared: {subject.view.name}. ± is the 95 % interval of the mean.\n")
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from torch import Tensor
 
 from flowgen import objectives, paths, solvers, targets
+from flowgen.checkpoints import file_hash
 from flowgen.core import InputError
 from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn
 from flowgen.data import TOYS, Gaussian, Law, Rows, Scaled, Scaling, read_table, splitting
@@ -202,19 +203,11 @@ class Config(Section):
         net = MLP(dim, self.net.width, self.net.depth, self.net.frequencies, seed=self.seed)
         return Model(net, self.path, self.target, scaling)
 
-    def source_law(self, event: tuple[int, ...], scaling: Scaling, held_out: bool = False) -> Law:
-        """The source in model units: standard normal by default, or data of its own, in the units of the data.
-
-        Args:
-            held_out: draw from the rows of a source table that training does not see.
-
-        Raises:
-            InputError: for bad data, or where no row is held out.
-        """
+    def source_law(self, event: tuple[int, ...], scaling: Scaling) -> Law:
+        """The source in model units: standard normal by default, or data of its own, in the units of the data."""
         if self.source == "gaussian":
             return Gaussian(event)
-        data = load_data(self.source, self.split)
-        return Scaled(data.unseen(self.source) if held_out else data.law, scaling)
+        return Scaled(load_data(self.source, self.split).law, scaling)
 
     def check(self) -> None:
         """Finds out whether training could start: reads the data and the source, and tries the device.
@@ -315,6 +308,7 @@ class LoadedData(NamedTuple):
     scaling: takes data into model units.
     columns: their names.
     labels: classes of the training rows and of the held-out rows, where the file has them.
+    hash: SHA-256 of the file; None of a toy.
     """
 
     law: Law
@@ -322,6 +316,7 @@ class LoadedData(NamedTuple):
     scaling: Scaling
     columns: tuple[str, ...]
     labels: tuple[Tensor, Tensor] | None = None
+    hash: str | None = None
 
     def unseen(self, name: str) -> Law:
         """The held-out law.
@@ -347,9 +342,9 @@ def load_data(name: str, split: SplitConfig) -> LoadedData:
     if path.suffix not in READERS and not path.exists():
         lookup("data", name, TOYS)
     table = read_table(path)
-    if len(table.x) < 2:
-        raise InputError(f"{name}: a table needs at least 2 rows, found {len(table.x)}")
-    seen, unseen = splitting.split(len(table.x), split.held_out, split.seed)
+    seen, unseen = splitting.split(table.x, split.held_out, split.seed)
+    if len(seen) < 2:
+        raise InputError(f"{name}: training needs at least 2 rows, found {len(seen)}, with {len(unseen)} held out")
     x = table.x[seen]
     return LoadedData(
         Rows(x),
@@ -357,4 +352,5 @@ def load_data(name: str, split: SplitConfig) -> LoadedData:
         Scaling.standardising(x),
         table.columns,
         None if table.labels is None else (table.labels[seen], table.labels[unseen]),
+        file_hash(path),
     )

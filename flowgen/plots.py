@@ -151,12 +151,14 @@ def quality(path: Path, panels: Mapping[str, Mapping[str, Curve]], shares: Seque
         floors = {curve.floor for curve in curves.values()}
         for index, (name, curve) in enumerate(curves.items()):
             colour = f"C{index % 10}"
-            axis.plot(curve.nfe, curve.mean, "o-", color=colour, markersize=4, linewidth=1.2, label=name)
+            label = f" {name}".replace("$", r"\$")  # a name is neither mathematics nor, with a leading _, hidden
+            axis.plot(curve.nfe, curve.mean, "o-", color=colour, markersize=4, linewidth=1.2, label=label)
             lo, hi = np.array(curve.mean) - curve.ci95, np.array(curve.mean) + curve.ci95
             axis.fill_between(curve.nfe, lo, hi, color=colour, alpha=0.15, linewidth=0)
             if len(floors) > 1 or index == 0:
-                label = "true data" if index == 0 else None
-                axis.axhline(curve.floor, color="black" if len(floors) == 1 else colour, ls="--", lw=0.8, label=label)
+                floor_label = "true data" if index == 0 else None
+                shade = "black" if len(floors) == 1 else colour
+                axis.axhline(curve.floor, color=shade, linestyle="--", linewidth=0.8, label=floor_label)
         axis.set(xscale="log", xlabel="network evaluations", title=title)
         counts = sorted({round(nfe) for curve in curves.values() for nfe in curve.nfe})
         axis.set_xticks(counts, [f"{count}" for count in counts])

@@ -22,12 +22,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowgen import objectives, solvers, targets
+from flowgen import objectives, runs, solvers, targets
+from flowgen.config import make_config
 from flowgen.core import Pair, generator, like
 from flowgen.couplings import ExactOT, Independent, Sinkhorn
 from flowgen.data import TOYS
 from flowgen.model import Model
 from flowgen.paths import VE, VP, Bridge, Brownian, Constant, Cosine, Linear, Path
+from flowgen.runs import Run
 from flowgen.targets import Target
 
 PATHS: dict[str, Path] = {
@@ -320,3 +322,26 @@ def flowgen(monkeypatch, tmp_path, capsys):
         return raised.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture
+def table(tmp_path, normal):
+    """The file of a table of three columns with labels of two classes."""
+    x, y = normal("table", 300, 3).float().numpy(), np.arange(300) % 2
+    x[y == 1] += 4
+    np.savez(tmp_path / "t.npz", x=x, y=y)
+    return tmp_path / "t.npz"
+
+
+@pytest.fixture
+def trained() -> Callable[..., Run]:
+    """trained(data, folder, **settings): a quick run on a table."""
+
+    def train(path, folder, steps=30, **tree) -> Run:
+        small = {"net": {"width": 16, "depth": 2}, "train": {"steps": steps, "batch_size": 32}, "pool": {"batches": 2}}
+        run = Run.create(folder, make_config({"data": str(path), **small, **tree}), "flowgen train", overwrite=True)
+        for _ in runs.train(run):
+            pass
+        return run
+
+    return train

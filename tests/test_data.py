@@ -584,3 +584,31 @@ def test_rows_that_do_not_make_the_promised_table_leave_no_file(tmp_path, suffix
     with pytest.raises(InputError):
         write_rows(tmp_path / f"x.{suffix}", iter([torch.zeros(4, 2)]), shape)
     assert list(tmp_path.iterdir()) == []
+
+
+# labels
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, bool, np.int8])
+def test_whole_numbers_beside_the_rows_are_labels(tmp_path, kind):
+    np.savez(tmp_path / "t.npz", x=X, y=np.arange(len(X)).astype(kind))
+    table = read_table(tmp_path / "t.npz")
+    assert torch.equal(table.labels, torch.from_numpy(np.arange(len(X)).astype(kind)).long())
+    assert torch.equal(table.x, torch.from_numpy(X).float())
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.linspace(0, 1, len(X)),
+        np.arange(len(X) - 1),
+        np.zeros((len(X), 1), int),
+        np.full(len(X), 2**64 - 1, np.uint64),
+    ],
+    ids=["real", "short", "column", "huge"],
+)
+def test_another_array_beside_the_rows_is_left_alone(tmp_path, y):
+    np.savez(tmp_path / "t.npz", x=X, y=y)
+    table = read_table(tmp_path / "t.npz")
+    assert table.labels is None
+    assert len(table.x) == len(X)

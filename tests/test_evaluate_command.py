@@ -1,6 +1,7 @@
 """`flowgen evaluate`, as a person and a script meet it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_several_runs_share_a_chart_and_other_folders_are_passed_over(flowgen, m
     code, out, err = flowgen("evaluate", *sorted(Path("runs").iterdir()), *FEW, "--json", "m.json")
     assert code == 0
     assert [each["run"] for each in json.loads(Path("m.json").read_text())] == ["moons", "moons-reflow1"]
-    assert "notes is not a run folder: passed over" in err
+    assert "notes is no trained run: passed over" in err
     assert "chart: quality.png" in out
 
 
@@ -81,9 +82,32 @@ def test_a_table_is_compared_with_its_held_out_rows(flowgen, table):
 def test_a_table_is_compared_with_a_file(flowgen, table):
     code, out, _ = flowgen("evaluate", table, "--against", "t.csv", *FEW, "--features", "pca")
     assert code == 0
-    assert "the 200 rows of t.csv" in out
+    assert "the 200 rows of t.csv, 180 of which training saw" in out
     assert "3 principal components, 100.0% of the variance" in out
     assert "Fréchet distance" in out
+
+
+def test_a_chart_lies_with_the_run_that_was_measured_and_its_name_may_be_any(flowgen, moons):
+    moons.rename("runs/$^$ [red]_x")
+    Path("notes").mkdir()
+    code, out, _ = flowgen("evaluate", "notes", "runs/$^$ [red]_x", *FEW)
+    assert code == 0
+    assert "$^$ [red]_x" in out
+    assert Path("runs/$^$ [red]_x/plots/quality.png").exists()
+
+
+def test_a_mistyped_run_is_not_passed_over(flowgen, moons):
+    code, out, err = flowgen("evaluate", moons, "runs/moosn", *FEW)
+    assert (code, out) == (2, "")
+    assert "runs/moosn: there is no such folder" in err
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(flowgen, moons):
+    shutil.rmtree(moons / "plots")
+    (moons / "plots").write_text("in the way")
+    code, out, err = flowgen("evaluate", moons, *FEW)
+    assert (code, out) == (2, "")
+    assert "cannot make the folder" in err
 
 
 def test_an_adaptive_solver_takes_one_step_of_its_own(flowgen, moons):
@@ -97,19 +121,20 @@ def test_an_adaptive_solver_takes_one_step_of_its_own(flowgen, moons):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0,1"], "--steps must be at least 1"),
+        (["--steps", "0,1"], "steps must be at least 1"),
         (["--steps", "1,two"], "--steps is a list of whole numbers"),
         (["--steps", "1,,2"], "--steps is a list of whole numbers"),
-        (["--num", "0"], "--num must be at least 1"),
+        (["--num", "0"], "num must be at least 1"),
         (["--num", "5"], "5 neighbours need sets of more rows"),
-        (["--repeats", "0"], "--repeats must be at least 1"),
-        (["--neighbours", "0"], "--neighbours must be at least 1"),
+        (["--repeats", "0"], "repeats must be at least 1"),
+        (["--neighbours", "0"], "neighbours must be at least 1"),
         (["--solver", "eular"], "did you mean euler"),
         (["--features", "pcb"], "did you mean pca"),
-        (["--features", "classifier"], "has none: an array y beside x"),
-        (["--features", "inception", "--weights", "missing.pth"], "Inception"),
+        (["--features", "classifier"], "has no array y of whole numbers beside x"),
+        (["--features", "inception", "--weights", "missing.pth"], "Inception looks at images"),
         (["--against", "missing.csv"], "no such file"),
-        (["--against", "narrow.csv"], "rows of shape (1,), but samples are of shape (3,)"),
+        (["--against", "narrow.csv"], "rows of shape (1,), samples are of (3,)"),
+        (["--against", "turned.csv"], "has the columns c, b, a, samples a, b, c"),
         (["--against", "nan.csv"], "1 of 3 rows hold NaN"),
         (["--against", "empty.csv"], "the file is empty"),
         (["--against", "short.csv"], "5 neighbours need sets of more rows"),
@@ -117,17 +142,20 @@ def test_an_adaptive_solver_takes_one_step_of_its_own(flowgen, moons):
         (["--out", "chart.pdf"], "--out is a chart"),
         (["--out", "nowhere/chart.png"], "no folder nowhere"),
         (["--json", "nowhere/m.json"], "no folder nowhere"),
-        (["runs/other"], "is not a run folder"),
+        (["--json", "runs"], "runs is a folder"),
+        (["runs/other"], "there is no such folder"),
+        (["runs"], "is not a run folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line(flowgen, table, arguments, message):
     Path("narrow.csv").write_text("a\n1\n2\n3\n")
+    Path("turned.csv").write_text("c,b,a\n1,2,3\n")
     Path("nan.csv").write_text("a,b,c\n1,2,3\n1,nan,3\n1,2,3\n")
     Path("short.csv").write_text("a,b,c\n1,2,3\n1,5,3\n1,2,3\n")
     Path("empty.csv").write_text("")
     before = {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")}
-    runs = [] if arguments == ["runs/other"] else [table]
+    runs = [] if arguments[0].startswith("runs") else [table]
     code, out, err = flowgen("evaluate", *runs, *arguments)
     assert (code, out) == (2, "")
     assert message in err

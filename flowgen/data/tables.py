@@ -37,12 +37,12 @@ Read = tuple[np.ndarray, tuple[str, ...], np.ndarray | None]
 def read_table(path: Path | str) -> Table:
     """Reads a table of numbers from `.npy`, `.npz` (array `x`, or the only one), `.csv` or `.parquet`.
 
-    A CSV may start with a header; a one-dimensional array is one column. Whole numbers in an array `y` beside `x` are
-    labels.
+    A CSV may start with a header; a one-dimensional array is one column. Whole numbers in an array `y` beside `x`, one
+    a row, are labels.
 
     Raises:
         InputError: for a missing, empty or unreadable file, an unknown suffix, text columns, a wrong number of
-            dimensions, NaN or infinite values, labels that do not fit the rows.
+            dimensions, NaN or infinite values.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -53,10 +53,9 @@ def read_table(path: Path | str) -> Table:
         raise InputError(f"{path}: the file is empty")
     values, columns, labels = READERS[path.suffix](path)
     x = _checked(values, path)
-    if labels is None:
+    # y may be anything, a target of regression too: then it is none of ours
+    if labels is None or labels.dtype.kind not in "iub" or labels.dtype == np.uint64 or labels.shape != (len(x),):
         return Table(x, columns)
-    if labels.dtype.kind not in "iu" or labels.shape != (len(x),):
-        raise InputError(f"{path}: labels y must be {len(x)} whole numbers, not {labels.dtype} of shape {labels.shape}")
     return Table(x, columns, torch.from_numpy(labels.astype(np.int64)))
 
 

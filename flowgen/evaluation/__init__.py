@@ -8,8 +8,10 @@ from flowgen.evaluation.measure import Estimate, Quality, Settings, floor, geome
 from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves
 from flowgen.evaluation.subject import FEATURES, Reference, Subject, load_subject
 from flowgen.evaluation.views import View
+from flowgen.metrics.distances import EXACT
 
 __all__ = [
+    "EXACT",
     "FEATURES",
     "SHARES",
     "TITLES",

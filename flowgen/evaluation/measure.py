@@ -13,15 +13,16 @@ from torch import Tensor
 
 from flowgen import grids, metrics, sampling, solvers
 from flowgen.core import InputError, generator
-from flowgen.evaluation.subject import Reference, Subject
+from flowgen.evaluation.subject import Subject
 from flowgen.evaluation.views import in_model_units
 from flowgen.likelihood import Density, log_likelihood
 from flowgen.metrics.distances import EXACT
+from flowgen.model import Model
 from flowgen.solvers import Solver
 
 __all__ = ["Estimate", "Quality", "Settings", "estimate", "floor", "geometry", "kl_divergence", "quality"]
 
-FINE, DENSITY_POINTS, DENSITY_STEPS = 100, 1000, 50
+FINE, DENSITY_POINTS, DENSITY_STEPS, CHUNK = 100, 1000, 50, 8192
 NOISE = 0.1
 
 
@@ -35,21 +36,23 @@ class Settings(NamedTuple):
     seed: int = 0
     neighbours: int = 5
 
-    def check(self, reference: Reference) -> None:
+    def check(self, subject: Subject) -> None:
         """
         Raises:
             InputError: for numbers that are not positive, or fewer rows than neighbours.
         """
-        for name, value in {"steps": min(self.steps, default=0), "num": self.num, "repeats": self.repeats}.items():
+        numbers = {"steps": min(self.steps, default=0), **{key: getattr(self, key) for key in NUMBERS}}
+        for name, value in numbers.items():
             if value < 1:
-                raise InputError(f"--{name} must be at least 1, not {value}")
-        if self.neighbours < 1:
-            raise InputError(f"--neighbours must be at least 1, not {self.neighbours}")
-        if (size := reference.size(self.num)) <= self.neighbours:
+                raise InputError(f"{name} must be at least 1, not {value}")
+        if (size := subject.size(self.num)) <= self.neighbours:
             raise InputError(
-                f"{self.neighbours} neighbours need sets of more rows than that: of {reference.name}, with --num "
-                f"{self.num}, there are two sets of {size}"
+                f"{self.neighbours} neighbours need sets of more rows than that: of {subject.reference.name}, from "
+                f"{subject.source.name}, there are two sets of {size}"
             )
+
+
+NUMBERS = ("num", "repeats", "neighbours")
 
 
 class Estimate(NamedTuple):
@@ -63,7 +66,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """The mean with Student's interval: mean +- t(0.975, n - 1) std / sqrt(n)."""
     from scipy.stats import t
 
-    if len(values) < 2:
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return Estimate(fmean(values), math.nan)
     return Estimate(fmean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5)
 
@@ -89,35 +92,46 @@ class Quality(NamedTuple):
 
 def floor(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     """The figures of true rows beside other true rows: a model that is the truth has these."""
+    settings.check(subject)
     repeats = []
     for index in range(settings.repeats):
-        truth, other = subject.reference.draw(settings.num, settings.seed, index)
+        truth, other = _truth(subject, settings, index)
         repeats.append(_compare(subject, other, truth, settings))
     return _estimates(repeats)
 
 
 def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
     """The quality at each number of steps. The samples are of the same starts at all of them."""
-    model, size = subject.model, subject.reference.size(settings.num)
-    ends = [_sample(subject, size, FINE, solvers.rk4, settings.seed, r).x for r in range(settings.repeats)]
+    settings.check(subject)
+    model, repeats = subject.model, range(settings.repeats)
+    starts = [_start(subject, settings, index) for index in repeats]
+    ends = [_follow(model, x0, FINE, solvers.rk4).x for x0 in starts]
+    thousand = starts[0].repeat(-(-1000 // len(starts[0])), *[1] * (starts[0].ndim - 1))[:1000]
     for steps in settings.steps:
-        repeats, drawn = [], []
-        for index, fine in enumerate(ends):
-            made = _sample(subject, size, steps, settings.solver, settings.seed, index)
-            truth = subject.reference.draw(settings.num, settings.seed, index).first
-            x = model.scaling.undo(made.x.to(model.device)).cpu()
-            error = metrics.endpoint_error(made.x, fine)
-            repeats.append({**_compare(subject, x, truth, settings), "endpoint_error": error})
-            drawn.append(made)
-        seconds = fmean(made.seconds for made in drawn) / size * 1000
-        yield Quality(steps, fmean(made.nfe for made in drawn), seconds, _estimates(repeats))
+        made = [_follow(model, x0, steps, settings.solver) for x0 in starts]
+        figures = []
+        for index, (drawn, fine) in enumerate(zip(made, ends, strict=True)):
+            x = model.scaling.undo(drawn.x.to(model.device)).cpu()
+            compared = _compare(subject, x, _truth(subject, settings, index)[0], settings)
+            figures.append({**compared, "endpoint_error": metrics.endpoint_error(drawn.x, fine)})
+        seconds = _follow(model, thousand, steps, settings.solver).seconds
+        yield Quality(steps, fmean(drawn.nfe for drawn in made), seconds, _estimates(figures))
+
+
+def _truth(subject: Subject, settings: Settings, index: int) -> tuple[Tensor, ...]:
+    """Two sets of true rows, in data units."""
+    return subject.reference.draw(subject.size(settings.num), settings.seed, index)
+
+
+def _start(subject: Subject, settings: Settings, index: int) -> Tensor:
+    """Source points, in model units."""
+    return subject.source.draw(subject.size(settings.num), settings.seed, index)[0]
 
 
 def _compare(subject: Subject, x: Tensor, truth: Tensor, settings: Settings) -> dict[str, float]:
     """All figures of samples beside true rows, in what the view makes of both."""
-    view = subject.view
-    seen, real = view.apply(x), view.apply(truth)
-    if view.features:
+    seen, real = subject.view.apply(x), subject.view.apply(truth)
+    if subject.view.features:
         figures = {"frechet": metrics.frechet_distance(seen, real), "kernel": metrics.kernel_distance(seen, real)}
     else:
         # the same directions and, by the truth alone, the same width for all models, so that figures can be compared
@@ -131,45 +145,39 @@ def _compare(subject: Subject, x: Tensor, truth: Tensor, settings: Settings) -> 
         }
     figures |= metrics.manifold(seen, real, settings.neighbours)._asdict()
     if subject.trained_on is not None:
-        figures["copies"] = metrics.copies(seen, view.apply(subject.trained_on))
+        figures["copies"] = metrics.copies(seen, subject.trained_on)
     return figures
 
 
-class _Made(NamedTuple):
-    """Samples in model units, the evaluations of each, and the time that they took."""
+class _Followed(NamedTuple):
+    """Ends in model units, the evaluations of each, and the time that they took."""
 
     x: Tensor
     nfe: float
     seconds: float
 
 
-def _stream(index: int) -> str:
-    return f"evaluate {index}"
-
-
-def _sample(subject: Subject, num: int, steps: int, solver: Solver, seed: int, index: int) -> _Made:
-    model = subject.model
+def _follow(model: Model, x0: Tensor, steps: int, solver: Solver) -> _Followed:
     grid, field = grids.uniform(steps, *model.span), sampling.Counted(model.velocity)
     start = time.perf_counter()
-    pairs = sampling.pairs(model, subject.source, num, grid, solver, seed=seed, stream=_stream(index), field=field)
-    x = torch.cat([pair.x1 for pair in pairs])  # each chunk comes to the CPU, so that a GPU's work is done by then
-    return _Made(x, field.rows / sampling.whole_blocks(num), time.perf_counter() - start)
+    # each chunk comes to the CPU, so that a GPU's work is done by then
+    x = torch.cat([sampling.flow(model, part, grid, solver, field=field).cpu() for part in x0.split(CHUNK)])
+    return _Followed(x, field.rows / len(x0), time.perf_counter() - start)
 
 
 def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     """The geometry of 100 Euler steps, in model units: path energy, straightness, curvature; transport_cost, W2^2 from
-    source to data; transport_noise, W2^2 of two true sets, which is in that cost too; normalised_path_energy, only
-    where the noise is less than NOISE of the cost, since else the cost says little of the laws."""
-    model, size, repeats = subject.model, subject.reference.size(settings.num), []
-    grid = grids.uniform(FINE, *model.span)
+    where trajectories start to data; transport_noise, W2^2 of two true sets, which is in that cost too;
+    normalised_path_energy, only where the noise is less than NOISE of the cost, since else the cost says little of the
+    laws."""
+    settings.check(subject)
+    model, repeats = subject.model, []
     for index in range(settings.repeats):
-        x0 = sampling.starts(subject.source, 0, size, settings.seed, _stream(index))
-        followed = metrics.geometry(model.velocity, model.start(x0), grid)
-        sets = subject.reference.draw(settings.num, settings.seed, index)
-        x1, other = (in_model_units(model.scaling, x)[:EXACT] for x in sets)
-        cost, noise = (metrics.wasserstein2(x, x1) ** 2 for x in (x0[:EXACT], other))
-        figures = {key: getattr(followed, key) for key in ("path_energy", "straightness", "curvature")}
-        relative = (followed.path_energy - cost) / cost
+        start = model.start(_start(subject, settings, index))
+        x1, other = (in_model_units(model.scaling, x)[:EXACT] for x in _truth(subject, settings, index))
+        cost, noise = (metrics.wasserstein2(x, x1) ** 2 for x in (start[:EXACT].cpu(), other))
+        figures = _trajectories(model, start)
+        relative = (figures["path_energy"] - cost) / cost
         repeats.append({**figures, "transport_cost": cost, "transport_noise": noise, "excess": relative})
     found = _estimates(repeats)
     excess = found.pop("excess")
@@ -178,14 +186,28 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     return found
 
 
+def _trajectories(model: Model, start: Tensor) -> dict[str, float]:
+    """The mean geometry of trajectories, a chunk of them at a time, since each keeps its states."""
+    grid = grids.uniform(FINE, *model.span)
+    parts = [(len(part), metrics.geometry(model.velocity, part, grid)) for part in start.split(CHUNK)]
+    names = ("path_energy", "straightness", "curvature")
+    return {name: sum(size * getattr(part, name) for size, part in parts) / len(start) for name in names}
+
+
 def kl_divergence(subject: Subject, settings: Settings) -> Estimate | None:
-    """KL(data || model) = E log p_data(x) - log p_model(x) over data x, in nats; None where a density is not known."""
-    model, source, law = subject.model, subject.source, subject.reference.law
+    """KL(data || model) = E log p_data(x) - log p_model(x) over data x, in nats; None unless the densities of both ends
+    are known."""
+    model, source, law = subject.model, subject.source.law, subject.reference.law
     if not (isinstance(source, Density) and isinstance(law, Density)):
         return None
     grid, values = grids.uniform(DENSITY_STEPS, *model.span), []
     for index in range(settings.repeats):
-        x = law.sample(min(settings.num, DENSITY_POINTS), generator(settings.seed, "likelihood", index))
+        x = law.sample(density_points(settings), generator(settings.seed, "likelihood", index))
         found = log_likelihood(model, source, x, grid, solvers.rk4)
         values.append((law.log_density(x.double()) - found).mean().item())
     return estimate(values)
+
+
+def density_points(settings: Settings) -> int:
+    """The rows of each repeat of a KL divergence, whose likelihoods are dear."""
+    return min(settings.num, DENSITY_POINTS)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from flowgen import __version__
+from flowgen.config import SOLVERS
 from flowgen.data import Rows
-from flowgen.evaluation.measure import Estimate, Quality, Settings
+from flowgen.evaluation.measure import Estimate, Quality, Settings, density_points
 from flowgen.evaluation.subject import Subject
 from flowgen.metrics.distances import EXACT
 from flowgen.plots import Curve
@@ -47,23 +48,28 @@ class Evaluation(NamedTuple):
     kl: Estimate | None
 
     def plain(self) -> dict[str, Any]:
-        """Everything as values that JSON holds: what was compared, how, and what came out."""
+        """Everything as JSON holds it: what was compared, how, and what came out; None for what is not finite."""
         subject, settings = self.subject, self.settings
-        law, size = subject.reference.law, subject.reference.size(settings.num)
+        law, size = subject.reference.law, subject.size(settings.num)
+        solver = next((name for name, made in SOLVERS.items() if made == settings.solver), repr(settings.solver))
         return {
             "run": subject.name,
+            **(subject.facts or {}),
             "flowgen": __version__,
             "torch": torch.__version__,
             "device": str(subject.model.device),
+            "source": subject.source.name,
             "reference": subject.reference.name,
             "reference_rows": len(law.x) if isinstance(law, Rows) else None,
             "compared": subject.view.name,
+            "features": subject.view.features,
             "rows_per_set": size,
             "w2_rows": None if subject.view.features else min(size, EXACT),
+            "kl_rows": None if self.kl is None else density_points(settings),
             "repeats": settings.repeats,
             "neighbours": settings.neighbours,
             "seed": settings.seed,
-            "solver": repr(settings.solver),
+            "solver": solver,
             "floor": _plain(self.floor),
             "quality": [
                 {"steps": q.steps, "nfe": q.nfe, "seconds_per_1000": q.seconds, **_plain(q.figures)}
@@ -75,12 +81,14 @@ class Evaluation(NamedTuple):
 
 
 def _plain(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
-    return {name: {"mean": e.mean, "ci95": None if math.isnan(e.ci95) else e.ci95} for name, e in estimates.items()}
+    return {
+        name: {key: value if math.isfinite(value) else None for key, value in estimate._asdict().items()}
+        for name, estimate in estimates.items()
+    }
 
 
 def curves(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Curve]]:
-    """For each figure of the chart, the curve of each run: the two first distances, and coverage."""
-    first, second, *_ = evaluations[0].floor
+    """For each figure of the chart, the curve of each run."""
     return {
         TITLES[figure]: {
             e.subject.name: Curve(
@@ -91,5 +99,5 @@ def curves(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Curve]]:
             )
             for e in evaluations
         }
-        for figure in (first, second, "coverage")
+        for figure in evaluations[0].subject.view.chart
     }

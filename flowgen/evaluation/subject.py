@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -13,68 +14,69 @@ from torch import Tensor
 from flowgen import checkpoints
 from flowgen.config import LoadedData, load_data, lookup
 from flowgen.core import InputError, generator
-from flowgen.data import Law, Rows, read_table
+from flowgen.data import Gaussian, Law, Rows, Scaled, read_table
 from flowgen.evaluation import views
 from flowgen.evaluation.views import View
 from flowgen.model import Model
 from flowgen.nn import Classifier, fit_classifier
-from flowgen.runs import Trained, load
+from flowgen.runs import Run, Trained, load
 
-__all__ = ["FEATURES", "Reference", "Subject", "TwoSets", "load_subject"]
-
-
-class TwoSets(NamedTuple):
-    """Two sets of the same law with no row in common, each `(n, *event)`: their distance is the floor."""
-
-    first: Tensor
-    second: Tensor
+__all__ = ["FEATURES", "Reference", "Subject", "load_subject"]
 
 
 @final
 class Reference:
-    """The truth, of which two independent sets can be drawn again and again.
+    """A law of which independent sets can be drawn again and again.
 
     Args:
         name: says in words what it is.
         law: `Rows` give disjoint random sets of their rows; any other law gives new draws.
+        sets: how many sets are drawn at a time: two of the truth, whose distance is the floor.
     """
 
-    def __init__(self, name: str, law: Law) -> None:
-        self.name, self.law = name, law
+    def __init__(self, name: str, law: Law, sets: int = 2) -> None:
+        self.name, self.law, self.sets = name, law, sets
 
     def size(self, num: int) -> int:
-        """How many rows each of two sets has that should have `num`."""
-        return min(num, len(self.law.x) // 2) if isinstance(self.law, Rows) else num
+        """How many rows each set has that should have `num`."""
+        return min(num, len(self.law.x) // self.sets) if isinstance(self.law, Rows) else num
 
-    def draw(self, num: int, seed: int, index: int) -> TwoSets:
-        """Two sets of size(num) rows: a function of the arguments alone."""
-        rng, size = generator(seed, "reference", index), self.size(num)
+    def draw(self, size: int, seed: int, index: int) -> tuple[Tensor, ...]:
+        """The sets, each `(size, *event)`: a function of the arguments and the number of sets alone."""
+        rng, total = generator(seed, f"evaluate {self.sets}", index), self.sets * size
         if isinstance(self.law, Rows):
-            x = self.law.x[torch.randperm(len(self.law.x), generator=rng)[: 2 * size]]
-        else:
-            x = self.law.sample(2 * size, rng)
-        return TwoSets(x[:size], x[size:])
+            return self.law.x[torch.randperm(len(self.law.x), generator=rng)[:total]].split(size)
+        return self.law.sample(total, rng).split(size)
 
 
 class Subject(NamedTuple):
     """A model with what it is measured by.
 
     name: of the run.
-    source: in model units; where it is a table, of its held-out rows.
-    trained_on: the training rows in data units, to find copies of; None for a law without rows.
+    model: the model.
+    source: where samples start, one set in model units; of a table, its held-out rows.
+    reference: the truth, two sets in data units.
+    view: what of samples and truth is compared.
+    trained_on: the training rows as the view has them, to find copies of; None for a law without rows.
+    facts: what else a reader of the figures should know.
     """
 
     name: str
     model: Model
-    source: Law
+    source: Reference
     reference: Reference
     view: View
-    trained_on: Tensor | None
+    trained_on: Tensor | None = None
+    facts: dict[str, Any] | None = None
+
+    def size(self, num: int) -> int:
+        """How many rows a set has that should have `num`."""
+        return min(self.source.size(num), self.reference.size(num))
 
 
 def load_subject(
     folder: Path,
-    against: str = "held-out",
+    against: Path | None = None,
     features: str | None = None,
     weights: Path | None = None,
     device: str | None = None,
@@ -82,37 +84,66 @@ def load_subject(
     """The run in a folder, to be measured.
 
     Args:
-        against: `held-out`, for what training did not see, or a file of rows.
+        against: a file of true rows; None for what training did not see.
         features: a name of FEATURES; None for `rows`, and `pca` for images.
         weights: a file of Inception's weights.
         device: of the model; None for the run's.
 
     Raises:
-        InputError: for a folder that is no trained run, where nothing was held out, or for a bad file.
+        InputError: for a folder that is no trained run, data that have changed since, where nothing was held out, or
+            for a bad file.
     """
     trained = load(folder, device)
     config, event = trained.config, trained.source.event
     data = load_data(config.data, config.split)
-    view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)
+    trained.check_data(data)
+    truth = _held_out(config.data, data) if against is None else _of_file(against, trained, data)
+    make_view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)
+    view = make_view(folder, trained, data, weights)
+    facts = {
+        "data": config.data,
+        "data_hash": data.hash,
+        "split": config.split.model_dump(),
+        "step": trained.step,
+        "weights_hash": checkpoints.file_hash(Run.open(folder).weights),
+    }
     return Subject(
         folder.name or folder.resolve().name,
         trained.model,
-        config.source_law(event, trained.model.scaling, held_out=True),
-        _reference(config.data, data, event, against),
-        view(folder, trained, data, weights),
-        data.law.x if isinstance(data.law, Rows) else None,
+        _source(trained),
+        truth,
+        view,
+        view.apply(data.law.x) if isinstance(data.law, Rows) else None,
+        facts,
     )
 
 
-def _reference(name: str, data: LoadedData, event: tuple[int, ...], against: str) -> Reference:
-    if against == "held-out":
-        law = data.unseen(name)
-        kind = f"the {len(law.x)} held-out rows" if isinstance(law, Rows) else "new draws"
-        return Reference(f"{kind} of {Path(name).name}, which training did not see", law)
-    x = read_table(against).x
-    if tuple(x.shape[1:]) != event:
-        raise InputError(f"{against} has rows of shape {tuple(x.shape[1:])}, but samples are of shape {event}")
-    return Reference(f"the {len(x)} rows of {against}", Rows(x))
+def _held_out(name: str, data: LoadedData) -> Reference:
+    law = data.unseen(name)
+    kind = f"the {len(law.x)} held-out rows" if isinstance(law, Rows) else "new draws"
+    return Reference(f"{kind} of {Path(name).name}, which training did not see", law)
+
+
+def _of_file(path: Path, trained: Trained, data: LoadedData) -> Reference:
+    x, columns, _ = read_table(path)
+    if tuple(x.shape[1:]) != trained.source.event:
+        raise InputError(f"{path} has rows of shape {tuple(x.shape[1:])}, samples are of {trained.source.event}")
+    if columns and trained.columns and columns != trained.columns:
+        raise InputError(f"{path} has the columns {', '.join(columns)}, samples {', '.join(trained.columns)}")
+    seen = set(map(tuple, data.law.x.tolist())) if isinstance(data.law, Rows) else set()
+    count = sum(tuple(row) in seen for row in x.tolist())
+    return Reference(f"the {len(x)} rows of {path}" + (f", {count} of which training saw" if count else ""), Rows(x))
+
+
+def _source(trained: Trained) -> Reference:
+    config, scaling = trained.config, trained.model.scaling
+    if config.source == "gaussian":
+        return Reference("gaussian", Gaussian(trained.source.event), sets=1)
+    law = load_data(config.source, config.split).unseen(config.source)
+    if isinstance(law, Rows):
+        x = views.in_model_units(scaling, law.x)
+        return Reference(f"the {len(x)} held-out rows of {Path(config.source).name}", Rows(x), sets=1)
+    return Reference(config.source, Scaled(law, deepcopy(scaling).cpu()), sets=1)
 
 
 Maker = Callable[[Path, Trained, LoadedData, Path | None], View]
@@ -124,12 +155,12 @@ def _rows(folder: Path, trained: Trained, data: LoadedData, weights: Path | None
 
 def _pca(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
     law = data.law
-    return views.principal(
-        trained.model.scaling, law.x if isinstance(law, Rows) else law.sample(10_000, generator(0, "pca"))
-    )
+    x = law.x if isinstance(law, Rows) else law.sample(10_000, generator(0, "pca"))
+    return views.principal(trained.model.scaling, x)
 
 
 def _inception(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
+    views.check_image(trained.source.event)  # before anything is fetched
     return views.inception(weights)
 
 
@@ -137,21 +168,36 @@ def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path 
     """A classifier of the training rows, which is kept beside the run."""
     config, scaling = trained.config, trained.model.scaling
     if data.labels is None or not isinstance(data.law, Rows) or not isinstance(data.held_out, Rows):
-        raise InputError(f"features of a classifier need labels, and {config.data} has none: an array y beside x")
+        raise InputError(
+            f"features of a classifier need labels: {config.data} has no array y of whole numbers beside x, one a row"
+        )
     classes, path = data.labels[0].unique(), folder / "classifier.safetensors"
+    if len(classes) < 2:
+        raise InputError(f"features of a classifier need two classes: all labels of {config.data} are {classes[0]}")
     net = Classifier(trained.source.event, len(classes), seed=config.split.seed)
-    facts = {"data": config.data, "split": config.split.model_dump(), "classes": classes.tolist()}
-    if path.exists():
+    of = {"data_hash": data.hash, "split": config.split.model_dump()}
+    accuracy = _kept(path, net, of)
+    if accuracy is None:
+        seen, unseen = (views.in_model_units(scaling, law.x) for law in (data.law, data.held_out))
+        fit_classifier(net, seen, torch.searchsorted(classes, data.labels[0]), seed=config.split.seed)
+        with torch.no_grad():
+            found = torch.cat([classes[net(part).argmax(1)] for part in unseen.split(4096)])
+        accuracy = (found == data.labels[1]).double().mean().item()
+        checkpoints.write_tensors(path, net.state_dict(), {"flowgen": json.dumps({"of": of, "accuracy": accuracy})})
+    return views.classified(scaling, net.requires_grad_(False), accuracy)
+
+
+def _kept(path: Path, net: Classifier, of: dict[str, Any]) -> float | None:
+    """The accuracy of the classifier in a file, whose weights `net` takes; None if there is none of this data."""
+    try:
         tensors, metadata = checkpoints.read_tensors(path)
         kept = json.loads(metadata["flowgen"])
-        if kept["of"] == facts:
-            net.load_state_dict(tensors)
-            return views.classified(scaling, net.requires_grad_(False), kept["accuracy"])
-    seen, unseen = (views.in_model_units(scaling, law.x) for law in (data.law, data.held_out))
-    fit_classifier(net, seen, torch.searchsorted(classes, data.labels[0]), seed=config.split.seed)
-    accuracy = (classes[net(unseen).argmax(1)] == data.labels[1]).double().mean().item()
-    checkpoints.write_tensors(path, net.state_dict(), {"flowgen": json.dumps({"of": facts, "accuracy": accuracy})})
-    return views.classified(scaling, net.requires_grad_(False), accuracy)
+        if kept["of"] != of:
+            return None
+        net.load_state_dict(tensors)
+        return float(kept["accuracy"])
+    except (InputError, KeyError, ValueError, TypeError, RuntimeError):  # missing, damaged, or another's: made anew
+        return None
 
 
 FEATURES: dict[str, Maker] = {"rows": _rows, "pca": _pca, "classifier": _classifier, "inception": _inception}

@@ -15,7 +15,11 @@ from flowgen.core import InputError
 from flowgen.data import Scaling
 from flowgen.nn import Classifier
 
-__all__ = ["View", "classified", "in_model_units", "inception", "principal", "rows"]
+__all__ = ["View", "check_image", "classified", "in_model_units", "inception", "principal", "rows"]
+
+
+CHARTS = {False: ("w2", "sliced_w2", "coverage"), True: ("frechet", "kernel", "coverage")}
+"""What a chart shows of rows, and of features."""
 
 
 class View(NamedTuple):
@@ -29,6 +33,11 @@ class View(NamedTuple):
     name: str
     features: bool
     apply: Callable[[Tensor], Tensor]
+
+    @property
+    def chart(self) -> tuple[str, ...]:
+        """The figures of its chart."""
+        return CHARTS[self.features]
 
 
 def in_model_units(scaling: Scaling, x: Tensor) -> Tensor:
@@ -64,6 +73,15 @@ def classified(scaling: Scaling, net: Classifier, accuracy: float) -> View:
     return View(f"features of a classifier that labels {accuracy:.1%} of the held-out rows right", True, apply)
 
 
+def check_image(event: tuple[int, ...]) -> None:
+    """
+    Raises:
+        InputError: unless events are images of 1 or 3 channels.
+    """
+    if len(event) != 3 or event[0] not in (1, 3):
+        raise InputError(f"Inception looks at images of 1 or 3 channels, not at rows of shape {event}")
+
+
 def inception(weights: Path | None) -> View:
     """The 2048 features of torch-fidelity's Inception, for images in [0, 1] `(N, 1 or 3, H, W)`.
 
@@ -91,8 +109,7 @@ def inception(weights: Path | None) -> View:
 
     @torch.no_grad()
     def apply(x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise InputError(f"Inception looks at images of 1 or 3 channels, not at rows of shape {tuple(x.shape[1:])}")
+        check_image(tuple(x.shape[1:]))
         pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
         return torch.cat([net(part)[0] for part in pixels.split(64)])
 

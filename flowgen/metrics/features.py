@@ -15,8 +15,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
     FD = |m - n|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2)),
 
-    which is the FID where the features are Inception's (arXiv 1706.08500). It is biased upward by about the number of
-    features over the number of rows: compare only figures of equally many rows.
+    which is the FID where the features are Inception's (arXiv 1706.08500). It is biased upward, by
+    the square of the number of features over the number of rows: compare only figures of equally many rows.
 
     Shapes: x `(N, *event)`, y `(M, *event)`. Units: squared ones of x.
 

@@ -69,18 +69,21 @@ def _share(which: Tensor) -> float:
 def nearest_ratio(x: Tensor, data: Tensor) -> Tensor:
     """d1 / d2 of each sample, the distances to its nearest and second nearest row of data: near 0 for a copy.
 
-    0 where the nearest is met exactly. Shapes: x `(N, *event)`, data `(M, *event)`, to `(N,)` float64 in [0, 1].
+    0 where the nearest is met exactly. Rows of data that are equal count as one.
+
+    Shapes: x `(N, *event)`, data `(M, *event)`, to `(N,)` float64 in [0, 1].
 
     Raises:
-        InputError: for fewer than 2 rows of data, different events, NaN or infinite values.
+        InputError: for fewer than 2 rows of data that differ, different events, NaN or infinite values.
     """
-    if len(data) < 2:
-        raise InputError(f"a second nearest neighbour needs 2 rows of data, not {len(data)}")
     x, data = checked(x, data)
+    data = data.unique(dim=0)
+    if len(data) < 2:
+        raise InputError(f"a second nearest neighbour needs 2 rows of data that differ, not {len(data)}")
     parts = []
     for rows, block in distances(x, data):
         two = data[block.topk(2, dim=1, largest=False).indices]
-        # by differences: of a row that the data holds twice, the block's rounding would make up the ratio
+        # by differences: the block's rounding would make up the ratio of a copy
         first, second = (two - x[rows].unsqueeze(1)).norm(dim=2).sort(dim=1).values.unbind(1)
         parts.append(torch.where(first == 0, 0.0, first / second))
     return torch.cat(parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from flowgen import checkpoints
-from flowgen.config import Config, find_device, make_config
+from flowgen.config import Config, LoadedData, find_device, make_config
 from flowgen.core import InputError
 from flowgen.data import Law, Scaling
 from flowgen.model import Model
@@ -65,7 +65,7 @@ class Run:
         """
         if not (folder / "config.toml").is_file():
             raise InputError(f"{folder} is not a run folder: it has no config.toml")
-        return cls(folder, make_config(read_toml(folder / "config.toml")))
+        return cls(folder, make_config(_recorded(read_toml(folder / "config.toml"))))
 
     def extended(self, tree: Mapping[str, Any]) -> Run:
         """The same run, to go on with under the settings of `tree`: how long, on what device, how often it is saved.
@@ -123,13 +123,23 @@ class Run:
 
 
 class Trained(NamedTuple):
-    """What a run gives: the model with averaged weights, its source in model units, and its columns."""
+    """What a run gives: the model with averaged weights, its source in model units, its columns, and the SHA-256 of the
+    file of its data (None of a toy)."""
 
     model: Model
     source: Law
     columns: tuple[str, ...]
     config: Config
     step: int
+    data_hash: str | None
+
+    def check_data(self, data: LoadedData) -> None:
+        """
+        Raises:
+            InputError: unless these are the data that the run was trained on: of others, other rows are held out.
+        """
+        if data.hash != self.data_hash:
+            raise InputError(f"{self.config.data} has changed since the run began: what was held out cannot be told")
 
 
 def load(folder: Path, device: str | None = None) -> Trained:
@@ -144,12 +154,17 @@ def load(folder: Path, device: str | None = None) -> Trained:
     tensors, metadata = checkpoints.read_tensors(run.weights)
     try:
         facts = json.loads(metadata["flowgen"])
-        config, event = make_config(facts["config"]), tuple(facts["event"])
+        config, event = make_config(_recorded(facts["config"])), tuple(facts["event"])
         scaling = Scaling(tensors["scaling.shift"], tensors["scaling.scale"])
         model = config.model(event, scaling)
         model.load_state_dict(tensors)
-        columns, step = tuple(facts["columns"]), int(facts["step"])
+        columns, step, data_hash = tuple(facts["columns"]), int(facts["step"]), facts.get("data_hash")
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{run.weights}: not the weights of a flowgen run ({error})") from error
     model = model.to(find_device(device or run.config.device)).requires_grad_(False)
-    return Trained(model, config.source_law(event, scaling), columns, config, step)
+    return Trained(model, config.source_law(event, scaling), columns, config, step, data_hash)
+
+
+def _recorded(tree: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run: one from before there was a split held nothing out."""
+    return {"split": {"held_out": 0.0}, **tree}

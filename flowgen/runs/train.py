@@ -14,7 +14,7 @@ from flowgen.config import LoadedData, find_device, load_data
 from flowgen.couplings import Ends, Independent, batches
 from flowgen.data import Scaled
 from flowgen.objectives import FlowMatching
-from flowgen.runs.folder import Run
+from flowgen.runs.folder import Run, load
 from flowgen.runs.rounds import stored_pairs, warm_start
 from flowgen.training import State, fit
 
@@ -35,12 +35,15 @@ def train(run: Run) -> Generator[Progress, None, None]:
     after the last step that was yielded, so that leaving the loop at any time loses nothing.
 
     Raises:
-        InputError: for bad data, a damaged checkpoint, or pairs of another parent.
+        InputError: for bad data, data that have changed since the run began, a damaged checkpoint, or pairs of another
+            parent.
         Diverged: if the loss is not finite; the last checkpoint stays.
         OSError: if the disk is full; the last checkpoint stays.
     """
     config, settings = run.config, run.config.train
     data = load_data(config.data, config.split)
+    if run.weights.exists():
+        load(run.folder, "cpu").check_data(data)
     state, window = _resume(run, data)
     source = config.source_law(data.law.event, data.scaling)
     stream = batches(
@@ -102,6 +105,7 @@ def _save(run: Run, state: State, window: list[float], data: LoadedData) -> None
         "config": run.config.model_dump(),
         "event": data.law.event,
         "columns": data.columns,
+        "data_hash": data.hash,
         "step": state.step,
     }
     # one key: safetensors writes several in no order, and the same weights would have another hash
