@@ -40,7 +40,7 @@ def found(folder: Path, cell: Cell, protocol: Protocol) -> Result | None:
         if itself != cell or not all(isinstance(value, float | int) for value in result):
             raise ValueError("it does not hold the cell of its name")
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): remove it, to make it anew") from error
+        raise InputError(f"{path} is damaged, or of another version ({error}): remove it, to make it anew") from error
     if made != protocol:
         raise InputError(f"{path} is of another protocol ({_differences(made, protocol)}): choose another folder")
     return result

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowgen.bench.report import machine, spread, table
-from flowgen.bench.table2d import METHODS, PROBLEMS, PUBLISHED, Cell, Floor, Protocol, Result, has_meaning
+from flowgen.bench.table2d import METHODS, PROBLEMS, PUBLISHED, UNVERIFIED, Cell, Floor, Protocol, Result, has_meaning
 
 __all__ = ["Results", "markdown", "rows", "write_csv"]
 
@@ -66,7 +66,6 @@ def _row(problem: str, method: str, package: str, found: Sequence[Result]) -> li
     if not has_meaning(problem, method):
         return [method, package, *["-"] * 8]
     w2, one_step, npe, single, straightness, seconds = map(list, zip(*found, strict=True))
-    published = PUBLISHED[problem].get(method)
     return [
         method,
         package,
@@ -74,11 +73,18 @@ def _row(problem: str, method: str, package: str, found: Sequence[Result]) -> li
         spread(one_step),
         spread(npe),
         spread(single),
-        "" if published is None else f"{published:.3f}",
+        _published(problem, method),
         spread(straightness),
         spread(seconds, 1),
         str(len(found)),
     ]
+
+
+def _published(problem: str, method: str) -> str:
+    if method in PUBLISHED[problem]:
+        return f"{PUBLISHED[problem][method]:.3f}"
+    quoted = UNVERIFIED.get(problem, {}).get(method)
+    return "" if quoted is None else f"({quoted:.3f})"
 
 
 READING = """## Reading the tables
@@ -86,7 +92,7 @@ READING = """## Reading the tables
 The figures are mean ± standard deviation over seeds, and below each table over evaluation draws. The floor is W2
 between two independent sets of true points: no flow can be told from the truth below it, and differences under the
 floor mean nothing. All rows are measured on the same draws, whose luck the deviation over seeds does not hold. A dash:
-FM needs a Gaussian source.
+FM needs a Gaussian source. A published figure in brackets is quoted, and unverified.
 """
 
 
