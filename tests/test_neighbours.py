@@ -222,8 +222,16 @@ def test_the_ratio_does_not_see_place_turn_or_scale(normal, dim):
 def test_a_second_row_of_data_is_needed(normal):
     x = normal("x", 5, 2)
     for refused in (nearest_ratio, copies):
-        with pytest.raises(InputError, match="needs 2 rows of data, not 1"):
-            refused(x, x[:1])
+        for one in (x[:1], x[:1].repeat(3, 1)):
+            with pytest.raises(InputError, match="needs 2 rows of data that differ, not 1"):
+                refused(x, one)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_near_copies_are_counted_however_often_the_data_holds_the_row(normal, times):
+    """A row that is there twice is no nearer second neighbour of itself."""
+    data = normal("data", 200, 2)
+    assert copies(data + 1e-6 * normal("noise", 200, 2), data.repeat(times, 1)) == 1
 
 
 # both
