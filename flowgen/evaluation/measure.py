@@ -22,7 +22,11 @@ from flowgen.solvers import Solver
 
 __all__ = ["Estimate", "Quality", "Settings", "estimate", "floor", "geometry", "kl_divergence", "quality"]
 
-FINE, DENSITY_POINTS, DENSITY_STEPS, CHUNK = 100, 1000, 50, 8192
+FINE = 100
+"""Steps of what stands for the exact flow: RK4's for ends, Euler's for the geometry of trajectories."""
+DENSITY_POINTS, DENSITY_STEPS = 1000, 50
+CHUNK = 8192
+"""Rows that are followed at a time."""
 NOISE = 0.1
 
 
@@ -41,7 +45,8 @@ class Settings(NamedTuple):
         Raises:
             InputError: for numbers that are not positive, or fewer rows than neighbours.
         """
-        numbers = {"steps": min(self.steps, default=0), **{key: getattr(self, key) for key in NUMBERS}}
+        steps = min(self.steps, default=0)
+        numbers = {"steps": steps, "num": self.num, "repeats": self.repeats, "neighbours": self.neighbours}
         for name, value in numbers.items():
             if value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
@@ -52,9 +57,6 @@ class Settings(NamedTuple):
             )
 
 
-NUMBERS = ("num", "repeats", "neighbours")
-
-
 class Estimate(NamedTuple):
     """The mean of repeated measurements, and the half width of its 95 % confidence interval (NaN for one repeat)."""
 
@@ -63,10 +65,12 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean with Student's interval: mean +- t(0.975, n - 1) std / sqrt(n)."""
+    """The mean with Student's interval: mean +- t(0.975, n - 1) std / sqrt(n). NaN where a value is not finite."""
     from scipy.stats import t
 
-    if len(values) < 2 or not all(map(math.isfinite, values)):
+    if not all(map(math.isfinite, values)):
+        return Estimate(math.nan, math.nan)
+    if len(values) < 2:
         return Estimate(fmean(values), math.nan)
     return Estimate(fmean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5)
 
