@@ -75,7 +75,7 @@ def sliced_wasserstein2(x: Tensor, y: Tensor, generator: torch.Generator, projec
     x, y = checked(x, y)
     theta = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64).to(x.device)
     theta /= theta.norm(dim=0)
-    parts = theta.split(per_block(max(len(x), len(y))), dim=1)
+    parts = theta.split(per_block(8 * max(len(x), len(y))), dim=1)  # POT keeps some eight arrays of both sets
     squares = [ot.wasserstein_1d(x @ part, y @ part, p=2) for part in parts]
     return float(torch.cat(squares).mean().clamp(min=0).sqrt())
 

@@ -1,4 +1,8 @@
-"""What nearest neighbours say: whether samples look like data, cover the data, or copy it."""
+"""What nearest neighbours say: whether samples look like data, cover the data, or copy it.
+
+What is kept of a block is written into tensors made before: small ones that stay, allocated between blocks that go,
+would hold the memory of the blocks.
+"""
 
 from __future__ import annotations
 
@@ -42,24 +46,26 @@ def manifold(x: Tensor, data: Tensor, k: int = 5) -> Manifold:
     x, data = checked(x, data)
     reach, reach_data = _reach(x, k), _reach(data, k)
     inside = torch.zeros(len(x), dtype=torch.float64, device=x.device)  # data balls around each sample
-    recalled, covered = [], []
+    recalled, covered = torch.empty(2, len(data), dtype=torch.bool, device=x.device)
     for rows, block in distances(data, x):
         balls = block <= reach_data[rows].unsqueeze(1)
         inside += balls.sum(0)
-        covered.append(balls.any(1))
-        recalled.append((block <= reach).any(1))
+        covered[rows] = balls.any(1)
+        recalled[rows] = (block <= reach).any(1)
     return Manifold(
         precision=_share(inside > 0),
-        recall=_share(torch.cat(recalled)),
+        recall=_share(recalled),
         density=inside.mean().item() / k,
-        coverage=_share(torch.cat(covered)),
+        coverage=_share(covered),
     )
 
 
 def _reach(x: Tensor, k: int) -> Tensor:
     """The distance of each row to its k-th nearest other row, `(N,)`."""
-    # the row itself is the first of k + 1; a little more, so that rounding puts no row of the very edge outside
-    return torch.cat([block.kthvalue(k + 1, dim=1).values * (1 + 1e-9) for _, block in distances(x, x)])
+    reach = x.new_empty(len(x))
+    for rows, block in distances(x, x):  # the row itself is the first of k + 1
+        reach[rows] = block.kthvalue(k + 1, dim=1).values
+    return reach * (1 + 1e-9)  # so that rounding puts no row of the very edge outside
 
 
 def _share(which: Tensor) -> float:
@@ -80,13 +86,13 @@ def nearest_ratio(x: Tensor, data: Tensor) -> Tensor:
     data = data.unique(dim=0)
     if len(data) < 2:
         raise InputError(f"a second nearest neighbour needs 2 rows of data that differ, not {len(data)}")
-    parts = []
+    ratio = x.new_empty(len(x))
     for rows, block in distances(x, data):
         two = data[block.topk(2, dim=1, largest=False).indices]
         # by differences: the block's rounding would make up the ratio of a copy
         first, second = (two - x[rows].unsqueeze(1)).norm(dim=2).sort(dim=1).values.unbind(1)
-        parts.append(torch.where(first == 0, 0.0, first / second))
-    return torch.cat(parts)
+        ratio[rows] = torch.where(first == 0, 0.0, first / second)
+    return ratio
 
 
 def copies(x: Tensor, data: Tensor, threshold: float = 1 / 3) -> float:
