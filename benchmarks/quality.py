@@ -36,7 +36,7 @@ from flowgen.core import generator
 from flowgen.couplings import StoredPairs
 from flowgen.data import Gaussian, eight_gaussians, moons
 from flowgen.data.laws import Law
-from flowgen.metrics import geometry, wasserstein2
+from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.nn import MLP
 from flowgen.objectives import UShaped
 
@@ -104,7 +104,7 @@ class Energy(NamedTuple):
 def energy(model: Model, draws: list[Draw], squares: list[float]) -> Energy:
     paths = [geometry(model.velocity, draw.x0, grids.uniform(100)).path_energy for draw in draws]
     signed = [(path - square) / square for path, square in zip(paths, squares, strict=True)]
-    return Energy(signed, abs(fmean(paths) - fmean(squares)) / fmean(squares))
+    return Energy(signed, normalised_path_energy(fmean(paths), fmean(squares)))
 
 
 @torch.no_grad()

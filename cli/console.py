@@ -13,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from flowgen.runs import Run
 
+SOLVER_HELP = "euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun."
+
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[..., None]]:

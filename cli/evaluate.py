@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import bar
+from .console import SOLVER_HELP, bar
 
 if TYPE_CHECKING:
     from flowgen.evaluation import Estimate, Evaluation, Settings, Subject
@@ -21,9 +21,7 @@ def evaluate(
     steps: Annotated[
         str | None, typer.Option(help="Steps of the solver to measure at.", show_default="1,2,4,8,16,100; adaptive: 1")
     ] = None,
-    solver: Annotated[
-        str, typer.Option(help="euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun.")
-    ] = "euler",
+    solver: Annotated[str, typer.Option(help=SOLVER_HELP)] = "euler",
     num: Annotated[int, typer.Option(help="Rows of each set that is compared.")] = 2000,
     repeats: Annotated[int, typer.Option(help="Sets to draw, for the confidence intervals.")] = 5,
     against: Annotated[str, typer.Option(help="held-out, or a FILE of true rows.")] = "held-out",

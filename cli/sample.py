@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import bar
+from .console import SOLVER_HELP, bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +19,7 @@ PLOTTED, TRACED = 20_000, 300  # more points than that make a picture blacker, n
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     num: Annotated[int, typer.Option(help="Samples to draw.")] = 2000,
-    solver: Annotated[
-        str, typer.Option(help="euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun.")
-    ] = "heun",
+    solver: Annotated[str, typer.Option(help=SOLVER_HELP)] = "heun",
     steps: Annotated[int | None, typer.Option(help="Steps of the grid.", show_default="50; adaptive: 1")] = None,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same whatever --num is.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,

@@ -179,15 +179,9 @@ class Bridge(Protocol):
     def gamma(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-def _check_noise(sigma: float) -> None:
-    if not 0 <= sigma < math.inf:
-        raise InputError(f"the noise of a bridge must be finite and not negative, not {sigma}")
-
-
-@final
 @dataclass(frozen=True)
-class Constant:
-    """gamma = sigma at all times, so that both ends are blurred too: the path of I-CFM (arXiv 2302.00482).
+class _Noise:
+    """The noise of a bridge.
 
     Raises:
         InputError: unless 0 <= sigma < inf.
@@ -196,7 +190,18 @@ class Constant:
     sigma: float
 
     def __post_init__(self) -> None:
-        _check_noise(self.sigma)
+        if not 0 <= self.sigma < math.inf:
+            raise InputError(f"the noise of a bridge must be finite and not negative, not {self.sigma}")
+
+
+@final
+@dataclass(frozen=True)
+class Constant(_Noise):
+    """gamma = sigma at all times, so that both ends are blurred too: the path of I-CFM (arXiv 2302.00482).
+
+    Raises:
+        InputError: unless 0 <= sigma < inf.
+    """
 
     @property
     def span(self) -> tuple[float, float]:
@@ -208,7 +213,7 @@ class Constant:
 
 @final
 @dataclass(frozen=True)
-class Brownian:
+class Brownian(_Noise):
     """gamma = sigma sqrt(t (1 - t)), a Brownian bridge: the path of SB-CFM (arXiv 2302.00482).
 
     Its derivative sigma (1 - 2 t) / (2 sqrt(t (1 - t))) is infinite at both ends.
@@ -216,11 +221,6 @@ class Brownian:
     Raises:
         InputError: unless 0 <= sigma < inf.
     """
-
-    sigma: float
-
-    def __post_init__(self) -> None:
-        _check_noise(self.sigma)
 
     @property
     def span(self) -> tuple[float, float]:

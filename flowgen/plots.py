@@ -151,7 +151,8 @@ def quality(path: Path, panels: Mapping[str, Mapping[str, Curve]], shares: Seque
         floors = {curve.floor for curve in curves.values()}
         for index, (name, curve) in enumerate(curves.items()):
             colour = f"C{index % 10}"
-            label = f" {name}".replace("$", r"\$")  # a name is neither mathematics nor, with a leading _, hidden
+            # a name is not mathematics, and none is hidden from the legend for its first letter
+            label = (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
             axis.plot(curve.nfe, curve.mean, "o-", color=colour, markersize=4, linewidth=1.2, label=label)
             lo, hi = np.array(curve.mean) - curve.ci95, np.array(curve.mean) + curve.ci95
             axis.fill_between(curve.nfe, lo, hi, color=colour, alpha=0.15, linewidth=0)

@@ -27,6 +27,7 @@ from flowgen.config import make_config
 from flowgen.core import Pair, generator, like
 from flowgen.couplings import ExactOT, Independent, Sinkhorn
 from flowgen.data import TOYS
+from flowgen.metrics import pairwise
 from flowgen.model import Model
 from flowgen.paths import VE, VP, Bridge, Brownian, Constant, Cosine, Linear, Path
 from flowgen.runs import Run
@@ -345,3 +346,17 @@ def trained() -> Callable[..., Run]:
         return run
 
     return train
+
+
+@pytest.fixture
+def pairs_held(monkeypatch) -> list[int]:
+    """How many pairs of rows each call of cdist holds, in blocks of 1000."""
+    held, cdist = [], torch.cdist
+
+    def spy(*both, **mode):
+        held.append(len(both[0]) * len(both[1]))
+        return cdist(*both, **mode)
+
+    monkeypatch.setattr(torch, "cdist", spy)
+    monkeypatch.setattr(pairwise, "BLOCK", 1000)
+    return held

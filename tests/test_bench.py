@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import flowgen_cli
 import numpy as np
 import pytest
 import torch
@@ -214,19 +213,10 @@ def test_a_damaged_cell_is_one_line_with_its_file(tmp_path, change):
 
 
 @pytest.fixture
-def flowgen(monkeypatch, tmp_path, capsys):
-    """Runs `flowgen bench ARGUMENTS` in an empty folder; gives the exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
+def bench(flowgen, monkeypatch):
+    """Runs `flowgen bench ARGUMENTS`, as conftest's `flowgen`, under a tiny protocol."""
     monkeypatch.setattr(table2d, "QUICK", TINY)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["flowgen", "bench", *arguments])
-        with pytest.raises(SystemExit) as raised:
-            flowgen_cli.main()
-        out, err = capsys.readouterr()
-        return raised.value.code or 0, out, err
-
-    return call
+    return lambda *arguments: flowgen("bench", *arguments)
 
 
 def fill(folder, but=()):
@@ -236,10 +226,10 @@ def fill(folder, but=()):
             keep(folder, cell, result=FAKE._replace(npe=1.0) if cell.package == "torchcfm" else FAKE)
 
 
-def test_the_table_from_nothing_to_a_picture(flowgen):
+def test_the_table_from_nothing_to_a_picture(bench):
     ran = FLOW._replace(seed=42)
     fill(Path("bench/table2d-quick/cells"), but=[ran])
-    code, out, _ = flowgen("table2d", "--quick")
+    code, out, _ = bench("table2d", "--quick")
     assert code == 0
     folder = Path("bench/table2d-quick")
     rows = (folder / "table2d.csv").read_text().splitlines()
@@ -260,7 +250,7 @@ def test_the_table_from_nothing_to_a_picture(flowgen):
     width, height = Image.open(folder / "table2d.png").size
     assert min(width, height) > 1000
     # a second time, all is found
-    assert flowgen("table2d", "--quick")[0] == 0
+    assert bench("table2d", "--quick")[0] == 0
     assert (folder / "table2d.csv").read_text().splitlines() == rows
 
 
@@ -290,10 +280,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line_and_exit_code_2(flowgen, line):
+def test_bad_input_is_one_clear_line_and_exit_code_2(bench, line):
     Path("file").touch()
     keep(Path("foreign/cells"), FLOW._replace(seed=42), TINY._replace(lr=0.5))
-    code, out, err = flowgen(*line.split())
+    code, out, err = bench(*line.split())
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("flowgen: ")
     assert BAD[line] in err
@@ -344,12 +334,12 @@ def test_ctrl_c_keeps_the_cells_that_are_done(tmp_path, early):
 # --- speed
 
 
-def test_speed_couples_the_same_batches_and_says_who_is_missing(flowgen, monkeypatch):
+def test_speed_couples_the_same_batches_and_says_who_is_missing(bench, monkeypatch):
     monkeypatch.setattr(speed, "SECTIONS", ((speed.coupling, 20), (speed.sampling, 10)))
     monkeypatch.setattr(speed, "POINTS", 20)
     monkeypatch.setattr(peers, "available", lambda module: False)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    code, out, _ = flowgen("speed", "--quick", "--threads", "3", "--out", "there")
+    code, out, _ = bench("speed", "--quick", "--threads", "3", "--out", "there")
     assert code == 0
     assert (torch.get_num_threads(), torch.equal(torch.get_rng_state(), state)) == (threads, True)
     text = Path("there/speed.md").read_text()

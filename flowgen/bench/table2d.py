@@ -20,7 +20,7 @@ from flowgen.bench.torchcfm import matchers, torchcfm_loop
 from flowgen.core import InputError, Pair, generator
 from flowgen.couplings import Coupling, Ends, ExactOT, Independent, Pool, StoredPairs, batches
 from flowgen.data import Gaussian, Law, Scaled, Scaling, eight_gaussians, moons, s_curve
-from flowgen.metrics import geometry, wasserstein2
+from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching, UShaped
@@ -302,8 +302,8 @@ def measure(problem: str, net: nn.Module, protocol: Protocol, cpu_seconds: float
     return Result(
         w2=fmean(wasserstein2(g.end, d.x1) for g, d in zip(walked, small, strict=True)),
         w2_one_step=fmean(wasserstein2(sampling.solve(model.velocity, d.x0, one, euler), d.x1) for d in small),
-        npe=abs(energy - cost) / cost,
-        npe_single=fmean(abs(g.path_energy - c) / c for g, c in zip(walked, costs, strict=True)),
+        npe=normalised_path_energy(energy, cost),
+        npe_single=fmean(normalised_path_energy(g.path_energy, c) for g, c in zip(walked, costs, strict=True)),
         straightness=fmean(g.straightness for g in large),
         cpu_seconds=cpu_seconds,
     )

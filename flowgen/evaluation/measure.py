@@ -185,8 +185,9 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
         repeats.append({**figures, "transport_cost": cost, "transport_noise": noise, "excess": relative})
     found = _estimates(repeats)
     excess = found.pop("excess")
-    if found["transport_noise"].mean < NOISE * found["transport_cost"].mean:
-        found["normalised_path_energy"] = Estimate(abs(excess.mean), excess.ci95)
+    energy, cost = found["path_energy"].mean, found["transport_cost"].mean
+    if found["transport_noise"].mean < NOISE * cost:
+        found["normalised_path_energy"] = Estimate(metrics.normalised_path_energy(energy, cost), excess.ci95)
     return found
 
 
