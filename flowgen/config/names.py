@@ -1,0 +1,33 @@
+"""What has a name on the command line and in a configuration."""
+
+from __future__ import annotations
+
+from flowgen import objectives, paths, solvers, targets
+from flowgen.couplings import ExactOT, Independent, Sinkhorn
+
+__all__ = ["COUPLINGS", "PATHS", "SOLVERS", "TARGETS", "TIMES"]
+
+PATHS: dict[str, type] = {"linear": paths.Linear, "cosine": paths.Cosine, "vp": paths.VP, "ve": paths.VE}
+TARGETS: dict[str, targets.Target] = {
+    "velocity": targets.velocity,
+    "data": targets.data,
+    "noise": targets.noise,
+    "v": targets.v,
+    "score": targets.score,
+}
+COUPLINGS: dict[str, type] = {"independent": Independent, "exact": ExactOT, "sinkhorn": Sinkhorn}
+TIMES: dict[str, type] = {
+    "uniform": objectives.Uniform,
+    "stratified": objectives.Stratified,
+    "logit-normal": objectives.LogitNormal,
+    "u-shaped": objectives.UShaped,
+}
+SOLVERS: dict[str, solvers.Solver] = {
+    "euler": solvers.euler,
+    "midpoint": solvers.midpoint,
+    "heun": solvers.heun,
+    "rk4": solvers.rk4,
+    "ab2": solvers.AdamsBashforth2(),
+    **{name: solvers.Adaptive(name) for name in ("dopri5", "dopri8", "bosh3")},
+    "adaptive-heun": solvers.Adaptive("adaptive_heun"),
+}
