@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Failure", "Field", "FlowMap", "InputError", "Pair", "Point", "expand_time", "generator", "like"]
+__all__ = ["Failure", "Field", "FlowMap", "InputError", "Pair", "Part", "Point", "expand_time", "generator", "like"]
 
 
 class InputError(ValueError):
@@ -46,6 +47,19 @@ class Pair(NamedTuple):
     def to(self, device: torch.device | str) -> Pair:
         """The same pair on `device`."""
         return Pair(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """One of several equal parts of a batch: the share of one process, or one step of an accumulation of gradients."""
+
+    index: int = 0
+    of: int = 1
+
+    def rows(self, n: int) -> slice:
+        """Its rows among n; the parts of n rows follow one another, and are together all of them."""
+        return slice(n * self.index // self.of, n * (self.index + 1) // self.of)
 
 
 class Point(NamedTuple):

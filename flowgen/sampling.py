@@ -86,26 +86,45 @@ def pairs(
     seed: int = 0,
     stream: str = "sample",
     chunk: int = 8192,
+    start: int = 0,
     field: Field | None = None,
+    cond: Tensor | None = None,
 ) -> Iterator[Pair]:
     """Source points and where the flow takes them, in model units on the CPU: pairs of at most `chunk` rows.
 
-    Pair i is a function of (seed, stream, i), whatever num and chunk are; memory is that of one chunk. For that, a
-    solver whose rows are joint walks one block at a time. A stream of its own keeps samples apart from those that
-    another use of the same seed draws.
+    Pair i is a function of (seed, stream, i, its condition), whatever num, chunk and start are; memory is that of one
+    chunk. For that, a solver whose rows are joint walks one block at a time. A stream of its own keeps samples apart
+    from those that another use of the same seed draws.
+
+    Args:
+        start: the first pair, a multiple of BLOCK.
+        cond: the condition of each pair start..num-1, `(num - start, ...)`.
 
     Raises:
-        InputError: unless num and chunk are positive.
+        InputError: unless num and chunk are positive, start is at a block, and there are as many conditions as pairs.
     """
     if num < 1 or chunk < 1:
         raise InputError(f"expected a positive number of samples and chunk size, not {num} and {chunk}")
+    if start % BLOCK:
+        raise InputError(f"pairs start at a multiple of {BLOCK}, not at {start}")
+    if cond is not None and len(cond) != num - start:
+        raise InputError(f"{num - start} samples need as many conditions, not {len(cond)}")
     size = whole_blocks(chunk)
-    for start in range(0, num, size):
-        stop = min(start + size, num)
-        x0 = starts(source, start, whole_blocks(stop), seed, stream)
-        parts = x0.split(BLOCK if solver.joint else size)
-        x1 = torch.cat([flow(model, part, grid, solver, field=field).cpu() for part in parts])
-        yield Pair(x0, x1).take(slice(stop - start))
+    for first in range(start, num, size):
+        stop = min(first + size, num)
+        x0 = starts(source, first, whole_blocks(stop), seed, stream)
+        given = None if cond is None else _padded(cond[first - start : stop - start], len(x0)).to(model.device)
+        blocks = [slice(row, row + BLOCK) for row in range(0, len(x0), BLOCK)] if solver.joint else [slice(None)]
+        ends = [
+            flow(model, x0[rows], grid, solver, None if given is None else given[rows], field).cpu() for rows in blocks
+        ]
+        kept = slice(stop - first)
+        yield Pair(x0[kept], torch.cat(ends)[kept], None if given is None else given[kept].cpu())
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """x with its last row repeated, `(rows, ...)`."""
+    return torch.cat([x, x[-1:].expand(rows - len(x), *x.shape[1:])])
 
 
 def sample(
@@ -118,7 +137,8 @@ def sample(
     seed: int = 0,
     chunk: int = 8192,
     field: Field | None = None,
+    cond: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Samples in data units on the CPU, in chunks; see `pairs`."""
-    for pair in pairs(model, source, num, grid, solver, seed=seed, chunk=chunk, field=field):
+    for pair in pairs(model, source, num, grid, solver, seed=seed, chunk=chunk, field=field, cond=cond):
         yield model.scaling.undo(pair.x1.to(model.device)).cpu()

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
+from torch import Tensor
 
-from flowgen.core import InputError, Pair, generator
+from flowgen.core import InputError, Pair, Part, generator
 from flowgen.couplings.exact import Coupling, Independent
+from flowgen.data.epochs import positions
 from flowgen.data.laws import Law
+from flowgen.data.streams import chunks
 
-__all__ = ["Draw", "Ends", "Pool", "StoredPairs", "batches"]
+__all__ = ["Draw", "Ends", "Pool", "StoredPairs", "Streamed", "batches", "with_null_labels"]
+
+WHOLE = Part()
 
 
 class Draw(Protocol):
@@ -22,10 +27,19 @@ class Draw(Protocol):
     def __call__(self, n: int, generator: torch.Generator) -> Pair: ...
 
 
+@runtime_checkable
+class Streamed(Protocol):
+    """Pairs that are read in order: from where they are listed, or where their parts are read apart."""
+
+    def stream(self, size: int, *, seed: int, start: int = 0, part: Part = ...) -> Iterator[Pair]:
+        """The part's rows of endless chunks of `size` pairs; chunk k is a function of (seed, k)."""
+        ...
+
+
 @final
 @dataclass(frozen=True)
 class Ends:
-    """Independent draws from a source law and a data law.
+    """Independent draws from a source law and a data law. The labels of data, where they have any, are the condition.
 
     Raises:
         InputError: if their events differ.
@@ -41,16 +55,24 @@ class Ends:
     def __call__(self, n: int, generator: torch.Generator) -> Pair:
         return Pair(self.source.sample(n, generator), self.data.sample(n, generator))
 
+    def stream(self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Pair]:
+        # an order of its own for each end, also where both are the same rows
+        other = generator(seed, "order of the source").initial_seed()
+        sources = chunks(self.source, size, seed=other, start=start, part=part)
+        for (x0, _), (x1, labels) in zip(sources, chunks(self.data, size, seed=seed, start=start, part=part)):  # noqa: B905
+            yield Pair(x0, x1, labels)
+
 
 @final
 @dataclass(frozen=True)
 class StoredPairs:
-    """Random rows of pairs that were made before, with replacement."""
+    """Pairs that were made before, each once in an epoch."""
 
     pair: Pair
 
-    def __call__(self, n: int, generator: torch.Generator) -> Pair:
-        return self.pair.take(torch.randint(len(self.pair.x0), (n,), generator=generator))
+    def stream(self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Pair]:
+        for k in count(start):
+            yield self.pair.take(positions(len(self.pair.x0), k * size, (k + 1) * size, seed)[part.rows(size)])
 
 
 @final
@@ -70,29 +92,42 @@ class Pool:
 
 
 def batches(
-    draw: Draw,
+    draw: Draw | Streamed,
     size: int,
     *,
     seed: int,
     coupling: Coupling | None = None,
     pool: Pool | None = None,
     start: int = 0,
+    part: Part = WHOLE,
 ) -> Iterator[Pair]:
-    """Batches of `size` coupled pairs, without end.
+    """Batches of `size` coupled pairs, without end; of each, the rows of a part.
 
     Batch k is a function of (seed, k): a stream with start=k begins with the batch that the whole stream has there.
+    What is coupled or pooled is read whole by every part; independent pairs that are not pooled are read in part.
     """
     coupling, pool = coupling or Independent(), pool or Pool()
-    skip = start % (pool.batches * pool.reuse)
-    for index in count(start // (pool.batches * pool.reuse)):
-        rng = generator(seed, "pairs", index)
-        drawn = draw(size * pool.batches, rng)
+    if pool == Pool() and isinstance(coupling, Independent):
+        yield from _read(draw, size, seed, start, part)
+        return
+    index, skip = divmod(start, pool.batches * pool.reuse)
+    for k, drawn in enumerate(_read(draw, size * pool.batches, seed, index, WHOLE), index):
+        rng = generator(seed, "coupling", k)
         coupled = [coupling(drawn.take(slice(row, row + size)), rng) for row in range(0, size * pool.batches, size)]
         for batch in _shuffled(coupled, pool.reuse, rng):
             if skip:
                 skip -= 1
             else:
-                yield batch
+                yield batch if part == WHOLE else batch.take(part.rows(size))
+
+
+def _read(draw: Draw | Streamed, size: int, seed: int, start: int, part: Part) -> Iterator[Pair]:
+    """The part's rows of chunks of `size` pairs, from chunk `start` on."""
+    if isinstance(draw, Streamed):
+        yield from draw.stream(size, seed=seed, start=start, part=part)
+    else:
+        for k in count(start):
+            yield draw(size, generator(seed, "pairs", k)).take(part.rows(size))
 
 
 def _shuffled(coupled: list[Pair], reuse: int, rng: torch.Generator) -> Iterator[Pair]:
@@ -104,3 +139,17 @@ def _shuffled(coupled: list[Pair], reuse: int, rng: torch.Generator) -> Iterator
     for order in [torch.randperm(len(pairs.x0), generator=rng) for _ in range(reuse)]:
         for batch in order.split(size):
             yield pairs.take(batch)
+
+
+def with_null_labels(
+    pairs: Iterator[Pair], share: float, null: int, size: int, *, seed: int, start: int = 0, part: Part = WHOLE
+) -> Iterator[Pair]:
+    """The same pairs, a random share of whose labels is `null`: for classifier-free guidance (arXiv 2207.12598).
+
+    Args:
+        pairs: batches of `size` from batch `start` on, of each the rows of `part`.
+    """
+    for k, pair in enumerate(pairs, start):
+        dropped = torch.rand(size, generator=generator(seed, "null labels", k))[part.rows(size)] < share
+        cond: Tensor | None = pair.cond
+        yield pair if cond is None else pair._replace(cond=torch.where(dropped.to(cond.device), null, cond))

@@ -38,7 +38,8 @@ class Independent:
 class ExactOT:
     """Exact minibatch optimal transport for the squared distance (arXiv 2302.00482, 2304.14772).
 
-    pi = argmin over permutations of sum_i |x0_i - x1_pi(i)|^2, and x0_i is paired with x1_pi(i).
+    pi = argmin over permutations of sum_i |x0_i - x1_pi(i)|^2, and x0_i is paired with x1_pi(i). Rows with labels are
+    paired anew within each class.
 
     Args:
         group: solve for each run of `group` rows apart; 0 solves for the whole batch. The time to solve grows with the
@@ -64,11 +65,26 @@ def check_group(group: int) -> None:
 
 
 def rematched(pair: Pair, group: int, match: Callable[[Tensor, Tensor], Tensor]) -> Pair:
-    """The pair with its data rows, and their conditions, permuted by `match(x0, x1)` within each group of rows."""
-    size = group or len(pair.x0)
-    groups = zip(pair.x0.split(size), pair.x1.split(size), strict=True)
-    index = torch.cat([number * size + match(x0, x1) for number, (x0, x1) in enumerate(groups)]).to(pair.x1.device)
+    """The pair with its data rows, and their conditions, permuted by `match(x0, x1)` within each group of rows.
+
+    Rows with labels, a condition `(B,)` of whole numbers, are permuted within their class: else the source of a class
+    would not be the source that sampling draws from (arXiv 2503.10636).
+    """
+    if len(pair.x0) != len(pair.x1):
+        raise InputError(f"a coupling needs as many source as data rows, not {len(pair.x0)} and {len(pair.x1)}")
+    index = torch.empty(len(pair.x1), dtype=torch.int64)
+    for rows in classes(pair):
+        for block in rows.split(group or len(rows)):
+            index[block] = block[match(pair.x0[block], pair.x1[block]).cpu()]
     return Pair(pair.x0, pair.x1[index], None if pair.cond is None else pair.cond[index])
+
+
+def classes(pair: Pair) -> list[Tensor]:
+    """The numbers of the rows of each class; all rows, where the condition is no label."""
+    if pair.cond is None or pair.cond.ndim != 1 or pair.cond.is_floating_point():
+        return [torch.arange(len(pair.x1))]
+    labels = pair.cond.cpu()
+    return [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
 
 
 def transport_cost(x0: Tensor, x1: Tensor) -> Tensor:

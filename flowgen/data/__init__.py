@@ -7,8 +7,6 @@ from flowgen.data.laws import (
     Gaussian,
     Law,
     Pinwheel,
-    Rows,
-    Scaled,
     circles,
     eight_gaussians,
     gaussian_grid,
@@ -20,19 +18,23 @@ from flowgen.data.laws import (
 )
 from flowgen.data.scaling import Scaling
 from flowgen.data.splitting import split
+from flowgen.data.streams import Flipped, Listed, Rows, Scaled, chunks
 from flowgen.data.tables import Table, read_table
 
 __all__ = [
     "TOYS",
     "Blurred",
     "Checkerboard",
+    "Flipped",
     "Gaussian",
     "Law",
+    "Listed",
     "Pinwheel",
     "Rows",
     "Scaled",
     "Scaling",
     "Table",
+    "chunks",
     "circles",
     "eight_gaussians",
     "gaussian_grid",

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError
-from flowgen.data.scaling import Scaling
 
 __all__ = [
     "TOYS",
@@ -21,8 +20,6 @@ __all__ = [
     "Gaussian",
     "Law",
     "Pinwheel",
-    "Rows",
-    "Scaled",
     "circles",
     "eight_gaussians",
     "gaussian_grid",
@@ -58,47 +55,6 @@ class Gaussian:
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) in nats: `(B, *event)` to `(B,)`."""
         return -0.5 * (x.flatten(1).square() + math.log(2 * math.pi)).sum(1)
-
-
-@final
-@dataclass(frozen=True)
-class Rows:
-    """The empirical law of the rows of x `(N, *event)`: each draw is a row, with replacement.
-
-    Raises:
-        InputError: if there is no row, or a value is NaN or infinite.
-    """
-
-    x: Tensor
-
-    def __post_init__(self) -> None:
-        if not len(self.x):
-            raise InputError("the data has no rows")
-        if bad := int((~self.x.flatten(1).isfinite().all(1)).sum()):
-            raise InputError(f"{bad} of {len(self.x)} rows hold NaN or infinite values")
-
-    @property
-    def event(self) -> tuple[int, ...]:
-        return tuple(self.x.shape[1:])
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.x[torch.randint(len(self.x), (n,), generator=generator)]
-
-
-@final
-@dataclass(frozen=True)
-class Scaled:
-    """A law of data units, in the units of a model."""
-
-    law: Law
-    scaling: Scaling
-
-    @property
-    def event(self) -> tuple[int, ...]:
-        return self.law.event
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.scaling.apply_to(self.law.sample(n, generator))
 
 
 @final
