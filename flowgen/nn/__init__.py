@@ -1,7 +1,23 @@
 """Networks with the one signature `net(x, t, s, cond)`."""
 
 from flowgen.nn.classifier import Classifier, fit_classifier
+from flowgen.nn.dit import DIT_SIZES, DiT
+from flowgen.nn.embeddings import Conditioning
 from flowgen.nn.mlp import MLP, TimeFeatures
+from flowgen.nn.resmlp import ResMLP
 from flowgen.nn.seeded import seeded
+from flowgen.nn.unet import UNET_SIZES, UNet
 
-__all__ = ["MLP", "Classifier", "TimeFeatures", "fit_classifier", "seeded"]
+__all__ = [
+    "DIT_SIZES",
+    "MLP",
+    "UNET_SIZES",
+    "Classifier",
+    "Conditioning",
+    "DiT",
+    "ResMLP",
+    "TimeFeatures",
+    "UNet",
+    "fit_classifier",
+    "seeded",
+]

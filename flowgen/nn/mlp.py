@@ -8,7 +8,9 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from flowgen.nn.embeddings import labels_or_null
 from flowgen.nn.seeded import seeded
 
 __all__ = ["MLP", "TimeFeatures"]
@@ -36,7 +38,7 @@ class TimeFeatures(nn.Module):
 
 @final
 class MLP(nn.Module):
-    """`depth` hidden layers of `width` on a row and its time features.
+    """`depth` hidden layers of `width` on a row, its time features, and its label as a unit vector.
 
     Args:
         dim: columns of x.
@@ -44,9 +46,11 @@ class MLP(nn.Module):
         depth: number of hidden layers.
         frequencies: number of time frequencies, see TimeFeatures; 0 for t alone.
         activation: between the layers.
+        classes: number of labels; label `classes` is the null label, "no label". 0 for a net that ignores cond.
         seed: of the first weights.
 
-    Shapes: x `(B, dim)`, t and s `(B,)`, to `(B, dim)`. It has one time, and reads neither s nor cond.
+    Shapes: x `(B, dim)`, t and s `(B,)`, cond int64 `(B,)` or None (all null), to `(B, dim)`. It has one time, and does
+    not read s.
     """
 
     def __init__(
@@ -56,15 +60,21 @@ class MLP(nn.Module):
         depth: int = 3,
         frequencies: int = 4,
         activation: type[nn.Module] = nn.SiLU,
+        classes: int = 0,
         *,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.time = TimeFeatures(frequencies)
-        sizes = [dim + self.time.size, *[width] * depth]
+        self.time, self.classes = TimeFeatures(frequencies), classes
+        labels = classes + 1 if classes else 0
+        sizes = [dim + self.time.size + labels, *[width] * depth]
         with seeded(seed):
             hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), activation())]
             self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], dim))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        return self.layers(torch.cat([x, self.time(t).to(x.dtype)], dim=1))
+        features = [x, self.time(t).to(x.dtype)]
+        if self.classes:
+            label = F.one_hot(labels_or_null(cond, self.classes, x), self.classes + 1)
+            features.append(label.to(x.dtype))
+        return self.layers(torch.cat(features, dim=1))

@@ -1,4 +1,4 @@
-"""First weights that are a function of a seed."""
+"""What PyTorch draws from its global generators, as a function of a seed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ __all__ = ["seeded"]
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """PyTorch's layers draw their first weights from the global generator: seeds it inside, puts it back after."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """First weights and dropout are drawn from the global generators of the CPU and of a device: inside they have this
+    seed, and after they are as before."""
+    cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
         torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
         yield

@@ -1,0 +1,138 @@
+"""The U-Net of the image papers, built of torchcfm's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowgen.core import InputError
+from flowgen.nn.embeddings import Conditioning
+from flowgen.nn.seeded import seeded
+
+__all__ = ["UNET_SIZES", "UNet"]
+
+UNET_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"channels": 32, "blocks": 1, "multipliers": (1, 2), "attention": (2,), "heads": 2},
+    "small": {"channels": 64, "blocks": 2, "multipliers": (1, 2, 2), "attention": (4,), "heads": 2},
+    "base": {"channels": 128, "blocks": 2, "multipliers": (1, 2, 2), "attention": (4,), "heads": 4},
+    # of torchcfm's CIFAR-10 example, arXiv 2302.00482
+    "cifar10": {
+        "channels": 128,
+        "blocks": 2,
+        "multipliers": (1, 2, 2, 2),
+        "attention": (2,),
+        "heads": 4,
+        "dropout": 0.1,
+    },
+}
+"""Arguments of UNet by name: 0.7, 8, 30 and 36 million weights."""
+
+GROUP = 4
+"""The least number of channels that are normalised together, where torchcfm makes 32 groups of any width."""
+
+
+@final
+class UNet(nn.Module):
+    """The U-Net of arXiv 2105.05233, by torchcfm's blocks: residual blocks at each resolution, attention at some.
+
+    Args:
+        event: shape (C, H, W) of an image.
+        classes: number of labels; label `classes` is "no label". 0 for a net that ignores cond.
+        channels: at full resolution, a multiple of 32.
+        blocks: residual blocks at each resolution on the way down, and one more on the way up.
+        multipliers: of the channels, one for each resolution; each is half of the one before.
+        attention: the factors by which an image is smaller where blocks are followed by attention, besides the middle.
+        heads: of each attention.
+        dropout: in the residual blocks, while training.
+        seed: of the first weights; the output starts at zero.
+
+    Shapes: x `(B, C, H, W)`, t and s `(B,)`, cond int64 `(B,)` or None, to `(B, C, H, W)`.
+
+    Raises:
+        InputError: for a size that the levels do not divide, or channels that groups or heads do not.
+    """
+
+    def __init__(
+        self,
+        event: tuple[int, ...],
+        classes: int = 0,
+        channels: int = 64,
+        blocks: int = 2,
+        multipliers: Sequence[int] = (1, 2, 2),
+        attention: Sequence[int] = (4,),
+        heads: int = 4,
+        dropout: float = 0.0,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_size(event, 2 ** (len(multipliers) - 1), "the U-Net")
+        if channels % 32 or any(channels * m % heads for m in multipliers):
+            raise InputError(f"the U-Net needs channels in multiples of 32 and of its {heads} heads, not {channels}")
+        from torchcfm.models.unet.unet import UNetModel
+
+        with seeded(seed):
+            parts = UNetModel(
+                image_size=event[1],
+                in_channels=event[0],
+                model_channels=channels,
+                out_channels=event[0],
+                num_res_blocks=blocks,
+                attention_resolutions=tuple(attention),
+                dropout=dropout,
+                channel_mult=tuple(multipliers),
+                num_heads=heads,
+            )
+            self.conditioning = Conditioning(channels, 4 * channels, classes)
+        self.down, self.middle, self.up, self.out = (
+            _normalised(part) for part in (parts.input_blocks, parts.middle_block, parts.output_blocks, parts.out)
+        )
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        c = self.conditioning(t, s, cond)
+        h, skipped = x, []
+        for block in self.down:
+            h = block(h, c)
+            skipped.append(h)
+        h = self.middle(h, c)
+        for block in self.up:
+            h = block(torch.cat([h, skipped.pop()], dim=1), c)
+        return self.out(h).to(x.dtype)
+
+
+def check_size(event: tuple[int, ...], factor: int, who: str) -> None:
+    """Raises InputError unless the event is an image whose height and width `factor` divides."""
+    if len(event) != 3:
+        raise InputError(f"{who} reads images (channels, height, width), not events of shape {event}")
+    height, width = event[1:]
+    if height % factor or width % factor:
+        near = " or ".join(f"{size}x{size}" for size in _around(max(height, width), factor))
+        raise InputError(f"{who} needs height and width divisible by {factor} (such as {near}), not {height}x{width}")
+
+
+def _around(size: int, factor: int) -> list[int]:
+    """The multiples of a factor just below and above a size, but for 0."""
+    below = size // factor * factor
+    return [multiple for multiple in (below, below + factor) if multiple]
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Sums in float32 where x is of a half type, and gives the type of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.group_norm(x.to(wide), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+def _normalised(part: nn.Module) -> Any:
+    """The module with our group norms in place of torchcfm's, which know no float64 and no groups of few channels."""
+    for name, child in part.named_children():
+        if isinstance(child, nn.GroupNorm):
+            setattr(part, name, _GroupNorm(min(32, child.num_channels // GROUP), child.num_channels))
+        else:
+            _normalised(child)
+    return part
