@@ -3,6 +3,7 @@
 from flowgen.data.laws import (
     TOYS,
     Blurred,
+    Categorical,
     Checkerboard,
     Gaussian,
     Law,
@@ -24,6 +25,7 @@ from flowgen.data.tables import Table, read_table
 __all__ = [
     "TOYS",
     "Blurred",
+    "Categorical",
     "Checkerboard",
     "Flipped",
     "Gaussian",

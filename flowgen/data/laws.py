@@ -16,6 +16,7 @@ from flowgen.core import InputError
 __all__ = [
     "TOYS",
     "Blurred",
+    "Categorical",
     "Checkerboard",
     "Gaussian",
     "Law",
@@ -55,6 +56,21 @@ class Gaussian:
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) in nats: `(B, *event)` to `(B,)`."""
         return -0.5 * (x.flatten(1).square() + math.log(2 * math.pi)).sum(1)
+
+
+@final
+@dataclass(frozen=True)
+class Categorical:
+    """A label 0, ..., K - 1 by weights that need not sum to one; its draws are int64."""
+
+    weights: tuple[float, ...]
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        return ()
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.multinomial(torch.tensor(self.weights), n, replacement=True, generator=generator)
 
 
 @final

@@ -38,9 +38,18 @@ class Scaling(nn.Module):
         constant = scale <= 1e-7 * wide.abs().amax(0)
         return cls(wide.mean(0).to(x.dtype), torch.where(constant, 0.0, scale).to(x.dtype))
 
+    @classmethod
+    def of_range(cls, lo: float, hi: float) -> Scaling:
+        """[lo, hi] to [-1, 1]."""
+        return cls(torch.tensor((lo + hi) / 2), torch.tensor((hi - lo) / 2))
+
     def apply_to(self, x: Tensor) -> Tensor:
         """Data units to model units."""
         return (x - self.shift) / torch.where(self.scale == 0, 1.0, self.scale)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images in data units to [0, 1], black to white; beyond is cut off."""
+        return ((self.apply_to(x) + 1) / 2).clamp(0, 1)
 
     def undo(self, z: Tensor) -> Tensor:
         """Model units to data units."""

@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from flowgen.core import InputError
 
-__all__ = ["READERS", "WRITERS", "Table", "read_table", "write_rows"]
+__all__ = ["READERS", "WRITERS", "Table", "counted", "new_file", "read_table", "write_array", "write_rows"]
 
 
 class Table(NamedTuple):
@@ -171,6 +172,18 @@ def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], colum
     """
     if path.suffix not in WRITERS:
         raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
+    with new_file(path) as file:
+        WRITERS[path.suffix](file, counted(chunks, shape), shape, columns)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes its name once it is complete.
+
+    Raises:
+        InputError: if there is no such folder, or it cannot be written to.
+        OSError: if the disk is full.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
     try:
@@ -179,15 +192,19 @@ def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], colum
         raise InputError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
     try:
         with os.fdopen(handle, "wb") as file:
-            WRITERS[path.suffix](file, _counted(chunks, shape), shape, columns)
+            yield file
         os.chmod(name, 0o644)
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
-def _counted(chunks: Iterable[Tensor], shape: Sequence[int]) -> Iterator[np.ndarray]:
-    """The chunks as arrays, once they are known to add up to `shape`."""
+def counted(chunks: Iterable[Tensor], shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """The chunks as arrays.
+
+    Raises:
+        InputError: if they do not add up to `shape`.
+    """
     rows = 0
     for chunk in chunks:
         rows += len(chunk)
@@ -198,16 +215,20 @@ def _counted(chunks: Iterable[Tensor], shape: Sequence[int]) -> Iterator[np.ndar
         raise InputError(f"expected {shape[0]} rows, got {rows}")
 
 
-def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
-    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
-    np.lib.format.write_array_header_1_0(file, header)
+def write_array(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], kind: str = "<f4") -> None:
+    """Writes chunks as one `.npy` array of the type `kind`."""
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": tuple(shape)})
     for chunk in chunks:
-        file.write(np.ascontiguousarray(chunk, "<f4").tobytes())
+        file.write(np.ascontiguousarray(chunk, kind).tobytes())
+
+
+def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
+    write_array(file, chunks, shape)
 
 
 def _write_npz(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
     with zipfile.ZipFile(file, "w") as archive, archive.open("x.npy", "w", force_zip64=True) as member:
-        _write_npy(member, chunks, shape, columns)
+        write_array(member, chunks, shape)
 
 
 def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:

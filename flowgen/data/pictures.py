@@ -1,0 +1,159 @@
+"""Images to files: grids to look at, folders and archives to measure.
+
+Images are `(N, C, H, W)` on the CPU, of 1 or 3 channels: uint8, or floats in [0, 1].
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowgen.core import InputError
+from flowgen.data.tables import counted, new_file, write_array
+
+__all__ = ["grid", "to_uint8", "write_folder", "write_grid", "write_npz", "write_strip"]
+
+VISIBLE = 64
+"""Images are enlarged up to about this side, in pixels."""
+GAP, PAPER = 2, 255
+"""Between the images of a grid, before they are enlarged: the width of the gap, and its grey."""
+COLUMNS = 10
+"""The most columns of a strip."""
+LABELS = "labels.csv"
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Floats in [0, 1] as 0 to 255, rounded, and clamped outside; uint8 as it is; NaN is 0."""
+    return x if x.dtype == torch.uint8 else (x.nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def grid(x: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
+    """Images side by side, row by row, with white gaps: `(height, width, C)` uint8.
+
+    Args:
+        columns: images in a row; by default the grid is about square.
+        scale: each pixel becomes a square of so many.
+
+    Raises:
+        InputError: if there is no image, or it has not 1 or 3 channels.
+    """
+    count, channels, height, width = x.shape
+    if not count:
+        raise InputError("a picture needs at least one image")
+    if channels not in (1, 3):
+        raise InputError(f"pictures have 1 or 3 channels, not {channels}")
+    columns = min(columns or int(np.ceil(np.sqrt(count))), count)
+    rows = -(-count // columns)
+    cells = np.full((rows * columns, height + GAP, width + GAP, channels), PAPER, np.uint8)
+    cells[:count, :height, :width] = to_uint8(x).permute(0, 2, 3, 1).numpy()
+    whole = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
+    whole = whole.reshape(rows * (height + GAP), columns * (width + GAP), channels)[:-GAP, :-GAP]
+    return whole.repeat(scale, 0).repeat(scale, 1)
+
+
+def write_grid(path: Path, x: Tensor, columns: int | None = None, scale: int | None = None) -> None:
+    """Writes a grid of images as PNG; small images are enlarged by a whole factor, unless `scale` says otherwise.
+
+    Raises:
+        InputError: as `grid`, and if the folder is missing or cannot be written to.
+    """
+    scale = scale or max(1, VISIBLE // max(x.shape[2:]))
+    with new_file(path) as file:
+        _picture(grid(x, columns, scale)).save(file, "PNG")
+
+
+def write_strip(path: Path, states: Tensor) -> None:
+    """Writes how samples come to be: a row each, time from left to right, in at most ten columns.
+
+    Args:
+        states: `(steps + 1, N, C, H, W)`.
+
+    Raises:
+        InputError: as `write_grid`.
+    """
+    times = torch.linspace(0, len(states) - 1, min(len(states), COLUMNS)).round().long()
+    write_grid(path, states[times].transpose(0, 1).flatten(0, 1), columns=len(times))
+
+
+def write_folder(path: Path, chunks: Iterable[Tensor], start: int = 0, labels: Tensor | None = None) -> None:
+    """Writes each image as PNG as it comes, named by its number: 000000.png, ...
+
+    The folder takes its name once it is complete.
+
+    Args:
+        start: number of the first image.
+        labels: `(N,)`, one an image; written to `labels.csv` in the folder.
+
+    Raises:
+        InputError: if `path` exists and is not an empty folder, or cannot be made.
+        OSError: if the disk is full.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists and is not an empty folder: remove it, or choose another")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+    try:
+        names = []
+        for number, image in enumerate(_each(chunks), start):
+            names.append(f"{number:06d}.png")
+            _picture(image).save(building / names[-1])
+        if labels is not None:
+            _write_labels(building / LABELS, names, labels.tolist())
+        building.chmod(0o755)
+        os.replace(building, path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def write_npz(
+    path: Path, chunks: Iterable[Tensor], count: int, event: tuple[int, ...], labels: Tensor | None = None
+) -> None:
+    """Writes images as they come to the array `arr_0` `(count, H, W, C)` uint8, as guided-diffusion's evaluation reads.
+
+    Args:
+        chunks: together `count` images of shape `event` (C, H, W).
+        labels: `(count,)` int64, written as `arr_1`.
+
+    Raises:
+        InputError: if the chunks are not that many images of that shape, or the folder is missing.
+        OSError: if the disk is full.
+    """
+    channels, height, width = event
+    shape = (count, height, width, channels)
+    last = (to_uint8(chunk).permute(0, 2, 3, 1) for chunk in chunks)
+    with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            write_array(member, counted(last, shape), shape, "|u1")
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as member:
+                write_array(member, counted([labels], (count,)), (count,), "<i8")
+
+
+def _each(chunks: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """The images, (H, W, C) uint8."""
+    for chunk in chunks:
+        yield from to_uint8(chunk).permute(0, 2, 3, 1).numpy()
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else np.ascontiguousarray(image))
+
+
+def _write_labels(path: Path, names: list[str], labels: list[int]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "label"])
+        writer.writerows(zip(names, labels, strict=True))
