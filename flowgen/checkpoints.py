@@ -44,7 +44,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int) -> P
     final = folder / f"step-{step:09d}"
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     try:
-        save_file(dict(tensors), building / TENSORS)
+        save_file(_contiguous(tensors), building / TENSORS)
         digest = {"step": step, "sha256": file_hash(building / TENSORS)}
         (building / DIGEST).write_text(json.dumps(digest))
         for name, mode in ((TENSORS, 0o644), (DIGEST, 0o644), (".", 0o755)):
@@ -90,7 +90,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     os.close(handle)
     building = Path(name)
     try:
-        save_file(dict(tensors), building, metadata=dict(metadata))
+        save_file(_contiguous(tensors), building, metadata=dict(metadata))
         building.chmod(0o644)
         _sync(building)
         building.replace(path)
@@ -120,6 +120,11 @@ def file_hash(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in the one layout that a file has; weights may be stored channels last."""
+    return {name: x.contiguous() for name, x in tensors.items()}
 
 
 def _sync(path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,13 +16,38 @@ from flowgen.core import InputError, Pair, Point, like
 from flowgen.model import Model
 from flowgen.paths import Bridge
 
-__all__ = ["FlowMatching", "LogitNormal", "Objective", "Stratified", "TimeLaw", "UShaped", "Uniform"]
+__all__ = [
+    "Draws",
+    "FlowMatching",
+    "LogitNormal",
+    "Objective",
+    "Splittable",
+    "Stratified",
+    "TimeLaw",
+    "UShaped",
+    "Uniform",
+]
 
 
 class Objective(Protocol):
     """Scores a model on a batch of pairs: one loss for each pair, `(B,)`."""
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor: ...
+
+
+@runtime_checkable
+class Splittable(Objective, Protocol):
+    """An objective in two halves: it is `loss(model, pair, draw(pair.x1.shape, generator))`.
+
+    What it draws for a whole batch can be divided like the batch itself, so that several processes, or several
+    accumulated gradients, come to the losses of one.
+    """
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Any:
+        """The draws for a batch of shape `(B, *event)`: a NamedTuple of tensors `(B, ...)` on the CPU, or None."""
+
+    def loss(self, model: Model, pair: Pair, drawn: Any) -> Tensor:
+        """One loss for each pair `(B,)`, given its rows of what was drawn."""
 
 
 class TimeLaw(ABC):
@@ -85,6 +111,13 @@ class UShaped(TimeLaw):
         return (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a).clamp(0, 1)
 
 
+class Draws(NamedTuple):
+    """What flow matching draws for each pair: its time on [0, 1] `(B,)`, and noise `(B, *event)` for a bridge."""
+
+    times: Tensor
+    noise: Tensor | None
+
+
 @final
 @dataclass(frozen=True)
 class FlowMatching:
@@ -107,14 +140,23 @@ class FlowMatching:
     bridge: Bridge | None = None
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
+        return self.loss(model, pair, self.draw(pair.x1.shape, generator))
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Times, and the noise of the bridge if there is one."""
+        times = self.times(shape[0], generator)
+        return Draws(times, None if self.bridge is None else torch.randn(*shape, generator=generator))
+
+    def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
+        """The losses `(B,)` at given times and noise."""
         lo, hi = model.span
         if self.bridge is not None:
             first, last = self.bridge.span
             lo, hi = max(lo, first), min(hi, last)
-        t = (lo + (hi - lo) * self.times(len(pair.x1), generator)).to(pair.x1.device)
+        t = (lo + (hi - lo) * drawn.times).to(pair.x1.device)
         point = model.path.at(pair, t)
-        if self.bridge is not None:
-            point = widened(point, self.bridge, generator)
+        if self.bridge is not None and drawn.noise is not None:
+            point = widened(point, self.bridge, drawn.noise)
         if model.target is targets.velocity:
             y = point.dx
         elif self.bridge is None:
@@ -124,8 +166,8 @@ class FlowMatching:
         return (model(point.x, t, t, pair.cond) - y).square().flatten(1).mean(1)
 
 
-def widened(point: Point, bridge: Bridge, generator: torch.Generator) -> Point:
-    """A point of the path, with the noise of a bridge: x + gamma z and dx + gamma' z."""
-    z = torch.randn(point.x.shape, generator=generator).to(point.x)
+def widened(point: Point, bridge: Bridge, noise: Tensor) -> Point:
+    """A point of the path, with the noise z `(B, *event)` of a bridge: x + gamma z and dx + gamma' z."""
+    z = noise.to(point.x)
     gamma, d_gamma = bridge.gamma(like(point.t, point.x))
     return Point(point.x + gamma * z, point.t, point.dx + d_gamma * z)

@@ -3,106 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
-from typing import NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
+from torch.nn.modules.dropout import _DropoutNd
 
-from flowgen.core import Failure, InputError, Pair, generator
-from flowgen.ema import average
+from flowgen.core import Failure, InputError, Pair, Part, generator
+from flowgen.distributed import ALONE, Processes
+from flowgen.ema import average, exponent
 from flowgen.model import Model
-from flowgen.objectives import Objective
+from flowgen.nn import seeded
+from flowgen.objectives import Objective, Splittable
+from flowgen.optim import AdamW, Rate
 
-__all__ = ["AdamW", "Diverged", "State", "fit"]
+__all__ = ["Diverged", "State", "channels_last", "compile_net", "fit"]
 
 
 class Diverged(Failure):
     """A loss or gradient was NaN or infinite; the weights are those of the last good step."""
 
 
-class _Moments(NamedTuple):
-    """What AdamW remembers of a weight."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    step: Tensor
-
-
-@final
-class AdamW:
-    """AdamW (arXiv 1711.05101) at a constant rate, by PyTorch's fused kernel.
-
-    Bit for bit `torch.optim.AdamW(fused=True)`, whose bookkeeping takes a tenth of a small network's whole step.
-    """
-
-    def __init__(self, weights: Sequence[Tensor], lr: float, weight_decay: float) -> None:
-        self.weights, self.lr, self.weight_decay = weights, lr, weight_decay
-        self.moments = [
-            _Moments(torch.zeros_like(w), torch.zeros_like(w), torch.zeros((), device=w.device)) for w in weights
-        ]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The moments by name; they change in place."""
-        return {f"{index}.{name}": x for index, m in enumerate(self.moments) for name, x in m._asdict().items()}
-
-    def zero_grad(self) -> None:
-        """Forgets the gradients."""
-        for weight in self.weights:
-            weight.grad = None
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Moves the weights that have a gradient."""
-        rows = [(w, w.grad, *m) for w, m in zip(self.weights, self.moments, strict=True) if w.grad is not None]
-        weights, grads, averages, squares, steps = map(list, zip(*rows, strict=True))
-        adamw(
-            weights,
-            grads,
-            averages,
-            squares,
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            maximize=False,
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-        )
-
-
 @final
 class State:
-    """A model, the moving average of its weights, its optimizer, and the number of steps done.
+    """A model, moving averages of its weights, its optimizer, and the number of steps done.
 
     Args:
         model: where training starts; it is copied, so that a student can start from a teacher and leave it as it is.
-        lr: learning rate of AdamW.
+        lr: learning rate of AdamW, where `fit` is given no other.
         weight_decay: weight decay of AdamW.
-        ema: width of the weight average, relative to the steps done; see `flowgen.ema.average`.
+        ema: width of the weight average, relative to the steps done; see `flowgen.ema.average`. Several widths make
+            several averages, whose first is `ema`.
 
     Attributes:
         model: the model that is trained.
         ema: the same model with the averaged weights: the one to sample from.
+        averages: width to averaged model, for all widths.
+
+    Raises:
+        InputError: for widths that no average has, or the same one twice.
     """
 
-    def __init__(self, model: Model, lr: float = 1e-3, weight_decay: float = 0.0, ema: float = 0.05) -> None:
-        self.model, self.ema = deepcopy(model).requires_grad_(True), deepcopy(model).requires_grad_(False)
-        self.parameters, self.averages = list(self.model.parameters()), list(self.ema.parameters())
-        self.width, self.step = ema, 0
+    def __init__(
+        self, model: Model, lr: float = 1e-3, weight_decay: float = 0.0, ema: float | Sequence[float] = 0.05
+    ) -> None:
+        widths = list(ema) if isinstance(ema, Sequence) else [ema]
+        if not widths or len(set(widths)) < len(widths):
+            raise InputError(f"the widths of the weight averages must be different, and at least one, not {ema}")
+        for width in widths:
+            exponent(width)
+        self.model = deepcopy(model).requires_grad_(True).train()
+        self.averages = {width: deepcopy(model).requires_grad_(False).eval() for width in widths}
+        self.ema, self.step = self.averages[widths[0]], 0
+        self.parameters = list(self.model.parameters())
         self.optimizer = AdamW(self.parameters, lr, weight_decay)
+        self._averaged = {width: list(copy.parameters()) for width, copy in self.averages.items()}
+        self._buffers = [list(each.net.buffers()) for each in (self.model, *self.averages.values())]
+
+    def average(self) -> None:
+        """Moves the averages towards the weights, and gives them the network's buffers, which are not averaged."""
+        for width, averaged in self._averaged.items():
+            average(averaged, self.parameters, self.step, width)
+        buffers, *copies = self._buffers
+        for copied in copies if buffers else ():
+            torch._foreach_copy_(copied, buffers)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as named tensors, for a checkpoint."""
-        weights = {f"model.{name}": x for name, x in self.model.state_dict().items()}
-        averages = {f"ema.{name}": x for name, x in self.ema.state_dict().items()}
+        models = {f"{prefix}{name}": x for prefix, m in self._models().items() for name, x in m.state_dict().items()}
         moments = {f"optimizer.{name}": x for name, x in self.optimizer.tensors().items()}
-        return {**weights, **averages, **moments, "step": torch.tensor(self.step)}
+        return {**models, **moments, "step": torch.tensor(self.step)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Takes the place of the state that gave `tensors`.
@@ -111,13 +84,18 @@ class State:
             InputError: if the tensors are of another model.
         """
         try:
-            self.model.load_state_dict(_part(tensors, "model."))
-            self.ema.load_state_dict(_part(tensors, "ema."))
+            for prefix, model in self._models().items():
+                model.load_state_dict(_part(tensors, prefix))
             for name, x in self.optimizer.tensors().items():
                 x.copy_(tensors[f"optimizer.{name}"])
             self.step = int(tensors["step"])
         except (RuntimeError, KeyError) as error:
             raise InputError(f"these tensors are of another model: {error}") from error
+
+    def _models(self) -> dict[str, Model]:
+        """Prefix of the names of its tensors to model: the trained one, the first average, and the others."""
+        others = {f"ema-{width}.": copy for width, copy in self.averages.items() if copy is not self.ema}
+        return {"model.": self.model, "ema.": self.ema, **others}
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -125,8 +103,36 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
+def compile_net(state: State, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compiles the network that is trained, in place, at its first step; the names of its tensors stay as they are.
+
+    Args:
+        backend: that of `torch.compile`.
+    """
+    state.model.net.compile(backend=backend)
+
+
+def channels_last(model: Model) -> Model:
+    """The model itself, with the weights of its two-dimensional convolutions stored channels last.
+
+    A layout and not a change of numbers; convolutions in half precision are faster in it. A `State` made from the model
+    keeps it.
+    """
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def fit(
-    state: State, pairs: Iterable[Pair], objective: Objective, steps: int, *, seed: int, clip: float = math.inf
+    state: State,
+    pairs: Iterable[Pair],
+    objective: Objective,
+    steps: int,
+    *,
+    seed: int,
+    clip: float = math.inf,
+    accumulate: int = 1,
+    precision: torch.dtype | None = None,
+    rate: Rate | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[float]:
     """Trains until `state.step` is `steps`, and yields the mean loss of each batch once the weights have moved.
 
@@ -134,25 +140,146 @@ def fit(
     at step k are a function of (seed, k), so a loop on a restored state and on `batches(..., start=state.step)` goes on
     as if it had never stopped.
 
+    A batch may be split, by `accumulate` into gradients that are computed one after another, and among `processes`. The
+    objective's draws are then made for the whole batch and divided with its rows, so that losses and weights are, but
+    for rounding, those of one process that takes the batch at once.
+
     Args:
-        pairs: coupled pairs in model units; see `flowgen.couplings.batches`.
+        pairs: coupled pairs in model units, see `flowgen.couplings.batches`: this process's part of each batch, of as
+            many rows as every other's.
+        objective: a `Splittable` one, if a batch is to be split.
         clip: the norm to which longer gradients are cut.
+        accumulate: the number of gradients that make a step.
+        precision: torch.bfloat16 for matrix products and convolutions in that type; weights, times and losses stay as
+            they are.
+        rate: the learning rate of each step, see `flowgen.optim`; else that of the state.
+        processes: those that train together, each with a state of the same weights.
 
     Raises:
+        InputError: for options that do not go together, or parts of unlike size.
         Diverged: before the weights move, if the loss or the gradient's norm is not finite.
+        Failure: if another process has died or does not answer.
     """
+    gradient = _Gradient(state.model, objective, accumulate, precision, processes)
+    _check_same(state, processes)
     device, stream = state.model.device, iter(pairs)
     while state.step < steps and (pair := next(stream, None)) is not None:
-        loss = objective(state.model, pair.to(device), generator(seed, "objective", state.step)).mean()
         state.optimizer.zero_grad()
-        loss.backward()
+        loss = gradient(state, pair.to(device), generator(seed, "objective", state.step))
         norm = torch.stack(torch._foreach_norm([p.grad for p in state.parameters if p.grad is not None])).norm()
         value, length = loss.item(), norm.item()
         if not (math.isfinite(value) and math.isfinite(length)):
             raise Diverged(f"step {state.step + 1}: the loss is {value}, the gradient norm {length}")
         if length > clip:
             torch.nn.utils.clip_grads_with_norm_(state.parameters, clip, norm)
-        state.optimizer.step()
+        state.optimizer.step(None if rate is None else rate(state.step))
         state.step += 1
-        average(state.averages, state.parameters, state.step, state.width)
+        state.average()
         yield value
+
+
+class _Gradient:
+    """Computes the mean loss of a whole batch, and leaves its gradient at the weights; the same at all processes."""
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        accumulate: int,
+        precision: torch.dtype | None,
+        processes: Processes,
+    ) -> None:
+        if accumulate < 1:
+            raise InputError(f"accumulate must be at least 1, not {accumulate}")
+        if precision not in (None, torch.bfloat16):
+            raise InputError(f"precision must be torch.bfloat16 or None, not {precision}")
+        self.objective, self.accumulate, self.precision, self.processes = objective, accumulate, precision, processes
+        self.drops = _drops(model)
+        self.special = self.drops or precision is not None
+        self.split: Splittable | None = None
+        if accumulate > 1 or processes.part.of > 1:
+            if not isinstance(objective, Splittable):
+                raise InputError("to split a batch, its objective needs methods draw and loss: objectives.Splittable")
+            self.split = objective
+
+    def __call__(self, state: State, pair: Pair, draws: torch.Generator) -> Tensor:
+        if self.split:
+            loss = self._share(self.split, state.model, pair, draws)
+            _add_up(state.parameters, loss, len(pair.x1), self.processes)
+            return loss
+        with self._forward(pair, draws, 0) if self.special else nullcontext():
+            loss = self.objective(state.model, pair, draws).mean()
+        loss.backward()
+        return loss
+
+    def _share(self, objective: Splittable, model: Model, pair: Pair, draws: torch.Generator) -> Tensor:
+        """What these rows add to the mean loss of the whole batch, and to its gradient."""
+        rows, part = len(pair.x1), self.processes.part
+        if rows < self.accumulate:
+            raise InputError(f"{rows} rows cannot be split into accumulate = {self.accumulate}")
+        whole = rows * part.of
+        drawn = _rows(objective.draw((whole, *pair.x1.shape[1:]), draws), part.rows(whole))
+        total = torch.zeros((), device=pair.x1.device)
+        for index in range(self.accumulate):
+            some = Part(index, self.accumulate).rows(rows)
+            with self._forward(pair, draws, part.index * self.accumulate + index):
+                loss = objective.loss(model, pair.take(some), _rows(drawn, some)).sum() / whole
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    @contextmanager
+    def _forward(self, pair: Pair, draws: torch.Generator, index: int) -> Iterator[None]:
+        """Where the losses of a part of a batch are computed."""
+        device = pair.x1.device
+        with ExitStack() as stack:
+            if self.precision is not None:
+                # some versions of PyTorch keep a weight's copy that was made without gradient, and use it where one is
+                # needed
+                stack.enter_context(torch.autocast(device.type, self.precision, cache_enabled=False))
+            if self.drops:  # by PyTorch's global generator, which has a seed for each step and part here
+                stack.enter_context(seeded(generator(draws.initial_seed(), "dropout", index).initial_seed(), device))
+            yield
+
+
+def _drops(model: Model) -> bool:
+    """Whether layers of the model drop values at random."""
+    return any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in model.modules())
+
+
+def _rows(drawn: Any, rows: slice) -> Any:
+    """Some rows of what an objective has drawn, a NamedTuple of tensors or None."""
+    return drawn._make(None if x is None else x[rows] for x in drawn)
+
+
+@torch.no_grad()
+def _add_up(weights: Sequence[Tensor], loss: Tensor, rows: int, processes: Processes) -> None:
+    """Adds up the losses and gradients of all processes, in place.
+
+    A weight that has a gradient at any of them then has one at all.
+
+    Raises:
+        InputError: at all processes, if they have different numbers of rows.
+    """
+    if processes.part.of == 1:
+        return
+    counts, used = loss.new_zeros(processes.part.of), loss.new_tensor([float(w.grad is not None) for w in weights])
+    counts[processes.part.index] = rows
+    gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+    processes.sum([loss, counts, used, *gradients])
+    if (counts != rows).any():
+        raise InputError(f"the parts of a batch must be equal: the processes have {counts.int().tolist()} rows")
+    for weight, gradient, uses in zip(weights, gradients, used.tolist(), strict=True):
+        weight.grad = gradient if uses else None
+
+
+def _check_same(state: State, processes: Processes) -> None:
+    """Raises InputError, at all processes, where one of them has other weights, or has done other steps."""
+    if processes.part.of == 1:
+        return
+    mine = [torch.tensor(state.step), torch.cat([w.detach().reshape(-1) for w in state.parameters])]
+    first = [x.clone() for x in mine]
+    for x in first:
+        processes.broadcast([x])
+    if processes.any(not all(map(torch.equal, mine, first))):
+        raise InputError("processes that train together must start at the same step from the same weights")

@@ -9,7 +9,7 @@ from torch import nn
 from flowgen import targets
 from flowgen.core import InputError, Pair, generator, like
 from flowgen.model import Model
-from flowgen.objectives import FlowMatching, LogitNormal, Stratified, TimeLaw, Uniform, UShaped
+from flowgen.objectives import FlowMatching, LogitNormal, Splittable, Stratified, TimeLaw, Uniform, UShaped
 from flowgen.paths import Brownian, Constant
 
 # time laws
@@ -183,6 +183,52 @@ def test_a_loss_is_the_mean_over_its_own_event(normal, recorder):
     torch.testing.assert_close(loss, (pair.x1 - pair.x0).square().mean((1, 2)))
     wide = Pair(pair.x0.repeat(1, 5, 1), pair.x1.repeat(1, 5, 1))
     torch.testing.assert_close(FlowMatching()(model, wide, generator(0, "objective")), loss)
+
+
+# in two halves
+
+
+class Sum(nn.Module):
+    """A net that reads everything."""
+
+    def forward(self, x, t, s, cond=None):
+        return x.cos() + like(t + 2 * s, x) + like(cond, x)
+
+
+def in_rows(objective, model, pair):
+    """The losses of a batch by its rows 0..2 and 3..7, of what was drawn for all of it."""
+    drawn = objective.draw(pair.x1.shape, generator(0, "objective"))
+    parts = []
+    for rows in (slice(0, 3), slice(3, 8)):
+        share = drawn._make(None if x is None else x[rows] for x in drawn)
+        parts.append(objective.loss(model, pair.take(rows), share))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("event", [(2,), (3, 4, 5)])
+def test_the_losses_of_a_batch_are_those_of_its_parts(usable, known_law, event, normal):
+    pair = Pair(normal("x0", 8, *event), normal("x1", 8, *event), torch.arange(8))
+    model, objective = Model(Sum(), *usable), FlowMatching(known_law.law)
+    torch.testing.assert_close(in_rows(objective, model, pair), objective(model, pair, generator(0, "objective")))
+
+
+@pytest.mark.parametrize("event", [(2,), (3, 4, 5)])
+def test_the_losses_of_a_batch_with_a_bridge_are_those_of_its_parts(path, bridge, event, normal):
+    pair = Pair(normal("x0", 8, *event), normal("x1", 8, *event), torch.arange(8))
+    model, objective = Model(Sum(), path), FlowMatching(Stratified(), bridge)
+    torch.testing.assert_close(in_rows(objective, model, pair), objective(model, pair, generator(0, "objective")))
+
+
+def test_what_is_drawn_has_the_rows_of_the_batch(bridge):
+    drawn = FlowMatching(bridge=bridge).draw((6, 2, 3), generator(0, "objective"))
+    assert drawn.times.shape == (6,)
+    assert drawn.noise.shape == (6, 2, 3)
+    assert FlowMatching().draw((6, 2, 3), generator(0, "objective")).noise is None
+
+
+def test_flow_matching_is_in_two_halves_and_a_function_is_not(bridge):
+    assert isinstance(FlowMatching(bridge=bridge), Splittable)
+    assert not isinstance(lambda model, pair, generator: pair.x1, Splittable)
 
 
 # bridges

@@ -262,3 +262,70 @@ def test_training_learns_a_translation():
     assert losses[-1] < 0.01 < losses[0]
     torch.testing.assert_close(v, shift.expand(200, 2), rtol=0, atol=0.3)
     assert (v - shift).square().mean() < 0.003
+
+
+# several averages
+
+
+def test_every_average_is_what_it_would_be_alone():
+    widths = (0.1, 0.02, 0.25)
+    state, losses = trained(6, ema=widths)
+    assert list(state.averages) == list(widths)
+    assert state.ema is state.averages[0.1]
+    for width in widths:
+        alone, again = trained(6, ema=width)
+        assert losses == again
+        assert same(state.averages[width].state_dict(), alone.ema.state_dict())
+        assert same(state.model.state_dict(), alone.model.state_dict())
+
+
+def test_the_first_average_keeps_its_names_and_the_others_have_theirs():
+    several, one = State(model(), ema=(0.05, 0.1, 0.12)).tensors(), State(model()).tensors()
+    first = [name for name in one if name.startswith("ema.")]
+    others = {name.replace("ema.", f"ema-{width}.") for name in first for width in (0.1, 0.12)}
+    assert several.keys() - one.keys() == others
+    assert not one.keys() - several.keys()
+
+
+def test_several_averages_are_restored(tmp_path):
+    widths = (0.05, 0.1, 0.12)
+    whole, _ = trained(9, ema=widths)
+    first, _ = trained(4, ema=widths)
+    second = State(model(seed=5), ema=widths)
+    second.restore(checkpoints.load(checkpoints.save(tmp_path, 4, first.tensors(), keep=1)))
+    list(fit(second, pairs(start=4), FlowMatching(), 9, seed=0))
+    assert same(second.tensors(), whole.tensors())
+
+
+def test_an_average_that_was_not_saved_is_not_restored():
+    with pytest.raises(InputError, match="another model"):
+        State(model(), ema=(0.05, 0.2)).restore(State(model(), ema=(0.05, 0.1)).tensors())
+
+
+@pytest.mark.parametrize("widths", [(), (0.1, 0.1), 0.3, (0.1, 0.3)])
+def test_widths_that_make_no_averages_are_refused(widths):
+    with pytest.raises(InputError, match="width"):
+        State(model(), ema=widths)
+
+
+class Counting(nn.Module):
+    """A net with a normalisation over the batch, and a buffer that counts its calls in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x, t, s, cond=None):
+        self.calls += self.training
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_averages_have_the_buffers_of_the_model_and_do_not_change_them(training):
+    state = State(Model(Counting()).train(training), ema=(0.05, 0.2))
+    list(fit(state, pairs(), FlowMatching(), 7, seed=0))
+    for averaged in state.averages.values():
+        averaged(torch.randn(5, 2), torch.rand(5))
+        assert averaged.net.calls == 7
+        assert all(map(torch.equal, averaged.buffers(), state.model.buffers()))
