@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from flowgen.distributed import Processes
     from flowgen.runs import Run
 
 SOLVER_HELP = "euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun."
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; gives a function (done, note) that moves it."""
+def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error, unless it is not to be shown; gives a function (done, note) that moves it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -38,7 +39,7 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
         task = progress.add_task(title, total=total, note="")
 
         def move(done: int, note: str = "") -> None:
@@ -68,30 +69,59 @@ class Interrupt:
                 signal.signal(number, handler)
 
 
-def train_run(run: Run, title: str) -> None:
-    """Trains a run with a bar. An interrupt saves it after the step that is under way, and exits with 128 + signal."""
-    from flowgen import runs
+def train_run(run: Run, title: str, group: Processes | None = None) -> None:
+    """Trains a run with a bar. An interrupt saves it after the step that is under way, and exits with 128 + signal.
 
-    total = run.config.train.steps
+    Args:
+        group: the processes that train together; an interrupt of one is one of all.
+    """
+    from flowgen import runs
+    from flowgen.distributed import ALONE
+
+    group, total = group or ALONE, run.config.train.steps
     # closing comes last, so that an interrupt is still held while the run is saved
-    with Interrupt().held() as interrupt, bar(title, total) as move, closing(runs.train(run)) as steps:
+    with (
+        Interrupt().held() as interrupt,
+        bar(title, total, shown=group.first) as move,
+        closing(runs.train(run, group)) as steps,
+    ):
         for step, loss in steps:
             if step % 10 == 0 or step == total:  # a bar that moves at each step would take 2 % of it
                 move(step, f"loss {loss:.4g}")
-            if interrupt.signal is not None:
+            if group.any(interrupt.signal is not None):
                 break
         else:
             move(total)  # a run that was complete has no steps
-    if interrupt.signal is not None:
+            return
+    if group.first:
         print(f"saved {run.folder} at step {run.newest()}; go on with --resume", file=sys.stderr)
-        raise typer.Exit(128 + interrupt.signal)
+    raise typer.Exit(128 + (interrupt.signal or signal.SIGINT))
 
 
-def pair_run(run: Run, title: str) -> None:
-    """Makes the pairs of a reflow run with a bar."""
+def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
+    """Makes the pairs of a reflow run that are not there yet, with a bar, and says how accurate they are."""
     from flowgen import runs
+    from flowgen.distributed import ALONE
 
+    group = group or ALONE
     assert run.config.reflow is not None
-    with bar(title, run.config.reflow.pairs) as move:
-        for done in runs.make_pairs(run):
+    with bar(title, run.config.reflow.pairs, shown=group.first) as move:
+        for done in runs.make_pairs(run, group):
             move(done)
+    if group.first:
+        found = runs.accuracy(run)
+        print(
+            f"{run.folder}: the ends of its pairs are {found.mean:.2g} from those of {found.steps} steps in the mean, "
+            f"{found.worst:.2g} at worst (root mean square, in model units)",
+            file=sys.stderr,
+        )
+
+
+@contextmanager
+def together(device: str) -> Iterator[Processes]:
+    """The processes that a launcher has started to work on this command; this one alone, where none has."""
+    from flowgen.config import find_device
+    from flowgen.distributed import processes
+
+    with processes(find_device(device)) as group:
+        yield group

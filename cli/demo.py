@@ -27,7 +27,7 @@ def demo(
     config = make_config({"data": "moons", "seed": seed, "train": {"steps": TRAINING}})
     flow = runs.Run.create(out / "flow", config, "flowgen demo", overwrite=True)
     train_run(flow, "1/4 training an optimal transport flow")
-    again = runs.reflow_config(flow.folder, {"pairs": PAIRS})
+    again = runs.reflow_config(flow.folder, {"reflow.pairs": PAIRS})
     straight = runs.Run.create(out / "reflow", again, "flowgen demo", overwrite=True)
     pair_run(straight, "2/4 following its trajectories")
     train_run(straight, "3/4 training on their ends (reflow)")

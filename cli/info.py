@@ -25,7 +25,7 @@ def info(
 
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
-        table.add_row(key.replace("_", " "), _text(value))
+        table.add_row(key.replace("_", " "), ", ".join(value) if key == "classes" else _text(value))
     Console().print(table)
 
 

@@ -8,72 +8,219 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import SOLVER_HELP, bar
+from .console import SOLVER_HELP, bar, together
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flowgen.core import Field
+    from flowgen.runs import Trained
+    from flowgen.solvers import Solver
+
 PLOTTED, TRACED = 20_000, 300  # more points than that make a picture blacker, not clearer
+IMAGES, STRIPS = 64, 8
 
 
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    num: Annotated[int, typer.Option(help="Samples to draw.")] = 2000,
+    num: Annotated[int | None, typer.Option(help="Samples to draw.", show_default="2000; images: 64")] = None,
     solver: Annotated[str, typer.Option(help=SOLVER_HELP)] = "heun",
     steps: Annotated[int | None, typer.Option(help="Steps of the grid.", show_default="50; adaptive: 1")] = None,
+    label: Annotated[str | None, typer.Option(help="The label of all samples, a number or a name.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Labels like 0-9 or cat,dog, --per-label samples of each.")] = None,
+    per_label: Annotated[int, typer.Option(help="With --labels.")] = 8,
+    guidance: Annotated[float, typer.Option(help="Above 1: more typical of the label, less diverse.")] = 1.0,
+    guidance_interval: Annotated[str, typer.Option(help="The times LO,HI at which to guide.")] = "0,1",
+    ema: Annotated[float | None, typer.Option(help="Width of the average, of train.ema.", show_default="first")] = None,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same whatever --num is.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="FILE.npz (array x), .npy, .csv or .png.", show_default="RUN/samples.png, .csv"),
+        typer.Option(
+            help="Points: FILE.npz (array x), .npy, .csv or .png. Images: a grid .png, .npz (arr_0, uint8), .npy, or a "
+            "folder of .png.",
+            show_default="in RUN: samples.png, .csv",
+        ),
     ] = None,
-    trajectories: Annotated[bool, typer.Option("--trajectories", help="Draw the paths of the samples (.png).")] = False,
+    trajectories: Annotated[bool, typer.Option("--trajectories", help="Draw how samples come to be (.png).")] = False,
 ) -> None:
     """Draw samples from a run, into a file or a picture."""
-    import torch
-
-    from flowgen import grids, plots, sampling
+    from flowgen import grids, sampling
     from flowgen.config import SOLVERS, lookup
     from flowgen.core import InputError
-    from flowgen.data.tables import write_rows
-    from flowgen.runs import load
+    from flowgen.runs import Run, load
     from flowgen.solvers import Adaptive
 
-    if num < 1:
-        raise InputError(f"--num must be at least 1, not {num}")
     method = lookup("solver", solver, SOLVERS)
-    trained = load(run, device)
-    model, event = trained.model, trained.source.event
-    name = "trajectories.png" if trajectories else "samples.png" if event == (2,) else "samples.csv"
-    out = out or run / name
-    if trajectories and (event != (2,) or out.suffix != ".png"):
-        raise InputError("--trajectories draws a .png of a run with two columns")
-    if steps is None:
-        steps = 1 if isinstance(method, Adaptive) else 50
-    grid = grids.uniform(steps, *model.span)
-    if trajectories:
-        x0 = model.start(sampling.starts(trained.source, 0, min(num, TRACED), seed))
-        with torch.no_grad():
-            states = torch.stack([x0, *sampling.walk(model.velocity, x0, grid, method)])
-        plots.trajectories(out, model.scaling.undo(states).cpu())
-        print(f"{out}: {states.shape[1]} trajectories in {steps} steps of {solver}")
-        return
-    if out.suffix == ".png":
-        num = min(num, PLOTTED)
-    field = sampling.Counted(model.velocity)
-    chunks = sampling.sample(model, trained.source, num, grid, method, seed=seed, field=field)
+    with together(device or Run.open(run).config.device) as group:
+        trained = load(run, str(group.device) if group.part.of > 1 else device, ema)
+        event, images = trained.source.event, len(trained.source.event) == 3
+        if num is None:
+            num = (STRIPS if trajectories else IMAGES) if images else 2000
+        if num < 1:
+            raise InputError(f"--num must be at least 1, not {num}")
+        cond = _conditions(trained, num, label, labels, per_label, seed)
+        num = num if cond is None else len(cond)
+        drawn = images or event == (2,)
+        out = out or run / ("trajectories.png" if trajectories else "samples.png" if drawn else "samples.csv")
+        if trajectories and (not drawn or out.suffix != ".png"):
+            raise InputError("--trajectories draws a .png of a run with two columns, or of images")
+        if steps is None:
+            steps = 1 if isinstance(method, Adaptive) else 50
+        grid = grids.uniform(steps, *trained.model.span)
+        counted = sampling.Counted(trained.model.velocity)
+        field = trained.guided(counted, guidance, _interval(guidance_interval))
+        if trajectories:
+            if group.first:
+                num = _draw_trajectories(out, trained, field, grid, method, num, cond, seed)
+                print(f"{out}: {num} trajectories in {steps} steps of {solver}")
+            return
+        if out.suffix == ".png" and num > PLOTTED:
+            num, cond = PLOTTED, None if cond is None else cond[:PLOTTED]
+        chunks = sampling.sample(
+            trained.model, trained.source, num, grid, method, seed=seed, field=field, cond=cond, processes=group
+        )
+        if not group.first:
+            for _ in chunks:
+                pass
+            return
+        write = _write_images if images else _write_rows
+        write(out, trained, _followed(chunks, num, f"sampling {run}"), num, cond, per_label if labels else None)
+        rows = sampling.whole_blocks(num)
+        each = f", {counted.rows / rows:.3g} evaluations of the network for each" if group.part.of == 1 else ""
+        print(f"{out}: {num} samples in {steps} steps of {solver}{each}")
 
-    def followed() -> Iterator[Tensor]:
-        done = 0
-        with bar(f"sampling {run}", num) as move:
-            for chunk in chunks:
-                yield chunk
-                done += len(chunk)
-                move(done)
+
+def _followed(chunks: Iterator[Tensor], num: int, title: str) -> Iterator[Tensor]:
+    """The chunks, with a bar."""
+    done = 0
+    with bar(title, num) as move:
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            move(done)
+
+
+def _write_rows(
+    out: Path, trained: Trained, chunks: Iterator[Tensor], num: int, cond: Tensor | None, columns: int | None
+) -> None:
+    """Samples of rows: a picture, or a table."""
+    import torch
+
+    from flowgen import plots
+    from flowgen.data.tables import write_rows
 
     if out.suffix == ".png":
-        plots.samples(out, torch.cat(list(followed())), columns=trained.columns)
+        plots.samples(out, torch.cat(list(chunks)), columns=trained.columns)
     else:
-        write_rows(out, followed(), (num, *event), trained.columns)
-    evaluations = field.rows / sampling.whole_blocks(num)
-    print(f"{out}: {num} samples in {steps} steps of {solver}, {evaluations:.3g} evaluations of the network for each")
+        write_rows(out, chunks, (num, *trained.source.event), trained.columns)
+
+
+def _write_images(
+    out: Path, trained: Trained, chunks: Iterator[Tensor], num: int, cond: Tensor | None, columns: int | None
+) -> None:
+    """Samples of images: a grid, with a row for each label that was asked for; an archive; or a folder of pictures."""
+    import torch
+
+    from flowgen.core import InputError
+    from flowgen.data.pictures import write_folder, write_grid, write_npz
+    from flowgen.data.tables import write_rows
+
+    scaling = trained.model.scaling.cpu()
+    pixels = (scaling.pixels(chunk) for chunk in chunks)
+    if out.suffix == ".png":
+        write_grid(out, torch.cat(list(pixels)), columns)
+    elif out.suffix == ".npz":
+        write_npz(out, pixels, num, trained.source.event, cond)
+    elif out.suffix == ".npy":
+        write_rows(out, chunks, (num, *trained.source.event))
+    elif out.suffix:
+        raise InputError(f"{out}: unknown suffix; images are written to .png, .npz, .npy or a folder")
+    else:
+        write_folder(out, pixels, labels=cond)
+
+
+def _draw_trajectories(
+    out: Path,
+    trained: Trained,
+    field: Field,
+    grid: Tensor,
+    method: Solver,
+    num: int,
+    cond: Tensor | None,
+    seed: int,
+) -> int:
+    """The ways of the first samples: lines in the plane, or a strip of pictures for each; gives how many they are."""
+    import torch
+
+    from flowgen import plots, sampling
+    from flowgen.data.pictures import write_strip
+
+    model, images = trained.model, len(trained.source.event) == 3
+    num = min(num, STRIPS * 8 if images else TRACED)
+    x0 = model.start(sampling.starts(trained.source, 0, num, seed))
+    cond = None if cond is None else cond[:num].to(model.device)
+    with torch.no_grad():
+        states = torch.stack([x0, *sampling.walk(field, x0, grid, method, cond)])
+    if images:
+        write_strip(out, ((states.cpu() + 1) / 2).clamp(0, 1))
+    else:
+        plots.trajectories(out, model.scaling.undo(states).cpu())
+    return num
+
+
+def _conditions(
+    trained: Trained, num: int, label: str | None, labels: str | None, per_label: int, seed: int
+) -> Tensor | None:
+    """The label of each sample: the one that is asked for, so many of each, or as often as the data has them."""
+    import torch
+
+    from flowgen.core import InputError
+
+    if label is None and labels is None:
+        return trained.draw_labels(num, seed)
+    if label is not None and labels is not None:
+        raise InputError("give --label or --labels, not both")
+    if not trained.classes:
+        raise InputError("this run knows no labels: it was trained without")
+    if label is not None:
+        return torch.full((num,), _label(label, trained.classes))
+    if per_label < 1:
+        raise InputError(f"--per-label must be at least 1, not {per_label}")
+    assert labels is not None
+    return torch.tensor(_several(labels, trained.classes)).repeat_interleave(per_label)
+
+
+def _several(text: str, classes: tuple[str, ...]) -> list[int]:
+    """The labels of a list like 0-9, 0,3,5 or cat,dog."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if dash and part not in classes:
+            found += range(_label(first, classes), _label(last, classes) + 1)
+        else:
+            found.append(_label(part, classes))
+    return found
+
+
+def _label(text: str, classes: tuple[str, ...]) -> int:
+    """The number of a label that is given by name or by number; a name comes first."""
+    from flowgen.core import InputError
+
+    text = text.strip()
+    if text in classes:
+        return classes.index(text)
+    if text.isdecimal() and int(text) < len(classes):
+        return int(text)
+    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    raise InputError(f"there is no label {text!r}: choose 0 to {len(classes) - 1}, or a name: {shown}")
+
+
+def _interval(text: str) -> tuple[float, float]:
+    from flowgen.core import InputError
+
+    try:
+        lo, hi = map(float, text.split(","))
+    except ValueError as error:
+        raise InputError(f"--guidance-interval is two times like 0.2,0.8, not {text}") from error
+    return lo, hi

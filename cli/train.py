@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .console import train_run
+from .console import together, train_run
 
 
 def train(
@@ -17,7 +17,8 @@ def train(
         str | None,
         typer.Argument(
             help="moons, circles, 8gaussians, 25gaussians, checkerboard, spirals, pinwheel, swissroll, s-curve, rings, "
-            "gaussian; or a table: FILE.npy, .npz, .csv, .parquet."
+            "gaussian; a table: FILE.npy, .npz, .csv, .parquet; or images: digits, a folder, an idx file, an array in "
+            ".npy or .npz, hub:NAME."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA")] = None,
@@ -25,9 +26,19 @@ def train(
     coupling: Annotated[str | None, typer.Option(help="independent, exact or sinkhorn.")] = None,
     path: Annotated[str | None, typer.Option(help="linear, cosine, vp or ve.")] = None,
     target: Annotated[str | None, typer.Option(help="velocity, data, noise, v or score.")] = None,
+    net: Annotated[str | None, typer.Option(help="mlp, resmlp, unet or dit.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of the net: tiny, small, base; cifar10 of the unet.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Crop and resize images to so many pixels a side.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs in a step.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Compute the gradient of a step in so many parts.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the net: faster, after some minutes.")] = False,
+    preview_every: Annotated[int | None, typer.Option(help="Steps between pictures of samples; 0: none.")] = None,
+    log: Annotated[str | None, typer.Option(help="jsonl, or tensorboard beside it.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first broken image.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
@@ -37,7 +48,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
 ) -> None:
-    """Train a flow from a source to DATA; the result is a run folder."""
+    """Train a flow from a source to DATA; the result is a run folder.
+
+    By several processes: torchrun --nproc-per-node 2 -m flowgen train DATA.
+    """
     from flowgen.config import make_config
     from flowgen.core import InputError
     from flowgen.runs import Run, illustrate
@@ -49,9 +63,19 @@ def train(
         "coupling": coupling,
         "path": path,
         "target": target,
+        "net": net,
+        "net.size": size,
+        "images.size": image_size,
+        "images.flip": flip or None,
+        "images.strict": strict or None,
         "train.steps": steps,
         "train.batch_size": batch_size,
+        "train.accumulate": accumulate,
         "train.lr": lr,
+        "train.precision": precision,
+        "train.compile": compiled or None,
+        "train.preview_every": preview_every,
+        "train.log": log,
         "seed": seed,
         "device": device,
     }
@@ -65,13 +89,16 @@ def train(
     if out is None:
         if "data" not in tree:
             raise InputError("name the DATA to train on, or the run to go on with: --out RUN --resume")
-        out = Path("runs", Path(str(tree["data"])).stem)
-    if resume:
-        run = Run.open(out).extended(tree)
+        out = Path("runs", Path(str(tree["data"]).rpartition(":")[2]).resolve().stem)
+    experiment = Run.open(out).extended(tree).config if resume else make_config(tree)
+    with together(experiment.device) as group:
+        if group.first and not resume:
+            Run.create(out, experiment, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+        group.barrier()
+        run = Run.open(out)
         if run.config.reflow and not run.pairs.exists():
             raise InputError(f"go on with: flowgen reflow {run.config.reflow.parent} --out {out} --resume")
-    else:
-        run = Run.create(out, make_config(tree), shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
-    train_run(run, f"training {out}")
-    illustrate(run)
-    print(f"{out}: {run.config.source} to {run.config.data}. Next: flowgen sample {out}, flowgen reflow {out}")
+        train_run(run, f"training {out}", group)
+        if group.first:
+            illustrate(run)
+            print(f"{out}: {run.config.source} to {run.config.data}. Next: flowgen sample {out}, flowgen reflow {out}")

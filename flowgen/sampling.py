@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from flowgen.core import Field, InputError, Pair, generator
 from flowgen.data.laws import Law
+from flowgen.distributed import ALONE, Processes
 from flowgen.model import Model
 from flowgen.solvers import Solver
 
-__all__ = ["Counted", "flow", "pairs", "sample", "solve", "starts", "walk", "whole_blocks"]
+__all__ = ["Counted", "chunk_rows", "flow", "pairs", "sample", "solve", "starts", "walk", "whole_blocks"]
 
 
 def walk(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Iterator[Tensor]:
@@ -68,6 +70,11 @@ def whole_blocks(rows: int) -> int:
     return -(-rows // BLOCK) * BLOCK
 
 
+def chunk_rows(event: tuple[int, ...]) -> int:
+    """How many rows of an event to follow at a time: 8192 points, a few hundred small images."""
+    return max(BLOCK, min(8192, 2**18 // math.prod(event)))
+
+
 def starts(law: Law, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
     """Draws start..stop-1 of a law, `(stop - start, *event)`: draw i is a function of (seed, stream, i)."""
     first = start // BLOCK
@@ -85,7 +92,7 @@ def pairs(
     *,
     seed: int = 0,
     stream: str = "sample",
-    chunk: int = 8192,
+    chunk: int | None = None,
     start: int = 0,
     field: Field | None = None,
     cond: Tensor | None = None,
@@ -97,19 +104,16 @@ def pairs(
     from those that another use of the same seed draws.
 
     Args:
+        chunk: the most rows at a time; None for as many as `chunk_rows` says.
         start: the first pair, a multiple of BLOCK.
         cond: the condition of each pair start..num-1, `(num - start, ...)`.
 
     Raises:
         InputError: unless num and chunk are positive, start is at a block, and there are as many conditions as pairs.
     """
-    if num < 1 or chunk < 1:
-        raise InputError(f"expected a positive number of samples and chunk size, not {num} and {chunk}")
+    size = _chunk(source, num - start, chunk, cond)
     if start % BLOCK:
         raise InputError(f"pairs start at a multiple of {BLOCK}, not at {start}")
-    if cond is not None and len(cond) != num - start:
-        raise InputError(f"{num - start} samples need as many conditions, not {len(cond)}")
-    size = whole_blocks(chunk)
     for first in range(start, num, size):
         stop = min(first + size, num)
         x0 = starts(source, first, whole_blocks(stop), seed, stream)
@@ -120,6 +124,16 @@ def pairs(
         ]
         kept = slice(stop - first)
         yield Pair(x0[kept], torch.cat(ends)[kept], None if given is None else given[kept].cpu())
+
+
+def _chunk(source: Law, num: int, chunk: int | None, cond: Tensor | None) -> int:
+    """How many rows to follow at a time, once it is known that there are some, and a condition for each."""
+    chunk = chunk_rows(source.event) if chunk is None else chunk
+    if num < 1 or chunk < 1:
+        raise InputError(f"expected a positive number of samples and chunk size, not {num} and {chunk}")
+    if cond is not None and len(cond) != num:
+        raise InputError(f"{num} samples need as many conditions, not {len(cond)}")
+    return whole_blocks(chunk)
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
@@ -135,10 +149,24 @@ def sample(
     solver: Solver,
     *,
     seed: int = 0,
-    chunk: int = 8192,
+    chunk: int | None = None,
     field: Field | None = None,
     cond: Tensor | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Tensor]:
-    """Samples in data units on the CPU, in chunks; see `pairs`."""
-    for pair in pairs(model, source, num, grid, solver, seed=seed, chunk=chunk, field=field, cond=cond):
-        yield model.scaling.undo(pair.x1.to(model.device)).cpu()
+    """Samples in data units on the CPU, in chunks; see `pairs`.
+
+    Processes that sample together make a chunk each at a time, and the first of them yields all, in order.
+    """
+    size, part = _chunk(source, num, chunk, cond), processes.part
+    for first in range(0, num, size * part.of):
+        start = min(first + part.index * size, num)
+        stop = min(start + size, num)
+        x = torch.empty(0, *source.event)
+        if start < stop:
+            given = None if cond is None else cond[start:stop]
+            made = pairs(model, source, stop, grid, solver, seed=seed, chunk=size, start=start, field=field, cond=given)
+            x = model.scaling.undo(next(made).x1.to(model.device))
+        rows = processes.gathered(x)
+        if rows is not None:
+            yield rows

@@ -10,7 +10,7 @@ from typing import Any
 
 from flowgen.core import InputError
 
-__all__ = ["dump_toml", "flat", "override", "parse_setting", "read_toml"]
+__all__ = ["dump_toml", "flat", "merged", "override", "parse_setting", "read_toml"]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -58,6 +58,22 @@ def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
         return {**tree, head: override(table, rest, value)}
     same = isinstance(value, str) and isinstance(present, Mapping) and present.get("name") == value
     return {**tree, head: present if same else value}
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree `over` with what it lacks taken from `under`; a part that is another one's name or table is not mixed.
+
+    >>> merged({"net": {"name": "unet", "size": "small"}, "train": {"lr": 1}}, {"net": "dit", "train": {"steps": 2}})
+    {'net': 'dit', 'train': {'lr': 1, 'steps': 2}}
+    """
+    tree = {**under, **over}
+    for key in under.keys() & over.keys():
+        a, b = under[key], over[key]
+        a, b = ({"name": x} if isinstance(x, str) else x for x in (a, b))
+        alike = isinstance(a, Mapping) and isinstance(b, Mapping) and b.get("name", a.get("name")) == a.get("name")
+        if alike and not (isinstance(over[key], str) and isinstance(under[key], str)):
+            tree[key] = merged(a, b)
+    return tree
 
 
 def dump_toml(tree: Mapping[str, Any], prefix: str = "") -> str:

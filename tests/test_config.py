@@ -55,7 +55,7 @@ def test_a_configuration_survives_its_file(change, tmp_path):
     [
         ({"dta": "moons"}, r"unknown configuration key dta \(did you mean data\?\)"),
         ({"train": {"step": 3}}, r"unknown configuration key train.step \(did you mean steps\?\)"),
-        ({"net": {"widht": 3}}, r"net.widht \(did you mean width\?\)"),
+        ({"net": {"widht": 3}}, r"net mlp 'widht' \(did you mean width\?\)"),
         ({"reflow": {"parent": "a", "parent_hash": "b", "pair": 3}}, r"reflow.pair \(did you mean pairs\?\)"),
         ({"path": "liner"}, r"unknown path 'liner' \(did you mean linear\?\)"),
         ({"coupling": "exat"}, r"unknown coupling 'exat' \(did you mean exact\?\)"),
@@ -83,7 +83,7 @@ def test_a_mistake_is_one_line_that_names_its_key(tree, message):
 
 
 def test_every_mistake_is_told_at_once():
-    with pytest.raises(InputError, match=r"net.depth.*; train.steps"):
+    with pytest.raises(InputError, match=r"net mlp: depth.*; train.steps"):
         make_config({"data": "moons", "train": {"steps": 0}, "net": {"depth": 0}})
 
 

@@ -14,6 +14,8 @@ import typer
 
 from flowgen import config, paths, targets
 from flowgen.core import InputError
+from flowgen.data import TOYS
+from flowgen.data.tables import READERS
 from flowgen.settings import flat
 
 ROOT = Path(__file__).parent.parent
@@ -113,12 +115,22 @@ def settings() -> dict[str, str]:
     """Every key of a configuration, with its default as the documentation writes it."""
     defaults = {"data": None, **flat(config.make_config({"data": "moons"}).model_dump())}
     keys = {key.removesuffix(".name"): value for key, value in defaults.items() if key != "reflow"} | {"data": None}
-    for part, table in {"path": config.PATHS, "coupling": config.COUPLINGS, "times": config.TIMES}.items():
-        for made in table.values():
-            keys |= {f"{part}.{field.name}": field.default for field in dataclasses.fields(made)}
+    parts = {"path": config.PATHS, "coupling": config.COUPLINGS, "times": config.TIMES, "net": config.NETS}
+    for part, table in parts.items():
+        fields = [field for made in table.values() for field in dataclasses.fields(made)]
+        for name in dict.fromkeys(field.name for field in fields):
+            defaults = dict.fromkeys(written(field.default) for field in fields if field.name == name)
+            keys[f"{part}.{name}"] = " or ".join(defaults)
     parent = config.ReflowConfig(parent="", parent_hash="").model_dump()
     keys |= {f"reflow.{key}": value or None for key, value in parent.items()}
-    return {key: f"{x:g}" if isinstance(x, float) else "" if x is None else str(x) for key, x in keys.items()}
+    return {key: written(x) for key, x in keys.items()}
+
+
+def written(x: Any) -> str:
+    """A default as the documentation writes it."""
+    if isinstance(x, tuple):
+        return ", ".join(map(written, x))
+    return f"{x:g}" if isinstance(x, float) else "" if x is None else str(x).lower() if isinstance(x, bool) else str(x)
 
 
 def test_every_setting_is_documented() -> None:
@@ -146,7 +158,8 @@ def test_every_option_is_documented() -> None:
 
 def test_every_name_is_documented() -> None:
     text = (ROOT / "docs/commands.md").read_text()
-    for table in (config.TOYS, config.READERS, config.PATHS, config.TARGETS, config.COUPLINGS, config.TIMES):
+    names = (TOYS, READERS, config.PATHS, config.TARGETS, config.COUPLINGS, config.TIMES, config.NETS, config.SCHEDULES)
+    for table in names:
         assert not [name for name in table if f"`{name}`" not in text]
     assert not [name for name in config.SOLVERS if f"`{name}`" not in text]
 

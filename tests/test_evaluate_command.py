@@ -130,7 +130,7 @@ def test_an_adaptive_solver_takes_one_step_of_its_own(flowgen, moons):
         (["--neighbours", "0"], "neighbours must be at least 1"),
         (["--solver", "eular"], "did you mean euler"),
         (["--features", "pcb"], "did you mean pca"),
-        (["--features", "classifier"], "has no array y of whole numbers beside x"),
+        (["--features", "classifier"], "has none (of .npz: an array y)"),
         (["--features", "inception", "--weights", "missing.pth"], "Inception looks at images"),
         (["--against", "missing.csv"], "no such file"),
         (["--against", "narrow.csv"], "rows of shape (1,), samples are of (3,)"),

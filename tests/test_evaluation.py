@@ -132,7 +132,7 @@ def test_a_path_that_starts_elsewhere_is_measured_from_there():
 def test_trajectories_are_followed_in_chunks(monkeypatch):
     turning = subject(law=eight_gaussians(), by=(1.0, 2.0))
     before = evaluation.geometry(turning, SMALL), [q.figures for q in evaluation.quality(turning, SMALL)]
-    monkeypatch.setattr("flowgen.evaluation.measure.CHUNK", 64)
+    monkeypatch.setattr("flowgen.sampling.chunk_rows", lambda event: 64)
     after = evaluation.geometry(turning, SMALL), [q.figures for q in evaluation.quality(turning, SMALL)]
     for name, value in before[0].items():
         assert after[0][name] == pytest.approx(value, rel=1e-6, abs=1e-6)

@@ -137,7 +137,7 @@ def test_a_source_table_is_held_out_too(table, tmp_path, trained):
 
 def test_the_split_has_a_seed_of_its_own_which_a_reflow_keeps(table, tmp_path, trained):
     run = trained(table, tmp_path / "run", seed=5, split={"seed": 9, "held_out": 0.3})
-    again = runs.reflow_config(run.folder, {"pairs": 10}, seed=6)
+    again = runs.reflow_config(run.folder, {"reflow.pairs": 10, "seed": 6})
     assert again.split == run.config.split == SplitConfig(held_out=0.3, seed=9)
     assert len(load_data(str(table), again.split).held_out.x) == 90
 

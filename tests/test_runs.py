@@ -15,6 +15,7 @@ from flowgen.config import make_config
 from flowgen.metrics import geometry
 from flowgen.objectives import FlowMatching
 from flowgen.runs import Run
+from flowgen.runs.pairs import stored_pairs
 
 SMALL = {"batch_size": 32, "log_every": 4, "checkpoint_every": 10}
 
@@ -263,13 +264,15 @@ def test_weights_that_are_not_weights_are_refused(teacher, damage):
 
 
 def reflowed(teacher, folder, **settings):
-    return Run.create(folder, runs.reflow_config(teacher.folder, {"pairs": 100, "steps": 5, **settings}), "")
+    settings = {f"reflow.{key}": value for key, value in {"pairs": 100, "steps": 5, **settings}.items()}
+    return Run.create(folder, runs.reflow_config(teacher.folder, settings), "")
 
 
 def pairs_of(run):
+    """All pairs of a reflow run, made where they are missing."""
     for _ in runs.make_pairs(run):
         pass
-    return load_file(run.pairs)
+    return stored_pairs(run).pair
 
 
 def test_a_reflow_names_its_parent_by_hash_and_starts_from_its_weights(teacher, tmp_path):
@@ -285,11 +288,11 @@ def test_a_reflow_names_its_parent_by_hash_and_starts_from_its_weights(teacher, 
 def test_reflow_pairs_are_ends_of_the_parent_s_flow(teacher, tmp_path):
     pairs = pairs_of(reflowed(teacher, tmp_path / "child"))
     model = runs.load(teacher.folder).model
-    x1 = sampling.flow(model, pairs["x0"], grids.uniform(5), heun)
-    assert torch.allclose(pairs["x1"], x1, atol=1e-5)
-    assert abs(pairs["x0"].std() - 1) < 0.15
+    x1 = sampling.flow(model, pairs.x0, grids.uniform(5), heun)
+    assert torch.allclose(pairs.x1, x1, atol=1e-5)
+    assert abs(pairs.x0.std() - 1) < 0.15
     # noise of its own: the pairs are not what `flowgen sample` would draw with the same seed
-    assert not torch.equal(pairs["x0"], sampling.starts(runs.load(teacher.folder).source, 0, 100, seed=0))
+    assert not torch.equal(pairs.x0, sampling.starts(runs.load(teacher.folder).source, 0, 100, seed=0))
 
 
 def test_a_reflow_that_was_left_goes_on_bit_for_bit(teacher, tmp_path):
@@ -309,7 +312,7 @@ def test_pairs_of_another_parent_are_refused(teacher, tmp_path):
     run = reflowed(teacher, tmp_path / "child")
     other = reflowed(finish(create(tmp_path / "other", seed=3)), tmp_path / "step-child")
     pairs_of(other)
-    shutil.copy(other.pairs, run.pairs)
+    shutil.copytree(other.pairs, run.pairs)
     with pytest.raises(InputError, match="made by another parent"):
         finish(run)
 

@@ -101,7 +101,7 @@ def test_a_classifier_needs_labels(tmp_path, table, trained):
 def test_inception_without_torch_fidelity_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(InputError, match=r"pip install 'flowgen\[fid\]'"):
-        views.inception(None)
+        views.inception(Scaling(), None)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def fidelity(monkeypatch):
 
 def test_inception_sees_bytes_of_three_channels(fidelity, tmp_path):
     torch.save({"scale": torch.tensor(2.0)}, tmp_path / "w.pth")
-    apply = views.inception(tmp_path / "w.pth").apply
+    apply = views.inception(Scaling.of_range(0, 1), tmp_path / "w.pth").apply
     grey = torch.tensor([0.0, 0.5, 1.0, 1.7]).view(4, 1, 1, 1).expand(4, 1, 8, 8)
     assert apply(grey).tolist() == [[2.0 * byte] * 3 for byte in (0, 128, 255, 255)]
     assert apply(torch.ones(130, 3, 2, 2)).shape == (130, 3)
@@ -141,6 +141,6 @@ class Payload:
 def test_weights_that_would_run_code_are_refused(fidelity, tmp_path):
     torch.save({"scale": Payload()}, tmp_path / "w.pth")
     with pytest.raises(InputError, match="cannot read the weights"):
-        views.inception(tmp_path / "w.pth")
+        views.inception(Scaling(), tmp_path / "w.pth")
     with pytest.raises(InputError, match="cannot read the weights"):
-        views.inception(tmp_path / "missing.pth")
+        views.inception(Scaling(), tmp_path / "missing.pth")

@@ -2,45 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from pydantic import Field
-from torch import Tensor
 
 from flowgen.checkpoints import file_hash
 from flowgen.config.fields import Section, lookup
-from flowgen.core import InputError
+from flowgen.core import InputError, generator
 from flowgen.data import TOYS, Law, Rows, Scaling, read_table, splitting
+from flowgen.data.folder import ImageFolder, open_folder
+from flowgen.data.images import Images, is_folder, is_images, read_images
 from flowgen.data.tables import READERS
 
-__all__ = ["LoadedData", "SplitConfig", "load_data"]
+__all__ = ["ImagesConfig", "LoadedData", "SplitConfig", "kind", "load_data", "read_rows"]
+
+HELD_OUT_FILES = 10_000
+"""The most images of a streamed folder that are held out: they are kept in memory to compare samples with."""
 
 
 class SplitConfig(Section):
-    """Rows of a table that training never sees: a share of them, drawn by a seed that reflows keep."""
+    """Rows that training never sees: a share of them, drawn by a seed that reflows keep."""
 
     held_out: float = Field(0.1, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**63)
 
 
+class ImagesConfig(Section):
+    """How images are read: their size, and what becomes of broken ones; folders above `memory` MiB are streamed."""
+
+    size: int | None = Field(None, ge=1, le=4096)
+    channels: Literal[1, 3] | None = None
+    flip: bool = False
+    strict: bool = False
+    memory: int = Field(256, ge=0)
+    workers: int = Field(2, ge=0, le=256)
+
+
 class LoadedData(NamedTuple):
     """What training draws from, in data units, and what it does not see.
 
-    law: of training.
-    held_out: of evaluation: the same for a toy, whose every draw is new; other rows of a table; None without any.
+    law: of training; of given rows it holds their labels too, where they have any.
+    held_out: of evaluation: the same for a toy, whose every draw is new; other rows of a file; None without any.
     scaling: takes data into model units.
     columns: their names.
-    labels: classes of the training rows and of the held-out rows, where the file has them.
-    hash: SHA-256 of the file; None of a toy.
+    classes: names of the labels 0, 1, ...; empty without labels.
+    hash: SHA-256 of the file, or of the list of a folder; None of a toy.
     """
 
     law: Law
     held_out: Law | None
     scaling: Scaling
-    columns: tuple[str, ...]
-    labels: tuple[Tensor, Tensor] | None = None
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     hash: str | None = None
+
+    @property
+    def counts(self) -> list[int]:
+        """How many training rows each label has; empty without labels."""
+        labels = self.law.labels if isinstance(self.law, Rows | ImageFolder) else None
+        return [] if labels is None else labels.bincount(minlength=len(self.classes)).tolist()
+
+    def unlabelled(self) -> LoadedData:
+        """The same data without labels."""
+        law, held_out = _without_labels(self.law), self.held_out and _without_labels(self.held_out)
+        return self._replace(law=law, held_out=held_out, classes=())
 
     def unseen(self, name: str) -> Law:
         """The held-out law.
@@ -53,28 +81,99 @@ class LoadedData(NamedTuple):
         return self.held_out
 
 
-def load_data(name: str, split: SplitConfig) -> LoadedData:
-    """The data of a toy's name, or of a table's file. Toys keep their units; tables are standardised, by training rows.
+def _without_labels(law: Law) -> Law:
+    return replace(law, labels=None) if isinstance(law, Rows | ImageFolder) else law
+
+
+def read_rows(name: str, images: ImagesConfig) -> tuple[Rows, tuple[str, ...]]:
+    """All rows of a file or of a folder of images, and the names of their columns: nothing is held out.
+
+    Raises:
+        InputError: for a bad file.
+    """
+    if not is_images(name):
+        table = read_table(Path(name))
+        return Rows(table.x), table.columns
+    found = _read(name, images)
+    return Rows((found.load() if isinstance(found, ImageFolder) else found).pixels), ()
+
+
+Kind = Literal["toy", "table", "images"]
+
+
+def kind(name: str) -> Kind:
+    """What the data of a name are, told without reading them; what is nothing is called a table, and refused later."""
+    return "toy" if name in TOYS else "images" if is_images(name) else "table"
+
+
+def load_data(name: str, split: SplitConfig, images: ImagesConfig = ImagesConfig()) -> LoadedData:  # noqa: B008
+    """The data of a toy's name, of a table's file, or of images.
+
+    Toys keep their units, tables are standardised by training rows, images go to [-1, 1] by the range of their values.
 
     Raises:
         InputError: for an unknown name or a bad file.
     """
     if name in TOYS:
         law = TOYS[name]()
-        return LoadedData(law, law, Scaling(), ())
+        return LoadedData(law, law, Scaling())
+    if is_images(name):
+        return _images(name, split, images)
+    return _table(name, split)
+
+
+def _table(name: str, split: SplitConfig) -> LoadedData:
     path = Path(name)
     if path.suffix not in READERS and not path.exists():
-        lookup("data", name, TOYS)
+        lookup("data", name, {**TOYS, "digits": None})
     table = read_table(path)
-    seen, unseen = splitting.split(table.x, split.held_out, split.seed)
+    labels, classes = None, tuple[str, ...]()
+    if table.labels is not None:
+        values, labels = table.labels.unique(return_inverse=True)
+        classes = tuple(map(str, values.tolist()))
+    seen, unseen = _split(name, Rows(table.x, labels), split)
+    return LoadedData(seen, unseen, Scaling.standardising(seen.x), table.columns, classes, file_hash(path))
+
+
+def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData:
+    found = _read(name, settings)
+    if isinstance(found, ImageFolder):
+        order = torch.randperm(len(found), generator=generator(split.seed, "held out"))
+        count = min(int(split.held_out * len(found)), HELD_OUT_FILES)
+        held = found.subset(order[:count].sort().values).load() if count else None
+        unseen = Rows(held.pixels, held.labels) if held else None
+        return LoadedData(
+            found.subset(order[count:].sort().values), unseen, Scaling.of_range(0, 1), (), found.classes, found.hash
+        )
+    rows = Rows(found.pixels, found.labels)
+    if found.held_out:
+        cut = len(rows) - found.held_out
+        seen, unseen = rows.take(slice(cut)), rows.take(slice(cut, None))
+    else:
+        seen, unseen = _split(name, rows, split)
+    lo, hi = (0, 1) if seen.x.dtype == torch.uint8 else (seen.x.min().item(), seen.x.max().item())
+    return LoadedData(seen, unseen, Scaling.of_range(lo, hi), (), found.classes, found.hash)
+
+
+def _read(name: str, settings: ImagesConfig) -> Images | ImageFolder:
+    """Images in memory, or a folder that is too large for it."""
+    if not is_folder(name):
+        return read_images(name, size=settings.size)
+    folder = open_folder(
+        Path(name),
+        size=settings.size,
+        channels=settings.channels,
+        workers=settings.workers,
+        strict=settings.strict,
+    )
+    channels, height, width = folder.event
+    large = len(folder) * channels * height * width > settings.memory * 2**20
+    return folder if large else folder.load()
+
+
+def _split(name: str, rows: Rows, split: SplitConfig) -> tuple[Rows, Rows | None]:
+    """The rows to train on, and the held-out ones."""
+    seen, unseen = splitting.split(rows.x, split.held_out, split.seed)
     if len(seen) < 2:
         raise InputError(f"{name}: training needs at least 2 rows, found {len(seen)}, with {len(unseen)} held out")
-    x = table.x[seen]
-    return LoadedData(
-        Rows(x),
-        Rows(table.x[unseen]) if len(unseen) else None,
-        Scaling.standardising(x),
-        table.columns,
-        None if table.labels is None else (table.labels[seen], table.labels[unseen]),
-        file_hash(path),
-    )
+    return rows.take(seen), rows.take(unseen) if len(unseen) else None

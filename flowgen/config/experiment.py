@@ -4,50 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 
 from flowgen import objectives, paths, solvers, targets
-from flowgen.config.data import SplitConfig, load_data
+from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, kind, load_data
 from flowgen.config.fields import Section, choice, explain, named, record
-from flowgen.config.names import COUPLINGS, PATHS, SOLVERS, TARGETS, TIMES
+from flowgen.config.names import COUPLINGS, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES
+from flowgen.config.nets import NETS, MLPConfig, sized
+from flowgen.config.recipes import recipe_of
 from flowgen.core import InputError
 from flowgen.couplings import Ends, ExactOT, Pool
-from flowgen.data import TOYS, Gaussian, Law, Scaled, Scaling
+from flowgen.data import Gaussian, Law, Scaled, Scaling
+from flowgen.distributed import Processes
 from flowgen.model import Model
-from flowgen.nn import MLP
+from flowgen.settings import merged
 
 __all__ = ["Config", "find_device", "make_config"]
 
 DEVICES = ("cpu", "cuda", "mps")
 
 
-class NetConfig(Section):
-    """The network: an MLP with `depth` hidden layers of `width`, and time features of `frequencies`."""
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) else value
 
-    width: int = Field(64, ge=1, le=16384)
-    depth: int = Field(3, ge=1, le=64)
-    frequencies: int = Field(4, ge=0, le=256)
+
+Widths = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=0.28)], ...],
+    BeforeValidator(_several),
+    PlainSerializer(lambda widths: widths[0] if len(widths) == 1 else widths),
+    Field(min_length=1),
+]
+"""Widths of weight averages: a number, or several, of which the first is the one to sample from."""
 
 
 class TrainConfig(Section):
-    """Training: AdamW at a constant rate, and a weight average of relative width `ema`."""
+    """Training: AdamW, whose rate rises over `warmup` steps and then stays or falls, and weight averages."""
 
     steps: int = Field(20_000, ge=1)
     batch_size: int = Field(512, ge=1)
+    accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(0, ge=0)
+    schedule: named("schedule", SCHEDULES) = SCHEDULES["constant"]  # type: ignore[valid-type]
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(10.0, gt=0)
-    ema: float = Field(0.05, gt=0, lt=0.28)
+    ema: Widths = (0.05,)
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    compile: bool = False
+    log: Literal["jsonl", "tensorboard"] = "jsonl"
     log_every: int = Field(100, ge=1)
+    preview_every: int = Field(0, ge=0)
     checkpoint_every: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
+    def rate(self, step: int) -> float:
+        """The learning rate after `step` steps; a warm-up takes at most half of them."""
+        return self.schedule(self.lr, self.steps, min(self.warmup, self.steps // 2))(step)
+
 
 class ReflowConfig(Section):
-    """The pairs of a reflow: `pairs` trajectories of the parent's flow, in `steps` steps of `solver`."""
+    """The pairs of a reflow: `pairs` trajectories of the parent's flow, guided or not, in `steps` steps of `solver`."""
 
     parent: str
     parent_hash: str
@@ -55,6 +75,7 @@ class ReflowConfig(Section):
     pairs: int = Field(100_000, ge=1, le=10**8)
     steps: int = Field(50, ge=1)
     solver: named("solver", SOLVERS) = solvers.heun  # type: ignore[valid-type]
+    guidance: float = 1.0
 
 
 class Config(Section):
@@ -62,6 +83,7 @@ class Config(Section):
 
     data: str
     source: str = "gaussian"
+    labels: bool = False
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
@@ -69,31 +91,45 @@ class Config(Section):
     coupling: choice("coupling", COUPLINGS) = ExactOT()  # type: ignore[valid-type]
     pool: record("pool", Pool)  # type: ignore[valid-type]
     times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
-    net: NetConfig = NetConfig()
+    net: choice("net", NETS) = MLPConfig()  # type: ignore[valid-type]
+    images: ImagesConfig = ImagesConfig()
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     reflow: ReflowConfig | None = None
 
-    def model(self, event: tuple[int, ...], scaling: Scaling) -> Model:
-        """The untrained model of rows `(D,)`; its first weights are a function of the seed."""
-        (dim,) = event
-        net = MLP(dim, self.net.width, self.net.depth, self.net.frequencies, seed=self.seed)
-        return Model(net, self.path, self.target, scaling)
+    def load_data(self) -> LoadedData:
+        """The data; without their labels, where the configuration does not use them."""
+        data = load_data(self.data, self.split, self.images)
+        return data if self.labels else data.unlabelled()
+
+    def model(self, event: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
+        """The untrained model of an event; its first weights are a function of the seed."""
+        return Model(self.net.build(event, classes, self.seed), self.path, self.target, scaling)
 
     def source_law(self, event: tuple[int, ...], scaling: Scaling) -> Law:
         """The source in model units: standard normal by default, or data of its own, in the units of the data."""
         if self.source == "gaussian":
             return Gaussian(event)
-        return Scaled(load_data(self.source, self.split).law, scaling)
+        return Scaled(load_data(self.source, self.split, self.images).law, scaling)
+
+    def device_of(self, processes: Processes) -> torch.device:
+        """Where one of the processes computes: alone, where the configuration says."""
+        return find_device(self.device) if processes.part.of == 1 else processes.device
+
+    def precision(self, device: torch.device) -> torch.dtype | None:
+        """The type of matrix products; where it is left open, that in which CUDA devices are fast."""
+        half = {"auto": device.type == "cuda", "float32": False, "bfloat16": True}[self.train.precision]
+        return torch.bfloat16 if half else None
 
     def check(self) -> None:
-        """Finds out whether training could start: reads the data and the source, and tries the device.
+        """Finds out whether training could start: reads the data and the source, builds the net, and tries the device.
 
         Raises:
             InputError: if it could not.
         """
-        data = load_data(self.data, self.split)
+        data = self.load_data()
         Ends(self.source_law(data.law.event, data.scaling), data.law)
+        self.model(data.law.event, data.scaling, len(data.classes))
         find_device(self.device)
 
 
@@ -116,8 +152,8 @@ def find_device(name: str) -> torch.device:
 def make_config(tree: Mapping[str, Any]) -> Config:
     """Validates an experiment given as nested tables.
 
-    Where the tree is silent, VP and VE are the diffusions they stand for, target noise and an independent coupling, and
-    couplings that solve something share their work over a pool.
+    Where the tree is silent, images have their recipe, VP and VE are the diffusions they stand for, target noise and
+    an independent coupling, and couplings that solve something share their work over a pool.
 
     Raises:
         InputError: for unknown keys and names (with the nearest known one), values out of range, and a target that is
@@ -132,27 +168,25 @@ def make_config(tree: Mapping[str, Any]) -> Config:
 
 
 def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with what it leaves open filled in: the defaults of its data, then of its path, then of its coupling."""
+    name = tree.get("data")
+    recipe = recipe_of(name) if isinstance(name, str) else {}
     diffusion = _name(tree.get("path")) in ("vp", "ve")
     natural = {"target": "noise", "coupling": "independent"} if diffusion else {"target": "velocity"}
-    tree = {**natural, **tree}
+    tree = merged(merged(recipe, natural), tree)
+    named = {"path": "linear", "coupling": "exact", "times": "uniform", "net": "mlp"}
+    tables = {key: {"name": name, **tree[key]} for key, name in named.items() if isinstance(tree.get(key), Mapping)}
+    if "net" in tables:
+        tables["net"] = sized(tables["net"])
     solved = _name(tree.get("coupling")) != "independent" and not tree.get("reflow")
-    choices = {
-        key: {"name": name, **tree[key]}
-        for key, name in {"path": "linear", "coupling": "exact", "times": "uniform"}.items()
-        if isinstance(tree.get(key), Mapping)
-    }
+    pool = {"batches": 100, "reuse": 10} if solved else {"batches": 10, "reuse": 1}
     files = {key: str(Path(tree[key]).resolve()) for key in ("data", "source") if _is_file(tree.get(key))}
-    return {
-        "pool": {"batches": 100, "reuse": 10} if solved else {"batches": 10, "reuse": 1},
-        **tree,
-        **choices,
-        **files,
-    }
+    return {"pool": pool, **tree, **tables, **files}
 
 
 def _is_file(name: Any) -> bool:
     """Whether a name of data is that of a file; a file's place is kept in full, so that a run works from any folder."""
-    return isinstance(name, str) and name not in TOYS and Path(name).exists()
+    return isinstance(name, str) and kind(name) != "toy" and Path(name).exists()
 
 
 def _name(value: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from flowgen import objectives, paths, solvers, targets
+from collections.abc import Callable
+
+from flowgen import objectives, optim, paths, solvers, targets
 from flowgen.couplings import ExactOT, Independent, Sinkhorn
 
-__all__ = ["COUPLINGS", "PATHS", "SOLVERS", "TARGETS", "TIMES"]
+__all__ = ["COUPLINGS", "PATHS", "SCHEDULES", "SOLVERS", "TARGETS", "TIMES"]
 
 PATHS: dict[str, type] = {"linear": paths.Linear, "cosine": paths.Cosine, "vp": paths.VP, "ve": paths.VE}
 TARGETS: dict[str, targets.Target] = {
@@ -30,4 +32,8 @@ SOLVERS: dict[str, solvers.Solver] = {
     "ab2": solvers.AdamsBashforth2(),
     **{name: solvers.Adaptive(name) for name in ("dopri5", "dopri8", "bosh3")},
     "adaptive-heun": solvers.Adaptive("adaptive_heun"),
+}
+SCHEDULES: dict[str, Callable[[float, int, int], optim.Rate]] = {
+    "constant": lambda lr, steps, warmup: optim.Constant(lr, warmup),
+    "cosine": lambda lr, steps, warmup: optim.Cosine(lr, steps, warmup),
 }

@@ -1,6 +1,6 @@
 """Couplings: which noise goes with which data."""
 
-from flowgen.couplings.batches import Draw, Ends, Pool, StoredPairs, batches
+from flowgen.couplings.batches import Draw, Ends, Pool, StoredPairs, Streamed, batches, with_null_labels
 from flowgen.couplings.exact import Coupling, ExactOT, Independent, assign, transport_cost
 from flowgen.couplings.sinkhorn import Plan, Sinkhorn, sinkhorn
 
@@ -14,8 +14,10 @@ __all__ = [
     "Pool",
     "Sinkhorn",
     "StoredPairs",
+    "Streamed",
     "assign",
     "batches",
     "sinkhorn",
     "transport_cost",
+    "with_null_labels",
 ]

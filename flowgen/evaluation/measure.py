@@ -17,16 +17,15 @@ from flowgen.evaluation.subject import Subject
 from flowgen.evaluation.views import in_model_units
 from flowgen.likelihood import Density, log_likelihood
 from flowgen.metrics.distances import EXACT
-from flowgen.model import Model
 from flowgen.solvers import Solver
 
 __all__ = ["Estimate", "Quality", "Settings", "estimate", "floor", "geometry", "kl_divergence", "quality"]
 
 FINE = 100
 """Steps of what stands for the exact flow: RK4's for ends, Euler's for the geometry of trajectories."""
+FINE_IMAGES = 25
+"""RK4's steps for images, whose networks are dear."""
 DENSITY_POINTS, DENSITY_STEPS = 1000, 50
-CHUNK = 8192
-"""Rows that are followed at a time."""
 NOISE = 0.1
 
 
@@ -109,16 +108,20 @@ def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
     settings.check(subject)
     model, repeats = subject.model, range(settings.repeats)
     starts = [_start(subject, settings, index) for index in repeats]
-    ends = [_follow(model, x0, FINE, solvers.rk4).x for x0 in starts]
-    thousand = starts[0].repeat(-(-1000 // len(starts[0])), *[1] * (starts[0].ndim - 1))[:1000]
+    fine_steps = FINE_IMAGES if len(subject.source.law.event) == 3 else FINE
+    ends = [_follow(subject, start, fine_steps, solvers.rk4).x for start in starts]
+    thousand = starts[0].take(torch.arange(1000) % len(starts[0].x0))
     for steps in settings.steps:
-        made = [_follow(model, x0, steps, settings.solver) for x0 in starts]
+        made = [_follow(subject, start, steps, settings.solver) for start in starts]
         figures = []
         for index, (drawn, fine) in enumerate(zip(made, ends, strict=True)):
             x = model.scaling.undo(drawn.x.to(model.device)).cpu()
             compared = _compare(subject, x, _truth(subject, settings, index)[0], settings)
+            asked, classify = starts[index].cond, subject.view.classify
+            if asked is not None and classify is not None:
+                compared["agreement"] = (classify(x) == asked).double().mean().item()
             figures.append({**compared, "endpoint_error": metrics.endpoint_error(drawn.x, fine)})
-        seconds = _follow(model, thousand, steps, settings.solver).seconds
+        seconds = _follow(subject, thousand, steps, settings.solver).seconds
         yield Quality(steps, fmean(drawn.nfe for drawn in made), seconds, _estimates(figures))
 
 
@@ -127,9 +130,25 @@ def _truth(subject: Subject, settings: Settings, index: int) -> tuple[Tensor, ..
     return subject.reference.draw(subject.size(settings.num), settings.seed, index)
 
 
-def _start(subject: Subject, settings: Settings, index: int) -> Tensor:
-    """Source points, in model units."""
-    return subject.source.draw(subject.size(settings.num), settings.seed, index)[0]
+class _Start(NamedTuple):
+    """Source points in model units, and the labels that their samples are asked for."""
+
+    x0: Tensor
+    cond: Tensor | None
+
+    def take(self, index: Tensor) -> _Start:
+        return _Start(self.x0[index], None if self.cond is None else self.cond[index])
+
+    def chunks(self) -> Iterator[_Start]:
+        """As many at a time as are followed together."""
+        for index in torch.arange(len(self.x0)).split(sampling.chunk_rows(tuple(self.x0.shape[1:]))):
+            yield self.take(index)
+
+
+def _start(subject: Subject, settings: Settings, index: int) -> _Start:
+    (x0,), labels = subject.source.draw(subject.size(settings.num), settings.seed, index), subject.labels
+    cond = None if labels is None else labels.sample(len(x0), generator(settings.seed, "evaluate labels", index))
+    return _Start(x0, cond)
 
 
 def _compare(subject: Subject, x: Tensor, truth: Tensor, settings: Settings) -> dict[str, float]:
@@ -161,12 +180,15 @@ class _Followed(NamedTuple):
     seconds: float
 
 
-def _follow(model: Model, x0: Tensor, steps: int, solver: Solver) -> _Followed:
-    grid, field = grids.uniform(steps, *model.span), sampling.Counted(model.velocity)
-    start = time.perf_counter()
-    # each chunk comes to the CPU, so that a GPU's work is done by then
-    x = torch.cat([sampling.flow(model, part, grid, solver, field=field).cpu() for part in x0.split(CHUNK)])
-    return _Followed(x, field.rows / len(x0), time.perf_counter() - start)
+def _follow(subject: Subject, start: _Start, steps: int, solver: Solver) -> _Followed:
+    model = subject.model
+    grid, counted = grids.uniform(steps, *model.span), sampling.Counted(model.velocity)
+    field = subject.guided(counted)
+    began, ends = time.perf_counter(), []
+    for x0, cond in start.chunks():
+        cond = None if cond is None else cond.to(model.device)
+        ends.append(sampling.flow(model, x0, grid, solver, cond, field).cpu())  # a GPU's work is done by then
+    return _Followed(torch.cat(ends), counted.rows / len(start.x0), time.perf_counter() - began)
 
 
 def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
@@ -177,10 +199,11 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     settings.check(subject)
     model, repeats = subject.model, []
     for index in range(settings.repeats):
-        start = model.start(_start(subject, settings, index))
+        begin = _start(subject, settings, index)
+        start = begin._replace(x0=model.start(begin.x0))
         x1, other = (in_model_units(model.scaling, x)[:EXACT] for x in _truth(subject, settings, index))
-        cost, noise = (metrics.wasserstein2(x, x1) ** 2 for x in (start[:EXACT].cpu(), other))
-        figures = _trajectories(model, start)
+        cost, noise = (metrics.wasserstein2(x, x1) ** 2 for x in (start.x0[:EXACT].cpu(), other))
+        figures = _trajectories(subject, start)
         relative = (figures["path_energy"] - cost) / cost
         repeats.append({**figures, "transport_cost": cost, "transport_noise": noise, "excess": relative})
     found = _estimates(repeats)
@@ -191,12 +214,16 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     return found
 
 
-def _trajectories(model: Model, start: Tensor) -> dict[str, float]:
+def _trajectories(subject: Subject, start: _Start) -> dict[str, float]:
     """The mean geometry of trajectories, a chunk of them at a time, since each keeps its states."""
-    grid = grids.uniform(FINE, *model.span)
-    parts = [(len(part), metrics.geometry(model.velocity, part, grid)) for part in start.split(CHUNK)]
+    model = subject.model
+    grid, field = grids.uniform(FINE, *model.span), subject.guided(model.velocity)
+    parts = []
+    for x0, cond in start.chunks():
+        cond = None if cond is None else cond.to(model.device)
+        parts.append((len(x0), metrics.geometry(field, x0, grid, cond)))
     names = ("path_energy", "straightness", "curvature")
-    return {name: sum(size * getattr(part, name) for size, part in parts) / len(start) for name in names}
+    return {name: sum(size * getattr(part, name) for size, part in parts) / len(start.x0) for name in names}
 
 
 def kl_divergence(subject: Subject, settings: Settings) -> Estimate | None:

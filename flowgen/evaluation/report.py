@@ -30,10 +30,11 @@ TITLES = {
     "density": "density",
     "coverage": "coverage",
     "copies": "copies",
+    "agreement": "labels right",
     "endpoint_error": "solver error",
 }
 """The figures of a quality, as a person reads them."""
-SHARES = [TITLES[name] for name in ("precision", "recall", "coverage", "copies")]
+SHARES = [TITLES[name] for name in ("precision", "recall", "coverage", "copies", "agreement")]
 """Those that lie between 0 and 1."""
 
 
@@ -60,7 +61,7 @@ class Evaluation(NamedTuple):
             "device": str(subject.model.device),
             "source": subject.source.name,
             "reference": subject.reference.name,
-            "reference_rows": len(law.x) if isinstance(law, Rows) else None,
+            "reference_rows": len(law) if isinstance(law, Rows) else None,
             "compared": subject.view.name,
             "features": subject.view.features,
             "rows_per_set": size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flowgen import checkpoints
-from flowgen.config import LoadedData, load_data, lookup
-from flowgen.core import InputError, generator
-from flowgen.data import Gaussian, Law, Rows, Scaled, read_table
+from flowgen.config import LoadedData, load_data, lookup, read_rows
+from flowgen.core import Field, InputError, generator
+from flowgen.data import Categorical, Gaussian, Law, Rows, Scaled
 from flowgen.evaluation import views
 from flowgen.evaluation.views import View
 from flowgen.model import Model
@@ -39,13 +39,13 @@ class Reference:
 
     def size(self, num: int) -> int:
         """How many rows each set has that should have `num`."""
-        return min(num, len(self.law.x) // self.sets) if isinstance(self.law, Rows) else num
+        return min(num, len(self.law) // self.sets) if isinstance(self.law, Rows) else num
 
     def draw(self, size: int, seed: int, index: int) -> tuple[Tensor, ...]:
         """The sets, each `(size, *event)`: a function of the arguments and the number of sets alone."""
         rng, total = generator(seed, f"evaluate {self.sets}", index), self.sets * size
         if isinstance(self.law, Rows):
-            return self.law.x[torch.randperm(len(self.law.x), generator=rng)[:total]].split(size)
+            return self.law.take(torch.randperm(len(self.law), generator=rng)[:total]).values.split(size)
         return self.law.sample(total, rng).split(size)
 
 
@@ -59,6 +59,8 @@ class Subject(NamedTuple):
     view: what of samples and truth is compared.
     trained_on: the training rows as the view has them, to find copies of; None for a law without rows.
     facts: what else a reader of the figures should know.
+    labels: the law of the labels that samples are asked for; None without.
+    guided: what is walked, made of the model's velocity.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Subject(NamedTuple):
     view: View
     trained_on: Tensor | None = None
     facts: dict[str, Any] | None = None
+    labels: Categorical | None = None
+    guided: Callable[[Field], Field] = lambda field: field
 
     def size(self, num: int) -> int:
         """How many rows a set has that should have `num`."""
@@ -80,6 +84,7 @@ def load_subject(
     features: str | None = None,
     weights: Path | None = None,
     device: str | None = None,
+    guidance: float = 1.0,
 ) -> Subject:
     """The run in a folder, to be measured.
 
@@ -88,6 +93,7 @@ def load_subject(
         features: a name of FEATURES; None for `rows`, and `pca` for images.
         weights: a file of Inception's weights.
         device: of the model; None for the run's.
+        guidance: the weight of guidance; 1 for none.
 
     Raises:
         InputError: for a folder that is no trained run, data that have changed since, where nothing was held out, or
@@ -95,8 +101,9 @@ def load_subject(
     """
     trained = load(folder, device)
     config, event = trained.config, trained.source.event
-    data = load_data(config.data, config.split)
+    data = load_data(config.data, config.split, config.images)
     trained.check_data(data)
+    trained.guided(trained.model.velocity, guidance)  # what is wrong with it is said before the work
     truth = _held_out(config.data, data) if against is None else _of_file(against, trained, data)
     make_view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)
     view = make_view(folder, trained, data, weights)
@@ -106,6 +113,7 @@ def load_subject(
         "split": config.split.model_dump(),
         "step": trained.step,
         "weights_hash": checkpoints.file_hash(Run.open(folder).weights),
+        "guidance": guidance,
     }
     return Subject(
         folder.name or folder.resolve().name,
@@ -113,35 +121,42 @@ def load_subject(
         _source(trained),
         truth,
         view,
-        view.apply(data.law.x) if isinstance(data.law, Rows) else None,
+        view.apply(data.law.values) if isinstance(data.law, Rows) else None,
         facts,
+        trained.labels,
+        lambda field: trained.guided(field, guidance),
     )
 
 
 def _held_out(name: str, data: LoadedData) -> Reference:
     law = data.unseen(name)
-    kind = f"the {len(law.x)} held-out rows" if isinstance(law, Rows) else "new draws"
+    kind = f"the {len(law)} held-out rows" if isinstance(law, Rows) else "new draws"
     return Reference(f"{kind} of {Path(name).name}, which training did not see", law)
 
 
 def _of_file(path: Path, trained: Trained, data: LoadedData) -> Reference:
-    x, columns, _ = read_table(path)
-    if tuple(x.shape[1:]) != trained.source.event:
-        raise InputError(f"{path} has rows of shape {tuple(x.shape[1:])}, samples are of {trained.source.event}")
+    law, columns = read_rows(str(path), trained.config.images)
+    if law.event != trained.source.event:
+        raise InputError(f"{path} has rows of shape {law.event}, samples are of {trained.source.event}")
     if columns and trained.columns and columns != trained.columns:
         raise InputError(f"{path} has the columns {', '.join(columns)}, samples {', '.join(trained.columns)}")
-    seen = set(map(tuple, data.law.x.tolist())) if isinstance(data.law, Rows) else set()
-    count = sum(tuple(row) in seen for row in x.tolist())
-    return Reference(f"the {len(x)} rows of {path}" + (f", {count} of which training saw" if count else ""), Rows(x))
+    seen = set(_each(data.law.values)) if isinstance(data.law, Rows) else set()
+    count = sum(row in seen for row in _each(law.values))
+    return Reference(f"the {len(law)} rows of {path}" + (f", {count} of which training saw" if count else ""), law)
+
+
+def _each(x: Tensor) -> Iterator[bytes]:
+    """Each row, so that equal rows are equal; 0 added, since -0 is 0."""
+    return (row.tobytes() for row in (x + 0.0).numpy())
 
 
 def _source(trained: Trained) -> Reference:
     config, scaling = trained.config, trained.model.scaling
     if config.source == "gaussian":
         return Reference("gaussian", Gaussian(trained.source.event), sets=1)
-    law = load_data(config.source, config.split).unseen(config.source)
+    law = load_data(config.source, config.split, config.images).unseen(config.source)
     if isinstance(law, Rows):
-        x = views.in_model_units(scaling, law.x)
+        x = views.in_model_units(scaling, law.values)
         return Reference(f"the {len(x)} held-out rows of {Path(config.source).name}", Rows(x), sets=1)
     return Reference(config.source, Scaled(law, deepcopy(scaling).cpu()), sets=1)
 
@@ -155,34 +170,31 @@ def _rows(folder: Path, trained: Trained, data: LoadedData, weights: Path | None
 
 def _pca(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
     law = data.law
-    x = law.x if isinstance(law, Rows) else law.sample(10_000, generator(0, "pca"))
+    x = law.values if isinstance(law, Rows) else law.sample(10_000, generator(0, "pca"))
     return views.principal(trained.model.scaling, x)
 
 
 def _inception(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
     views.check_image(trained.source.event)  # before anything is fetched
-    return views.inception(weights)
+    return views.inception(trained.model.scaling, weights)
 
 
 def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
     """A classifier of the training rows, which is kept beside the run."""
     config, scaling = trained.config, trained.model.scaling
-    if data.labels is None or not isinstance(data.law, Rows) or not isinstance(data.held_out, Rows):
-        raise InputError(
-            f"features of a classifier need labels: {config.data} has no array y of whole numbers beside x, one a row"
-        )
-    classes, path = data.labels[0].unique(), folder / "classifier.safetensors"
-    if len(classes) < 2:
-        raise InputError(f"features of a classifier need two classes: all labels of {config.data} are {classes[0]}")
-    net = Classifier(trained.source.event, len(classes), seed=config.split.seed)
+    law, held_out = data.law, data.held_out
+    if not (isinstance(law, Rows) and isinstance(held_out, Rows)) or law.labels is None or held_out.labels is None:
+        raise InputError(f"features of a classifier need labels: {config.data} has none (of .npz: an array y)")
+    classes, path = len(data.classes), folder / "classifier.safetensors"
+    if classes < 2:
+        raise InputError(f"features of a classifier need two classes: {config.data} has the one {data.classes[0]}")
+    net = Classifier(trained.source.event, classes, seed=config.split.seed)
     of = {"data_hash": data.hash, "split": config.split.model_dump()}
     accuracy = _kept(path, net, of)
     if accuracy is None:
-        seen, unseen = (views.in_model_units(scaling, law.x) for law in (data.law, data.held_out))
-        fit_classifier(net, seen, torch.searchsorted(classes, data.labels[0]), seed=config.split.seed)
-        with torch.no_grad():
-            found = torch.cat([classes[net(part).argmax(1)] for part in unseen.split(4096)])
-        accuracy = (found == data.labels[1]).double().mean().item()
+        fit_classifier(net, views.in_model_units(scaling, law.values), law.labels, seed=config.split.seed)
+        found = views.labels_by(scaling, net, held_out.values)
+        accuracy = (found == held_out.labels).double().mean().item()
         checkpoints.write_tensors(path, net.state_dict(), {"flowgen": json.dumps({"of": of, "accuracy": accuracy})})
     return views.classified(scaling, net.requires_grad_(False), accuracy)
 

@@ -28,11 +28,13 @@ class View(NamedTuple):
     name: says it in words.
     features: whether it makes features, for which the distances of the image papers stand.
     apply: data units `(N, *event)` to rows `(N, F)`, on the CPU.
+    classify: data units to labels `(N,)`; None of a view that knows none.
     """
 
     name: str
     features: bool
     apply: Callable[[Tensor], Tensor]
+    classify: Callable[[Tensor], Tensor] | None = None
 
     @property
     def chart(self) -> tuple[str, ...]:
@@ -70,7 +72,14 @@ def classified(scaling: Scaling, net: Classifier, accuracy: float) -> View:
     def apply(x: Tensor) -> Tensor:
         return torch.cat([net.features(part) for part in in_model_units(scaling, x).split(4096)])
 
-    return View(f"features of a classifier that labels {accuracy:.1%} of the held-out rows right", True, apply)
+    name = f"features of a classifier that labels {accuracy:.1%} of the held-out rows right"
+    return View(name, True, apply, lambda x: labels_by(scaling, net, x))
+
+
+@torch.no_grad()
+def labels_by(scaling: Scaling, net: Classifier, x: Tensor) -> Tensor:
+    """The labels `(N,)` that a classifier of the model's units gives to rows in data units."""
+    return torch.cat([net(part).argmax(1) for part in in_model_units(scaling, x).split(4096)])
 
 
 def check_image(event: tuple[int, ...]) -> None:
@@ -82,10 +91,11 @@ def check_image(event: tuple[int, ...]) -> None:
         raise InputError(f"Inception looks at images of 1 or 3 channels, not at rows of shape {event}")
 
 
-def inception(weights: Path | None) -> View:
-    """The 2048 features of torch-fidelity's Inception, for images in [0, 1] `(N, 1 or 3, H, W)`.
+def inception(scaling: Scaling, weights: Path | None) -> View:
+    """The 2048 features of torch-fidelity's Inception, for images `(N, 1 or 3, H, W)`.
 
     Args:
+        scaling: takes data to [-1, 1], black to white.
         weights: torch-fidelity's file of weights; None to fetch it.
 
     Raises:
@@ -110,7 +120,7 @@ def inception(weights: Path | None) -> View:
     @torch.no_grad()
     def apply(x: Tensor) -> Tensor:
         check_image(tuple(x.shape[1:]))
-        pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        pixels = (deepcopy(scaling).cpu().pixels(x) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
         return torch.cat([net(part)[0] for part in pixels.split(64)])
 
     return View("2048 features of Inception", True, apply)

@@ -29,7 +29,7 @@ class Geometry(NamedTuple):
 
 
 @torch.no_grad()
-def geometry(field: Field, x0: Tensor, grid: Tensor) -> Geometry:
+def geometry(field: Field, x0: Tensor, grid: Tensor, cond: Tensor | None = None) -> Geometry:
     """Follows Euler's steps of a field along the grid, with h_k their lengths and v_k their velocities.
 
     path energy  = mean_i sum_k h_k |v_k|^2               of int |v|^2 dt (arXiv 2302.00482)
@@ -39,12 +39,12 @@ def geometry(field: Field, x0: Tensor, grid: Tensor) -> Geometry:
     Energy and straightness have the squared units of x0. Curvature has none, and does not see a change of speed.
     For steps that fill [0, 1], x1 - x0 = sum_k h_k v_k, and so straightness = path energy - mean |x1 - x0|^2.
 
-    Shapes: x0 `(N, *event)` at grid[0] = 0, grid `(steps + 1,)` up to 1.
+    Shapes: x0 `(N, *event)` at grid[0] = 0, grid `(steps + 1,)` up to 1; cond `(N, ...)`.
     """
     states, before = [x0], None
     energy, turned = torch.zeros(2, len(x0), dtype=torch.float64, device=x0.device)
     for t, s in pairwise(grid.tolist()):
-        v = field(states[-1], expand_time(t, x0))
+        v = field(states[-1], expand_time(t, x0), cond)
         energy += (s - t) * _square(v)
         turned += 0 if before is None else _angle(before, v)
         states.append(states[-1] + (s - t) * v)

@@ -1,16 +1,29 @@
 """Run folders: an experiment on disk that explains itself, can be left, and taken up again.
 
-    config.toml          every setting, resolved
-    model.safetensors    the averaged weights; configuration and columns in the metadata
-    checkpoints/         the whole training state, the newest few
-    pairs.safetensors    of a reflow: the pairs that its parent's flow made
-    metrics.jsonl        one line for every `log_every` steps
-    plots/  README.md    pictures, and the model card with the command that made it
+config.toml          every setting, resolved
+model.safetensors    the averaged weights; configuration and columns in the metadata
+checkpoints/         the whole training state, the newest few
+pairs/               of a reflow: the pairs that its parent's flow made, in shards
+metrics.jsonl        one line for every `log_every` steps
+plots/  README.md    pictures, and the model card with the command that made it
 """
 
 from flowgen.runs.folder import Run, Trained, load
+from flowgen.runs.pairs import Accuracy, accuracy, make_pairs
 from flowgen.runs.report import describe, illustrate
-from flowgen.runs.rounds import make_pairs, reflow_config
+from flowgen.runs.rounds import reflow_config
 from flowgen.runs.train import Progress, train
 
-__all__ = ["Progress", "Run", "Trained", "describe", "illustrate", "load", "make_pairs", "reflow_config", "train"]
+__all__ = [
+    "Accuracy",
+    "Progress",
+    "Run",
+    "Trained",
+    "accuracy",
+    "describe",
+    "illustrate",
+    "load",
+    "make_pairs",
+    "reflow_config",
+    "train",
+]

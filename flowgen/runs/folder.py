@@ -9,17 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+from torch import Tensor
+
 from flowgen import checkpoints
 from flowgen.config import Config, LoadedData, find_device, make_config
-from flowgen.core import InputError
-from flowgen.data import Law, Scaling
+from flowgen.core import Field, InputError
+from flowgen.data import Categorical, Law, Scaling
+from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.runs.card import card
+from flowgen.sampling import starts
 from flowgen.settings import dump_toml, flat, override, read_toml
 
 __all__ = ["Run", "Trained", "load"]
 
-EXTENSIBLE = {"device", "train.steps", "train.checkpoint_every", "train.keep_checkpoints"}
+EXTENSIBLE = {
+    "device",
+    "images.workers",
+    "train.steps",
+    "train.compile",
+    "train.log",
+    "train.preview_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+}
 """What may change when a run goes on; anything else would make it another experiment."""
 
 
@@ -80,6 +93,8 @@ class Run:
         run = Run(self.folder, make_config(after))
         old, new = flat(before), flat(run.config.model_dump())
         changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in EXTENSIBLE]
+        if new["train.steps"] != old["train.steps"] and new["train.schedule"] != "constant":
+            changed.append("train.steps")  # what was done already had the rates of the old length
         if changed:
             key = min(changed)
             raise InputError(f"--resume cannot change {key} from {old.get(key)} to {new.get(key)}: start another run")
@@ -104,7 +119,20 @@ class Run:
 
     @property
     def pairs(self) -> Path:
-        return self.folder / "pairs.safetensors"
+        return self.folder / "pairs"
+
+    def averaged(self, width: float | None = None) -> Path:
+        """The weights averaged with a width of `train.ema`; with the first of them where it is None.
+
+        Raises:
+            InputError: if the run has no such average.
+        """
+        widths = self.config.train.ema
+        if width is None or width == widths[0]:
+            return self.weights
+        if width not in widths:
+            raise InputError(f"{self.folder} has no average of width {width:g}: choose {' or '.join(map(str, widths))}")
+        return self.folder / f"model-ema-{width}.safetensors"
 
     @property
     def metrics(self) -> Path:
@@ -124,14 +152,36 @@ class Run:
 
 class Trained(NamedTuple):
     """What a run gives: the model with averaged weights, its source in model units, its columns, and the SHA-256 of the
-    file of its data (None of a toy)."""
+    file of its data (None of a toy).
+
+    classes: the names of its labels; empty where it has none. The label after the last means that there is none.
+    labels: the law of the labels in the data; None without.
+    """
 
     model: Model
     source: Law
     columns: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: Categorical | None
     config: Config
     step: int
     data_hash: str | None
+
+    def draw_labels(self, num: int, seed: int, stream: str = "labels") -> Tensor | None:
+        """Labels by their shares in the data, `(num,)`: label i is a function of (seed, i). None without labels."""
+        return None if self.labels is None else starts(self.labels, 0, num, seed, stream)
+
+    def guided(self, field: Field, guidance: float, interval: tuple[float, float] = (0.0, 1.0)) -> Field:
+        """The field of the model, guided, unless the weight is 1.
+
+        Raises:
+            InputError: for guidance of a model that knows no labels, or a bad weight or interval.
+        """
+        if guidance == 1:
+            return field
+        if not self.classes:
+            raise InputError("guidance needs a model that was trained with labels")
+        return Guided(field, len(self.classes), guidance, interval)
 
     def check_data(self, data: LoadedData) -> None:
         """
@@ -142,29 +192,35 @@ class Trained(NamedTuple):
             raise InputError(f"{self.config.data} has changed since the run began: what was held out cannot be told")
 
 
-def load(folder: Path, device: str | None = None) -> Trained:
+def load(folder: Path, device: str | None = None, ema: float | None = None) -> Trained:
     """The model of a run folder, on `device`, or on that of its configuration.
+
+    Args:
+        ema: the width of the weight average, one of `train.ema`; None for the first.
 
     Raises:
         InputError: if it is not a run folder, or has no readable weights yet.
     """
     run = Run.open(folder)
-    if not run.weights.exists():
+    weights = run.averaged(ema)
+    if not weights.exists():
         raise InputError(f"{folder} has no weights yet: train it to its first checkpoint, with --resume")
-    tensors, metadata = checkpoints.read_tensors(run.weights)
+    tensors, metadata = checkpoints.read_tensors(weights)
     try:
         facts = json.loads(metadata["flowgen"])
         config, event = make_config(_recorded(facts["config"])), tuple(facts["event"])
         scaling = Scaling(tensors["scaling.shift"], tensors["scaling.scale"])
-        model = config.model(event, scaling)
+        classes, counts = tuple(facts.get("classes", ())), tuple(map(float, facts.get("counts", ())))
+        model = config.model(event, scaling, len(classes))
         model.load_state_dict(tensors)
         columns, step, data_hash = tuple(facts["columns"]), int(facts["step"]), facts.get("data_hash")
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{run.weights}: not the weights of a flowgen run ({error})") from error
-    model = model.to(find_device(device or run.config.device)).requires_grad_(False)
-    return Trained(model, config.source_law(event, scaling), columns, config, step, data_hash)
+        raise InputError(f"{weights}: not the weights of a flowgen run ({error})") from error
+    model = model.to(find_device(device or run.config.device)).requires_grad_(False).eval()
+    labels = Categorical(counts) if counts else None
+    return Trained(model, config.source_law(event, scaling), columns, classes, labels, config, step, data_hash)
 
 
 def _recorded(tree: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run: one from before there was a split held nothing out."""
+    """The configuration of a run, as it was before there was a split, and nothing was held out."""
     return {"split": {"held_out": 0.0}, **tree}

@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowgen import checkpoints, grids, plots, sampling, solvers
-from flowgen.config import Config, load_data
+from flowgen.config import Config
 from flowgen.core import generator
+from flowgen.data import Law
+from flowgen.data.pictures import write_grid
+from flowgen.model import Model
 from flowgen.runs.folder import Run, load
 
-__all__ = ["describe", "illustrate"]
+__all__ = ["describe", "illustrate", "preview"]
 
 
 def illustrate(run: Run) -> None:
     """Draws the losses and samples of a run into its plots/."""
-    trained, data = load(run.folder), load_data(run.config.data, run.config.split)
+    trained = load(run.folder)
     folder = run.folder / "plots"
     folder.mkdir(exist_ok=True)
     history = run.history()
     if history:
         plots.losses(folder / "loss.png", [line["step"] for line in history], [line["loss"] for line in history])
+    if len(trained.source.event) == 3:
+        _draw_images(folder / "samples.png", trained.model, trained.source, len(trained.classes), run.config.seed)
+        return
     grid = grids.uniform(50, *trained.model.span)
-    x = next(sampling.sample(trained.model, trained.source, 4000, grid, solvers.heun))
-    truth = data.law.sample(4000, generator(run.config.seed, "plot"))
+    cond = trained.draw_labels(4000, run.config.seed)
+    x = next(sampling.sample(trained.model, trained.source, 4000, grid, solvers.heun, cond=cond))
+    truth = run.config.load_data().law.sample(4000, generator(run.config.seed, "plot"))
     plots.samples(folder / "samples.png", x, truth, trained.columns)
+
+
+def preview(run: Run, model: Model, source: Law, classes: int, step: int) -> Path:
+    """Draws what a model makes, in the midst of its training, of the same noise at every step; gives the picture."""
+    folder = run.folder / "plots" / "previews"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:09d}.png"
+    if len(source.event) == 3:
+        _draw_images(path, model, source, classes, run.config.seed)
+    else:
+        cond = None if not classes else torch.arange(2000) % classes
+        grid = grids.uniform(20, *model.span)
+        plots.samples(path, next(sampling.sample(model, source, 2000, grid, solvers.heun, cond=cond)))
+    return path
+
+
+def _draw_images(path: Path, model: Model, source: Law, classes: int, seed: int) -> None:
+    """A grid of samples by 20 steps of Heun's method: a row for each of the first ten labels, or eight rows."""
+    rows = min(classes, 10) or 8
+    cond = torch.arange(rows).repeat_interleave(8) if classes else None
+    grid = grids.uniform(20, *model.span)
+    x = torch.cat(list(sampling.sample(model, source, 8 * rows, grid, solvers.heun, seed=seed, cond=cond)))
+    write_grid(path, deepcopy(model.scaling).cpu().pixels(x), columns=8)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -47,6 +80,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "parents": _parents(config),
         "steps": trained.step if trained else 0,
         "steps_planned": config.train.steps,
+        "classes": list(trained.classes) if trained else [],
         "parameters": sum(x.numel() for x in trained.model.parameters()) if trained else None,
         "seed": config.seed,
         "hash": checkpoints.file_hash(run.weights) if trained else None,

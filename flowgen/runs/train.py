@@ -1,22 +1,29 @@
-"""Training a run: the loop of `flowgen.training`, with its log and checkpoints."""
+"""Training a run: the loop of `flowgen.training`, with its log, previews and checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 
 from flowgen import __version__, checkpoints
-from flowgen.config import LoadedData, find_device, load_data
-from flowgen.couplings import Ends, Independent, batches
-from flowgen.data import Scaled
+from flowgen.config import Config, LoadedData
+from flowgen.core import Pair
+from flowgen.couplings import Ends, batches, with_null_labels
+from flowgen.data import Flipped, Law, Rows, Scaled
+from flowgen.distributed import ALONE, Processes
+from flowgen.nn import UNet
 from flowgen.objectives import FlowMatching
 from flowgen.runs.folder import Run, load
-from flowgen.runs.rounds import stored_pairs, warm_start
-from flowgen.training import State, fit
+from flowgen.runs.log import opened
+from flowgen.runs.pairs import stored_pairs
+from flowgen.runs.report import preview
+from flowgen.runs.rounds import warm_start
+from flowgen.training import State, channels_last, compile_net, fit
 
 __all__ = ["Progress", "train"]
 
@@ -28,46 +35,59 @@ class Progress(NamedTuple):
     loss: float
 
 
-def train(run: Run) -> Generator[Progress, None, None]:
+def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, None]:
     """Trains a run up to its `train.steps`, from its newest checkpoint if it has one.
 
-    Logs, checkpoints and weights are written on the way and at the end. Closing the iterator saves the run as it stands
-    after the last step that was yielded, so that leaving the loop at any time loses nothing.
+    Logs, previews, checkpoints and weights are written on the way and at the end, by the first of the processes that
+    train together. Closing the iterator saves the run as it stands after the last step that was yielded, so that
+    leaving the loop at any time loses nothing.
 
     Raises:
         InputError: for bad data, data that have changed since the run began, a damaged checkpoint, or pairs of another
             parent.
         Diverged: if the loss is not finite; the last checkpoint stays.
         OSError: if the disk is full; the last checkpoint stays.
+        Failure: if a process has died, or too many images are broken.
     """
     config, settings = run.config, run.config.train
-    data = load_data(config.data, config.split)
+    device = config.device_of(processes)
+    data = config.load_data()
     if run.weights.exists():
         load(run.folder, "cpu").check_data(data)
-    state, window = _resume(run, data)
+    state, window = _resume(run, data, device)
+    if settings.compile:
+        compile_net(state)
     source = config.source_law(data.law.event, data.scaling)
-    stream = batches(
-        stored_pairs(run) if config.reflow else Ends(source, Scaled(data.law, data.scaling)),
-        settings.batch_size,
+    loop = fit(
+        state,
+        _pairs(run, data, source, device, state.step, processes),
+        FlowMatching(config.times),
+        settings.steps,
         seed=config.seed,
-        coupling=Independent() if config.reflow else config.coupling,
-        pool=config.pool,
-        start=state.step,
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+        precision=config.precision(device),
+        rate=settings.rate,
+        processes=processes,
     )
+    if not processes.first:
+        for loss in loop:
+            yield Progress(state.step, loss)
+        return
+    _cut_log(run, state.step)
     saved = state.step
-    with run.metrics.open("a") as log:
+    with opened(run.metrics, settings.log) as log:
         try:
-            for loss in fit(
-                state, stream, FlowMatching(config.times), settings.steps, seed=config.seed, clip=settings.clip
-            ):
+            for loss in loop:
                 window.append(loss)
                 if state.step % settings.log_every == 0:
-                    log.write(json.dumps({"step": state.step, "loss": math.fsum(window) / len(window)}) + "\n")
-                    log.flush()
+                    log.write(state.step, {"loss": math.fsum(window) / len(window)})
                     window.clear()
                 if state.step % settings.checkpoint_every == 0 or state.step == settings.steps:
                     _save(run, state, window, data)
                     saved = state.step
+                if settings.preview_every and state.step % settings.preview_every == 0:
+                    log.show(state.step, preview(run, state.ema, source, len(data.classes), state.step))
                 yield Progress(state.step, loss)
         except GeneratorExit:
             if state.step > saved:
@@ -75,25 +95,49 @@ def train(run: Run) -> Generator[Progress, None, None]:
             raise
 
 
-def _resume(run: Run, data: LoadedData) -> tuple[State, list[float]]:
-    """The state and the losses since the last line of the log, of the newest checkpoint or of the start.
+def _pairs(
+    run: Run, data: LoadedData, source: Law, device: torch.device, start: int, processes: Processes
+) -> Iterator[Pair]:
+    """This process's part of the pairs of each step from `start` on."""
+    config, size, part = run.config, run.config.train.batch_size, processes.part
+    if config.reflow:
+        return batches(stored_pairs(run), size, seed=config.seed, pool=config.pool, start=start, part=part)
+    ends = Ends(source, Scaled(_read(config, data.law, device), deepcopy(data.scaling).to(device)))
+    pairs = batches(ends, size, seed=config.seed, coupling=config.coupling, pool=config.pool, start=start, part=part)
+    dropout = config.train.label_dropout
+    if not (data.classes and dropout):
+        return pairs
+    return with_null_labels(pairs, dropout, len(data.classes), size, seed=config.seed, start=start, part=part)
 
-    The log is cut back to that step.
-    """
-    settings, found = run.config.train, checkpoints.find(run.checkpoints)
-    model = run.config.model(data.law.event, data.scaling).to(find_device(run.config.device))
-    if run.config.reflow and not found:
-        warm_start(model, run.config)
+
+def _read(config: Config, law: Law, device: torch.device) -> Law:
+    """The law of the data as training reads it: in memory, on the device; images mirrored, if they are to be."""
+    law = law.to(device) if isinstance(law, Rows) else law
+    return Flipped(law) if config.images.flip and len(law.event) == 3 else law
+
+
+def _resume(run: Run, data: LoadedData, device: torch.device) -> tuple[State, list[float]]:
+    """The state and the losses since the last line of the log, of the newest checkpoint or of the start."""
+    config, settings, found = run.config, run.config.train, checkpoints.find(run.checkpoints)
+    model = config.model(data.law.event, data.scaling, len(data.classes)).to(device)
+    if isinstance(model.net, UNet):
+        channels_last(model)
+    if config.reflow and not found:
+        warm_start(model, config)
     state, window = State(model, settings.lr, settings.weight_decay, settings.ema), []
     if found:
         tensors = checkpoints.load(found[-1])
         window = tensors.pop("window").tolist()
         state.restore(tensors)
-    kept = [json.dumps(line) + "\n" for line in run.history() if line["step"] <= state.step]
+    return state, window
+
+
+def _cut_log(run: Run, step: int) -> None:
+    """Cuts the log back to a step."""
+    kept = [json.dumps(line) + "\n" for line in run.history() if line["step"] <= step]
     replacement = run.metrics.with_suffix(".new")
     replacement.write_text("".join(kept))
     replacement.replace(run.metrics)
-    return state, window
 
 
 def _save(run: Run, state: State, window: list[float], data: LoadedData) -> None:
@@ -105,8 +149,11 @@ def _save(run: Run, state: State, window: list[float], data: LoadedData) -> None
         "config": run.config.model_dump(),
         "event": data.law.event,
         "columns": data.columns,
+        "classes": data.classes,
+        "counts": data.counts,
         "data_hash": data.hash,
         "step": state.step,
     }
-    # one key: safetensors writes several in no order, and the same weights would have another hash
-    checkpoints.write_tensors(run.weights, state.ema.state_dict(), {"flowgen": json.dumps(facts)})
+    for width, averaged in state.averages.items():
+        # one key: safetensors writes several in no order, and the same weights would have another hash
+        checkpoints.write_tensors(run.averaged(width), averaged.state_dict(), {"flowgen": json.dumps(facts)})

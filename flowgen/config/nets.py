@@ -1,0 +1,108 @@
+"""Networks by name, and their sizes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import nn
+
+from flowgen.config.fields import lookup
+from flowgen.core import InputError
+from flowgen.nn import DIT_SIZES, MLP, UNET_SIZES, DiT, ResMLP, UNet
+
+__all__ = ["NETS", "sized"]
+
+Width = Annotated[int, Field(ge=1, le=16384)]
+Depth = Annotated[int, Field(ge=1, le=64)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """A perceptron for rows."""
+
+    width: Width = 64
+    depth: Depth = 3
+    frequencies: Annotated[int, Field(ge=0, le=256)] = 4
+
+    def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        if len(event) != 1:
+            raise InputError(f"net mlp reads rows of a table, not {event}: choose resmlp, unet or dit for images")
+        return MLP(event[0], self.width, self.depth, self.frequencies, classes=classes, seed=seed)
+
+
+@dataclass(frozen=True)
+class ResMLPConfig:
+    """A residual perceptron, for rows and for the smallest images."""
+
+    width: Width = 256
+    depth: Depth = 4
+    dropout: Share = 0.0
+
+    def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        return ResMLP(event, classes, self.width, self.depth, self.dropout, seed=seed)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The U-Net; where a size is named, the other fields are those of the size but for what is given."""
+
+    size: str = "custom"
+    channels: Width = 64
+    blocks: Depth = 2
+    multipliers: tuple[Depth, ...] = (1, 2, 2)
+    attention: tuple[Depth, ...] = (4,)
+    heads: Depth = 2
+    dropout: Share = 0.0
+
+    def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        return UNet(
+            event,
+            classes,
+            self.channels,
+            self.blocks,
+            self.multipliers,
+            self.attention,
+            self.heads,
+            self.dropout,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The diffusion transformer; sizes as of the U-Net."""
+
+    size: str = "custom"
+    patch: Depth = 2
+    width: Width = 128
+    depth: Depth = 4
+    heads: Depth = 4
+    dropout: Share = 0.0
+
+    def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        return DiT(event, classes, self.patch, self.width, self.depth, self.heads, self.dropout, seed=seed)
+
+
+NETS: dict[str, type] = {"mlp": MLPConfig, "resmlp": ResMLPConfig, "unet": UNetConfig, "dit": DiTConfig}
+SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "unet": {**UNET_SIZES, "custom": {}},
+    "dit": {**DIT_SIZES, "custom": {}},
+}
+
+
+def sized(net: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a network with the fields of its size filled in, where it names one.
+
+    Raises:
+        InputError: if there is no such size of that network.
+    """
+    name, size = net.get("name"), net.get("size")
+    if size is None or name not in NETS:
+        return dict(net)
+    if name not in SIZES:
+        raise InputError(f"net {name} has no sizes: give its width and depth, or choose {' or '.join(SIZES)}")
+    return {**lookup(f"size of {name}", str(size), SIZES[name]), **net}

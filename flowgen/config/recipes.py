@@ -1,0 +1,49 @@
+"""What an experiment does by default, by its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowgen.config.data import kind
+
+__all__ = ["recipe_of", "reflow_defaults"]
+
+IMAGES: dict[str, Any] = {
+    "labels": True,
+    "coupling": "independent",
+    "pool": {"batches": 1, "reuse": 1},
+    "net": {"name": "unet", "size": "small"},
+    "train": {
+        "batch_size": 128,
+        "lr": 2e-4,
+        "warmup": 500,
+        "clip": 1.0,
+        "precision": "auto",
+        "preview_every": 1000,
+    },
+}
+DIGITS: dict[str, Any] = {
+    **IMAGES,
+    "net": {"name": "resmlp"},
+    "train": {**IMAGES["train"]},
+}
+
+RECIPES: dict[str, dict[str, Any]] = {"toy": {}, "table": {}, "images": IMAGES, "digits": DIGITS}
+"""The settings of each kind of data, where they are not the defaults; `digits` have their own."""
+
+REFLOWS: dict[str, dict[str, Any]] = {"images": {"pairs": 20_000}, "digits": {"pairs": 20_000, "steps": 20}}
+"""The same for the pairs of a reflow."""
+
+
+def recipe_of(name: str) -> dict[str, Any]:
+    """The settings of data by default."""
+    return RECIPES[_key(name)]
+
+
+def reflow_defaults(name: str) -> dict[str, Any]:
+    """The settings of a reflow of a flow to data by default."""
+    return REFLOWS.get(_key(name), {})
+
+
+def _key(name: str) -> str:
+    return name if name in RECIPES else kind(name)

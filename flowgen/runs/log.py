@@ -1,0 +1,55 @@
+"""What a training run writes down as it goes: lines of JSON always, and TensorBoard where it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flowgen.core import InputError
+
+__all__ = ["Log", "opened"]
+
+
+class Log:
+    """Values by step, as lines of a file and, with a TensorBoard writer, as curves and pictures."""
+
+    def __init__(self, lines: Any, board: Any = None) -> None:
+        self.lines, self.board = lines, board
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Values of a step."""
+        self.lines.write(json.dumps({"step": step, **values}) + "\n")
+        self.lines.flush()
+        for name, value in values.items() if self.board else ():
+            self.board.add_scalar(name, value, step)
+
+    def show(self, step: int, picture: Path) -> None:
+        """A picture of a step; TensorBoard keeps it."""
+        if self.board:
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(picture, formats=["PNG"]) as image:
+                self.board.add_image("preview", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+
+@contextmanager
+def opened(path: Path, kind: str) -> Iterator[Log]:
+    """The log at a path, to write on; kind is `jsonl` or `tensorboard`, whose files go beside it, into tensorboard/.
+
+    Raises:
+        InputError: if TensorBoard is not installed.
+    """
+    if kind == "jsonl":
+        with path.open("a") as lines:
+            yield Log(lines)
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("--log tensorboard needs TensorBoard: pip install 'flowgen[tensorboard]'") from error
+    with path.open("a") as lines, SummaryWriter(str(path.parent / "tensorboard")) as board:
+        yield Log(lines, board)
