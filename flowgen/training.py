@@ -167,7 +167,7 @@ def fit(
         state.optimizer.zero_grad()
         loss = gradient(state, pair.to(device), generator(seed, "objective", state.step))
         norm = torch.stack(torch._foreach_norm([p.grad for p in state.parameters if p.grad is not None])).norm()
-        value, length = loss.item(), norm.item()
+        value, length = torch.stack([loss.detach(), norm]).tolist()  # a GPU is waited for once
         if not (math.isfinite(value) and math.isfinite(length)):
             raise Diverged(f"step {state.step + 1}: the loss is {value}, the gradient norm {length}")
         if length > clip:

@@ -1,5 +1,6 @@
 """Couplings: which noise goes with which data."""
 
+from flowgen.couplings.ahead import ahead
 from flowgen.couplings.batches import Draw, Ends, Pool, StoredPairs, Streamed, batches, with_null_labels
 from flowgen.couplings.exact import Coupling, ExactOT, Independent, assign, transport_cost
 from flowgen.couplings.sinkhorn import Plan, Sinkhorn, sinkhorn
@@ -15,6 +16,7 @@ __all__ = [
     "Sinkhorn",
     "StoredPairs",
     "Streamed",
+    "ahead",
     "assign",
     "batches",
     "sinkhorn",

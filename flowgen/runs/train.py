@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from flowgen import __version__, checkpoints
 from flowgen.config import Config, LoadedData
 from flowgen.core import Pair
-from flowgen.couplings import Ends, batches, with_null_labels
+from flowgen.couplings import Ends, ahead, batches, with_null_labels
 from flowgen.data import Flipped, Law, Rows, Scaled
 from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
@@ -58,27 +59,40 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
     if settings.compile:
         compile_net(state)
     source = config.source_law(data.law.event, data.scaling)
-    loop = fit(
-        state,
-        _pairs(run, data, source, device, state.step, processes),
-        FlowMatching(config.times),
-        settings.steps,
-        seed=config.seed,
-        clip=settings.clip,
-        accumulate=settings.accumulate,
-        precision=config.precision(device),
-        rate=settings.rate,
-        processes=processes,
-    )
-    if not processes.first:
-        for loss in loop:
-            yield Progress(state.step, loss)
-        return
+    pairs = _pairs(run, data, source, device, state.step, processes)
+    with ahead(pairs, device) if device.type == "cuda" else nullcontext(pairs) as ready:
+        losses = fit(
+            state,
+            ready,
+            FlowMatching(config.times),
+            settings.steps,
+            seed=config.seed,
+            clip=settings.clip,
+            accumulate=settings.accumulate,
+            precision=config.precision(device),
+            rate=settings.rate,
+            processes=processes,
+        )
+        if processes.first:
+            yield from _recorded(run, state, losses, window, data, source)
+        else:
+            for loss in losses:
+                yield Progress(state.step, loss)
+
+
+def _recorded(
+    run: Run, state: State, losses: Iterator[float], window: list[float], data: LoadedData, source: Law
+) -> Generator[Progress, None, None]:
+    """The steps of a training, each once it is logged, shown and saved as the settings say.
+
+    Args:
+        window: the losses since the last line of the log.
+    """
+    settings, saved = run.config.train, state.step
     _cut_log(run, state.step)
-    saved = state.step
     with opened(run.metrics, settings.log) as log:
         try:
-            for loss in loop:
+            for loss in losses:
                 window.append(loss)
                 if state.step % settings.log_every == 0:
                     log.write(state.step, {"loss": math.fsum(window) / len(window)})
