@@ -20,7 +20,7 @@ def reflow(
     ] = None,
     rounds: Annotated[int, typer.Option(help="Reflow so many times, each round from the one before.")] = 1,
     pairs: Annotated[
-        int | None, typer.Option(help="Trajectories to learn from.", show_default="100000; images: 20000")
+        int | None, typer.Option(help="Trajectories to learn from.", show_default="100000; images: 20000; digits: 6000")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps in a round.", show_default="the parent's")] = None,
     guidance: Annotated[float | None, typer.Option(help="Learn from guided trajectories of this weight.")] = None,

@@ -11,11 +11,14 @@ from flowgen import (
     core,
     couplings,
     data,
+    distributed,
     grids,
+    guidance,
     likelihood,
     metrics,
     nn,
     objectives,
+    optim,
     paths,
     plots,
     sampling,
@@ -24,7 +27,8 @@ from flowgen import (
     training,
 )
 from flowgen.core import InputError, Pair, Point
-from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn, batches
+from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn, batches, with_null_labels
+from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
 from flowgen.paths import VE, VP, Cosine, Linear
@@ -43,6 +47,7 @@ __all__ = [
     "Ends",
     "ExactOT",
     "FlowMatching",
+    "Guided",
     "Independent",
     "InputError",
     "Linear",
@@ -59,15 +64,18 @@ __all__ = [
     "core",
     "couplings",
     "data",
+    "distributed",
     "euler",
     "fit",
     "grids",
+    "guidance",
     "heun",
     "likelihood",
     "metrics",
     "midpoint",
     "nn",
     "objectives",
+    "optim",
     "paths",
     "plots",
     "rk4",
@@ -78,4 +86,5 @@ __all__ = [
     "targets",
     "training",
     "walk",
+    "with_null_labels",
 ]

@@ -47,3 +47,18 @@ def test_table_of_ones_own(tmp_path: Path) -> None:
     table.write_text("height,weight\n" + "".join(f"{150 + i},{50 + 2 * i}\n" for i in range(50)))
     assert example("table")(steps=300, table=table)["correlation"] < 0.1
     assert [path.name for path in tmp_path.iterdir()] == ["two.csv"]
+
+
+def test_digits(tmp_path: Path) -> None:
+    numbers = example("digits")(steps=100, num=160, picture=tmp_path / "digits.png")
+    # 100 steps are few: the labels are learned before the images are
+    assert numbers["20 Heun steps, labels"] > 0.6
+    assert numbers["20 Heun steps, guided, labels"] > numbers["20 Heun steps, labels"]
+    assert numbers["1 Euler step, distance"] > 2
+    assert (tmp_path / "digits.png").stat().st_size > 5000
+
+
+def test_images(tmp_path: Path) -> None:
+    numbers = example("images")(steps=20, picture=tmp_path / "grid.png")
+    assert abs(numbers["mean of samples"] - numbers["mean"]) < 0.15
+    assert (tmp_path / "grid.png").stat().st_size > 5000

@@ -179,6 +179,7 @@ def test_other_sizes_are_refused_and_told_which_would_do(who, size):
         lambda: DiT((8, 8)),
         lambda: UNet(EVENT, channels=48),
         lambda: UNet(EVENT, channels=32, heads=3),
+        lambda: UNet(EVENT, multipliers=(1, 2), attention=(4,)),
         lambda: DiT(EVENT, width=18, heads=2),
         lambda: DiT(EVENT, width=16, heads=3),
     ],

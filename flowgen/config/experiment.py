@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from flowgen import objectives, paths, solvers, targets
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, kind, load_data
@@ -61,9 +61,22 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        if self.accumulate > self.batch_size:
+            raise InputError(f"train.batch_size = {self.batch_size} cannot be split into {self.accumulate} parts")
+        if len(set(self.ema)) < len(self.ema):
+            raise InputError(f"the widths of train.ema must be different, not {', '.join(map(str, self.ema))}")
+        return self
+
+    @property
+    def rising(self) -> int:
+        """The steps of the warm-up: at most half of all."""
+        return min(self.warmup, self.steps // 2)
+
     def rate(self, step: int) -> float:
-        """The learning rate after `step` steps; a warm-up takes at most half of them."""
-        return self.schedule(self.lr, self.steps, min(self.warmup, self.steps // 2))(step)
+        """The learning rate after `step` steps."""
+        return self.schedule(self.lr, self.steps, self.rising)(step)
 
 
 class ReflowConfig(Section):
@@ -121,8 +134,11 @@ class Config(Section):
         half = {"auto": device.type == "cuda", "float32": False, "bfloat16": True}[self.train.precision]
         return torch.bfloat16 if half else None
 
-    def check(self) -> None:
+    def check(self) -> LoadedData:
         """Finds out whether training could start: reads the data and the source, builds the net, and tries the device.
+
+        Returns:
+            the data.
 
         Raises:
             InputError: if it could not.
@@ -131,6 +147,7 @@ class Config(Section):
         Ends(self.source_law(data.law.event, data.scaling), data.law)
         self.model(data.law.event, data.scaling, len(data.classes))
         find_device(self.device)
+        return data
 
 
 def find_device(name: str) -> torch.device:
@@ -186,7 +203,7 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_file(name: Any) -> bool:
     """Whether a name of data is that of a file; a file's place is kept in full, so that a run works from any folder."""
-    return isinstance(name, str) and kind(name) != "toy" and Path(name).exists()
+    return isinstance(name, str) and name != "digits" and kind(name) != "toy" and Path(name).exists()
 
 
 def _name(value: Any) -> Any:

@@ -57,6 +57,7 @@ class UNetConfig:
     attention: tuple[Depth, ...] = (4,)
     heads: Depth = 2
     dropout: Share = 0.0
+    scale: bool = True
 
     def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         return UNet(
@@ -68,6 +69,7 @@ class UNetConfig:
             self.attention,
             self.heads,
             self.dropout,
+            self.scale,
             seed=seed,
         )
 

@@ -1,5 +1,7 @@
 """Data: laws to draw from, tables to read, and the units between data and model."""
 
+from flowgen.data.folder import ImageFolder, open_folder
+from flowgen.data.images import Images, read_images
 from flowgen.data.laws import (
     TOYS,
     Blurred,
@@ -17,6 +19,7 @@ from flowgen.data.laws import (
     spirals,
     swissroll,
 )
+from flowgen.data.pictures import write_grid
 from flowgen.data.scaling import Scaling
 from flowgen.data.splitting import split
 from flowgen.data.streams import Flipped, Listed, Rows, Scaled, chunks
@@ -29,6 +32,8 @@ __all__ = [
     "Checkerboard",
     "Flipped",
     "Gaussian",
+    "ImageFolder",
+    "Images",
     "Law",
     "Listed",
     "Pinwheel",
@@ -41,10 +46,13 @@ __all__ = [
     "eight_gaussians",
     "gaussian_grid",
     "moons",
+    "open_folder",
+    "read_images",
     "read_table",
     "rings",
     "s_curve",
     "spirals",
     "split",
     "swissroll",
+    "write_grid",
 ]
