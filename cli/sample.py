@@ -65,6 +65,8 @@ def sample(
         out = out or run / ("trajectories.png" if trajectories else "samples.png" if drawn else "samples.csv")
         if trajectories and (not drawn or out.suffix != ".png"):
             raise InputError("--trajectories draws a .png of a run with two columns, or of images")
+        if out.suffix and not out.parent.is_dir():  # before the work, not after
+            raise InputError(f"{out}: there is no folder {out.parent}")
         if steps is None:
             steps = 1 if isinstance(method, Adaptive) else 50
         grid = grids.uniform(steps, *trained.model.span)
@@ -193,11 +195,16 @@ def _conditions(
 
 def _several(text: str, classes: tuple[str, ...]) -> list[int]:
     """The labels of a list like 0-9, 0,3,5 or cat,dog."""
+    from flowgen.core import InputError
+
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if dash and part not in classes:
-            found += range(_label(first, classes), _label(last, classes) + 1)
+            between = range(_label(first, classes), _label(last, classes) + 1)
+            if not between:
+                raise InputError(f"--labels {part}: the first label comes after the last")
+            found += between
         else:
             found.append(_label(part, classes))
     return found

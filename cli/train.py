@@ -92,6 +92,8 @@ def train(
         out = Path("runs", Path(str(tree["data"]).rpartition(":")[2]).resolve().stem)
     experiment = Run.open(out).extended(tree).config if resume else make_config(tree)
     with together(experiment.device) as group:
+        if experiment.train.batch_size % group.part.of:
+            raise InputError(f"a batch of {experiment.train.batch_size} is not divided by {group.part.of} processes")
         if group.first and not resume:
             Run.create(out, experiment, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
         group.barrier()

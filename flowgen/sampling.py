@@ -100,8 +100,8 @@ def pairs(
     """Source points and where the flow takes them, in model units on the CPU: pairs of at most `chunk` rows.
 
     Pair i is a function of (seed, stream, i, its condition), whatever num, chunk and start are; memory is that of one
-    chunk. For that, a solver whose rows are joint walks one block at a time. A stream of its own keeps samples apart
-    from those that another use of the same seed draws.
+    chunk. For that, a solver whose rows are joint walks one block and one condition at a time. A stream of its own
+    keeps samples apart from those that another use of the same seed draws.
 
     Args:
         chunk: the most rows at a time; None for as many as `chunk_rows` says.
@@ -118,12 +118,24 @@ def pairs(
         stop = min(first + size, num)
         x0 = starts(source, first, whole_blocks(stop), seed, stream)
         given = None if cond is None else _padded(cond[first - start : stop - start], len(x0)).to(model.device)
-        blocks = [slice(row, row + BLOCK) for row in range(0, len(x0), BLOCK)] if solver.joint else [slice(None)]
-        ends = [
-            flow(model, x0[rows], grid, solver, None if given is None else given[rows], field).cpu() for rows in blocks
-        ]
-        kept = slice(stop - first)
-        yield Pair(x0[kept], torch.cat(ends)[kept], None if given is None else given[kept].cpu())
+        walk_to = _jointly if solver.joint else flow
+        kept, ends = slice(stop - first), walk_to(model, x0, grid, solver, given, field)
+        yield Pair(x0[kept], ends.cpu()[kept], None if given is None else given[kept].cpu())
+
+
+def _jointly(
+    model: Model, x0: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None, field: Field | None
+) -> Tensor:
+    """As `flow`, but a block at a time, and once for each of its conditions, so that no row sees what others are."""
+    ends = []
+    for rows in (slice(row, row + BLOCK) for row in range(0, len(x0), BLOCK)):
+        if cond is None:
+            ends.append(flow(model, x0[rows], grid, solver, None, field))
+            continue
+        distinct, index = cond[rows].unique(dim=0, return_inverse=True)
+        alike = [flow(model, x0[rows], grid, solver, one.expand_as(cond[rows]), field) for one in distinct]
+        ends.append(torch.stack(alike)[index, torch.arange(BLOCK)])
+    return torch.cat(ends)
 
 
 def _chunk(source: Law, num: int, chunk: int | None, cond: Tensor | None) -> int:

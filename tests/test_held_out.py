@@ -105,9 +105,10 @@ def test_data_that_have_changed_are_refused(table, tmp_path, trained):
     changed(table, torch.tensor([0]))
     with pytest.raises(InputError, match="has changed since the run began"):
         evaluation.load_subject(run.folder)
-    longer = run.extended({"train.steps": 40})
     with pytest.raises(InputError, match="has changed since the run began"):
-        next(runs.train(longer))
+        run.extended({"train.steps": 40})
+    with pytest.raises(InputError, match="has changed since the run began"):
+        next(runs.train(run))
 
 
 def test_a_run_from_before_the_split_has_nothing_held_out(table, tmp_path, trained):

@@ -15,9 +15,11 @@ from flowgen import checkpoints
 from flowgen.config import Config, LoadedData, find_device, make_config
 from flowgen.core import Field, InputError
 from flowgen.data import Categorical, Law, Scaling
+from flowgen.data.tables import new_file
 from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.runs.card import card
+from flowgen.runs.log import board
 from flowgen.sampling import starts
 from flowgen.settings import dump_toml, flat, override, read_toml
 
@@ -57,7 +59,7 @@ class Run:
                 raise InputError(f"{folder} exists and is not a run folder; choose another with --out")
             if not overwrite:
                 raise InputError(f"{folder} exists already; go on with --resume, start anew with --overwrite")
-        config.check()
+        _check(config)
         try:
             if folder.exists():
                 shutil.rmtree(folder)
@@ -93,7 +95,8 @@ class Run:
         run = Run(self.folder, make_config(after))
         old, new = flat(before), flat(run.config.model_dump())
         changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in EXTENSIBLE]
-        if new["train.steps"] != old["train.steps"] and new["train.schedule"] != "constant":
+        longer, risen = new["train.steps"] != old["train.steps"], self.config.train.rising == run.config.train.rising
+        if longer and not (risen and new["train.schedule"] == "constant"):
             changed.append("train.steps")  # what was done already had the rates of the old length
         if changed:
             key = min(changed)
@@ -101,13 +104,16 @@ class Run:
         done = run.newest()
         if done > run.config.train.steps:
             raise InputError(f"{self.folder} is at step {done} already, beyond train.steps = {run.config.train.steps}")
-        run.config.check()
+        data = _check(run.config)
+        if run.weights.exists():
+            load(run.folder, "cpu").check_data(data)
         run.write_config()
         return run
 
     def write_config(self) -> None:
-        """Writes config.toml."""
-        (self.folder / "config.toml").write_text(dump_toml(self.config.model_dump()), encoding="utf-8")
+        """Writes config.toml, in one motion: other processes may be reading it."""
+        with new_file(self.folder / "config.toml") as file:
+            file.write(dump_toml(self.config.model_dump()).encode())
 
     @property
     def checkpoints(self) -> Path:
@@ -177,11 +183,12 @@ class Trained(NamedTuple):
         Raises:
             InputError: for guidance of a model that knows no labels, or a bad weight or interval.
         """
+        guided = Guided(field, len(self.classes), guidance, interval)
         if guidance == 1:
             return field
         if not self.classes:
             raise InputError("guidance needs a model that was trained with labels")
-        return Guided(field, len(self.classes), guidance, interval)
+        return guided
 
     def check_data(self, data: LoadedData) -> None:
         """
@@ -219,6 +226,22 @@ def load(folder: Path, device: str | None = None, ema: float | None = None) -> T
     model = model.to(find_device(device or run.config.device)).requires_grad_(False).eval()
     labels = Categorical(counts) if counts else None
     return Trained(model, config.source_law(event, scaling), columns, classes, labels, config, step, data_hash)
+
+
+def _check(config: Config) -> LoadedData:
+    """Finds out whether the run of a configuration could start; gives its data.
+
+    Raises:
+        InputError: if it could not.
+    """
+    data = config.check()
+    if config.train.log == "tensorboard":
+        board()
+    if config.reflow:
+        teacher = load(Path(config.reflow.parent), "cpu")
+        teacher.check_data(data)
+        teacher.guided(teacher.model.velocity, config.reflow.guidance)
+    return data
 
 
 def _recorded(tree: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from flowgen.core import InputError
 
-__all__ = ["Log", "opened"]
+__all__ = ["Log", "board", "opened"]
 
 
 class Log:
@@ -47,9 +47,18 @@ def opened(path: Path, kind: str) -> Iterator[Log]:
         with path.open("a") as lines:
             yield Log(lines)
         return
+    with path.open("a") as lines, board()(str(path.parent / "tensorboard")) as writer:
+        yield Log(lines, writer)
+
+
+def board() -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        InputError: if TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError("--log tensorboard needs TensorBoard: pip install 'flowgen[tensorboard]'") from error
-    with path.open("a") as lines, SummaryWriter(str(path.parent / "tensorboard")) as board:
-        yield Log(lines, board)
+    return SummaryWriter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +20,8 @@ from flowgen.runs.folder import Run, Trained, load
 
 __all__ = ["Accuracy", "accuracy", "make_pairs", "parent", "stored_pairs"]
 
-SHARD_ROWS, SHARD_BYTES = 8192, 2**25
-"""A shard has as many rows as are within both, in whole blocks."""
+SHARD, IMAGE_SHARD = 8192, 512
+"""Pairs of a shard, in whole blocks: what an interrupt may cost. Ends of images are dear."""
 
 
 def parent(reflow: ReflowConfig) -> Trained:
@@ -88,8 +87,7 @@ class _Plan(NamedTuple):
     @property
     def shards(self) -> list[range]:
         """The pairs of each shard."""
-        bytes_each = 4 * math.prod(self.teacher.source.event)
-        rows = sampling.whole_blocks(max(1, min(SHARD_ROWS, SHARD_BYTES // bytes_each)))
+        rows = IMAGE_SHARD if len(self.teacher.source.event) == 3 else SHARD
         return [range(first, min(first + rows, self.reflow.pairs)) for first in range(0, self.reflow.pairs, rows)]
 
     def make(self, rows: range) -> dict[str, Tensor]:

@@ -1,0 +1,197 @@
+"""Guidance goes from the flow of all classes through that of one and beyond, and is the same whatever is predicted."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flowgen import targets
+from flowgen.core import InputError, Pair, like
+from flowgen.grids import uniform
+from flowgen.guidance import Guided
+from flowgen.model import Model
+from flowgen.paths import VE, VP, Linear
+from flowgen.sampling import Counted, solve
+from flowgen.solvers import euler, heun
+
+MEANS = torch.tensor([[2.0, 0.5], [-1.5, 1.0], [0.0, -2.0]], dtype=torch.float64)
+STDS = torch.tensor([0.4, 0.8, 0.6], dtype=torch.float64)
+NULL = len(MEANS)
+
+
+class Mixture(nn.Module):
+    """The net that has learned a mixture of three Gaussians, each a class, exactly; NULL is the whole mixture."""
+
+    def __init__(self, path, target):
+        super().__init__()
+        self.path, self.target = path, target
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def log_densities(self, x, t):
+        """log p_t(x | class) for each class, `(B, K)`."""
+        c = self.path.coeffs(t.unsqueeze(1))
+        variance = (c.alpha * STDS) ** 2 + c.sigma**2
+        square = (x.unsqueeze(1) - c.alpha.unsqueeze(2) * MEANS).square().sum(2)
+        return -square / (2 * variance) - torch.log(2 * math.pi * variance)
+
+    def ends(self, x, t, cond):
+        posterior = torch.softmax(self.log_densities(x, t), dim=1)
+        known = nn.functional.one_hot(cond.clamp(max=NULL - 1), NULL).double()
+        weights = torch.where((cond == NULL).unsqueeze(1), posterior, known)
+        c = self.path.coeffs(t.reshape(-1, 1, 1))
+        std = STDS.reshape(1, -1, 1)
+        rest = (x.unsqueeze(1) - c.alpha * MEANS) / ((c.alpha * std) ** 2 + c.sigma**2)
+        ends = c.sigma * rest, MEANS + c.alpha * std**2 * rest
+        return Pair(*((weights.unsqueeze(2) * end).sum(1) for end in ends))
+
+    def forward(self, x, t, s, cond):
+        c = self.path.coeffs(like(t, x))
+        if self.path.exploding:
+            x = x * torch.sqrt(c.alpha**2 + c.sigma**2)
+        return targets.encode(self.ends(x, t, cond), c, self.target)
+
+
+@pytest.fixture
+def points(normal):
+    """Points, times inside (0, 1), and a label of each; one of them is none."""
+    t = torch.linspace(0.05, 0.95, 12, dtype=torch.float64)
+    return 2 * normal("points", 12, 2), t, torch.arange(12) % (NULL + 1)
+
+
+def model_of(path, target=targets.velocity):
+    return Model(Mixture(path, target), path, target)
+
+
+@pytest.mark.parametrize("weight", [-0.5, 0.0, 0.5, 1.0, 2.0, 7.5])
+def test_the_guided_velocity_is_the_line_through_both(path, points, weight):
+    x, t, cond = points
+    field = model_of(path).velocity
+    without, with_label = field(x, t, torch.full_like(cond, NULL)), field(x, t, cond)
+    made = Guided(field, NULL, weight)(x, t, cond)
+    torch.testing.assert_close(made, without + weight * (with_label - without))
+    if weight in (0, 1):
+        assert torch.equal(made, with_label if weight else without)
+    assert torch.equal(made[cond == NULL], without[cond == NULL])
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0, 4.0])
+def test_guidance_is_the_same_in_every_prediction(usable, points, weight):
+    """Predictions are converted by `targets`; guided in one, and told as another, they are what is guided there."""
+    path, target = usable
+    x, t, cond = points
+    model = model_of(path, target)
+    c = path.coeffs(like(t, x))
+    raw = Guided(lambda x, t, cond: model(x, t, t, cond), NULL, weight)(x, t, cond)
+    for other in (targets.velocity, targets.score, targets.data, targets.noise, targets.v):
+
+        def field(x, t, cond, other=other):
+            return targets.convert(model(x, t, t, cond), x, path.coeffs(like(t, x)), target, other)
+
+        there = Guided(field, NULL, weight)(x, t, cond)
+        torch.testing.assert_close(targets.convert(there, x, c, other, target), raw, rtol=1e-6, atol=1e-6)
+    velocity = Guided(model.velocity, NULL, weight)(x, t, cond)
+    torch.testing.assert_close(velocity, targets.convert(raw, x, c, target, targets.velocity), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", [Linear(), VP(), VE()], ids=["linear", "vp", "ve"])
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+def test_the_guided_score_is_that_of_the_sharpened_density(path, points, weight):
+    """grad log of p(x) (p(x | label) / p(x))^w, by autograd from the densities."""
+    x, t, cond = points
+    cond, x = cond % NULL, x.clone().requires_grad_(True)
+    logs = Mixture(path, None).log_densities(x, t)
+    whole = torch.logsumexp(logs, dim=1) - math.log(NULL)
+    own = logs.gather(1, cond.unsqueeze(1)).squeeze(1)
+    (exact,) = torch.autograd.grad((whole + weight * (own - whole)).sum(), x)
+    found = Guided(model_of(path).score, NULL, weight)(x.detach(), t, cond)
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_more_guidance_is_more_of_the_label(normal):
+    """The share of samples whose class is told from them, and their spread: up, and down."""
+    model, cond = model_of(Linear()), torch.zeros(400, dtype=torch.int64)
+    likely, spread = [], []
+    for weight in (0.0, 1.0, 3.0):
+        field = Guided(model.velocity, NULL, weight)
+        x = solve(field, normal("source", 400, 2), uniform(20), heun, cond)
+        logs = model.net.log_densities(x, torch.ones(400, dtype=torch.float64))
+        likely.append(torch.softmax(logs, dim=1)[:, 0].mean().item())
+        spread.append(x.std(0).mean().item())
+    assert abs(likely[0] - 1 / 3) < 0.08
+    assert likely[0] < likely[1] < likely[2]
+    assert spread[0] > spread[1] > spread[2]
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.6), (0.5, 0.5), (0.0, 0.0)])
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_outside_the_interval_stands_the_field_of_the_label(normal, interval, weight):
+    """Each row has a time of its own; both ends of the interval belong to it."""
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    x, cond = normal("points", 11, 2), torch.arange(11) % NULL
+    field = model_of(Linear(sigma_min=0.1)).velocity
+    made = Guided(field, NULL, weight, interval)(x, t, cond)
+    inside = (t >= interval[0]) & (t <= interval[1])
+    torch.testing.assert_close(made[inside], Guided(field, NULL, weight)(x, t, cond)[inside])
+    torch.testing.assert_close(made[~inside], field(x, t, cond)[~inside])
+
+
+def counted(weight, interval=(0.0, 1.0), cond=True):
+    field = Counted(model_of(Linear()).velocity)
+    x = torch.ones(4, 2, dtype=torch.float64)
+    labels = torch.zeros(4, dtype=torch.int64) if cond else torch.full((4,), NULL)
+    solve(Guided(field, NULL, weight, interval), x, uniform(10), euler, labels)
+    return field.evaluations
+
+
+@pytest.mark.parametrize(
+    ("weight", "interval", "evaluations"),
+    [
+        (0.0, (0.0, 1.0), 10),
+        (1.0, (0.0, 1.0), 10),
+        (2.0, (0.0, 1.0), 20),
+        (-1.0, (0.0, 1.0), 20),
+        (2.0, (0.25, 0.65), 14),  # at the times 0.3, 0.4, 0.5 and 0.6
+        (2.0, (0.95, 1.0), 10),
+    ],
+)
+def test_guidance_costs_two_evaluations_where_it_is_at_work(weight, interval, evaluations):
+    assert counted(weight, interval) == evaluations
+
+
+def test_without_labels_there_is_nothing_to_guide(recorder, normal):
+    field = Counted(Model(recorder).velocity)
+    Guided(field, NULL, 5.0)(normal("x", 3, 2), torch.zeros(3), None)
+    assert field.evaluations == 1
+    assert recorder.seen[3] is None
+
+
+def test_images_are_guided_row_by_row(normal):
+    x, t = normal("images", 3, 1, 4, 5), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    cond = torch.tensor([0, 1, 2])
+
+    def field(x, t, cond):
+        return x * (1.0 + like(cond, x))
+
+    made = Guided(field, NULL, 3.0, (0.0, 0.5))(x, t, cond)
+    factors = [4 + 3 * (1 - 4), 4 + 3 * (2 - 4), 3]
+    torch.testing.assert_close(made, x * like(torch.tensor(factors, dtype=torch.float64), x))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_type_of_a_velocity_stays(normal, kind):
+    x, t = normal("x", 3, 2).to(kind), torch.zeros(3, dtype=torch.float64 if kind == torch.float64 else torch.float32)
+    made = Guided(lambda x, t, cond: x * cond.unsqueeze(1), NULL, 1.5)(x, t, torch.arange(3))
+    assert made.dtype == kind
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_not_finite_is_refused(weight):
+    with pytest.raises(InputError, match="weight of guidance must be finite"):
+        Guided(None, NULL, weight)
+
+
+@pytest.mark.parametrize("interval", [(-0.1, 1), (0, 1.1), (0.6, 0.4), (math.nan, 1), (0, math.nan), (0, math.inf)])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(InputError, match="interval of guidance must be within 0 and 1, and in order"):
+        Guided(None, NULL, 2.0, interval)

@@ -1,0 +1,316 @@
+"""The pairs of a reflow: shards that are functions of parent, settings and number, whoever makes them in what order."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from flowgen import grids, runs, sampling, solvers
+from flowgen.checkpoints import read_tensors
+from flowgen.config import make_config
+from flowgen.core import Failure, InputError, Part, generator
+from flowgen.runs import Run
+from flowgen.runs import pairs as shards
+from flowgen.runs.pairs import stored_pairs
+
+NUM, SHARD = 150, 64
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", SHARD)
+
+
+def train(folder, data, steps, **tree):
+    tree = {
+        "net": {"width": 16, "depth": 2},
+        "train": {"steps": steps, "batch_size": 64},
+        "pool": {"batches": 4},
+        **tree,
+    }
+    run = Run.create(folder, make_config({"data": str(data), **tree}), "")
+    for _ in runs.train(run):
+        pass
+    return run
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("teacher") / "run", "moons", 150)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A flow of three classes, of which one is half of the data."""
+    folder, y = tmp_path_factory.mktemp("labelled"), np.array([3, 7, 7, 9] * 60)
+    x = torch.randn(240, 2, generator=generator(0, "labelled")).numpy() + 3 * y[:, None]
+    np.savez(folder / "l.npz", x=x, y=y)
+    return train(folder / "run", folder / "l.npz", 30, labels=True, split={"held_out": 0.0})
+
+
+def child(parent, folder, **settings):
+    settings = {"pairs": NUM, "steps": 4, **settings}
+    given = {key if "." in key or key == "seed" else f"reflow.{key}": value for key, value in settings.items()}
+    return Run.create(folder, runs.reflow_config(parent.folder, given), "")
+
+
+def make(run, *team):
+    return list(runs.make_pairs(run, *team))
+
+
+def files(run):
+    return {path.name: path.read_bytes() for path in sorted(run.pairs.iterdir())}
+
+
+def column(run, name):
+    return torch.cat([read_tensors(path)[0][name] for path in sorted(run.pairs.iterdir())])
+
+
+def ends(run, steps, field=None, cond=None):
+    """Where the parent takes the sources of the stored pairs, by a walk of our own."""
+    trained = runs.load(Path(run.config.reflow.parent))
+    grid = grids.uniform(steps, *trained.model.span)
+    return sampling.flow(trained.model, stored_pairs(run).pair.x0, grid, run.config.reflow.solver, cond, field)
+
+
+def distance(x, y):
+    return (x - y).flatten(1).square().mean(1).sqrt()
+
+
+def test_pairs_are_kept_in_shards(teacher, tmp_path):
+    run = child(teacher, tmp_path / "child")
+    assert make(run) == [64, 128, 150]
+    assert list(files(run)) == [f"shard-{index:05d}.safetensors" for index in range(3)]
+    pair = stored_pairs(run).pair
+    assert pair.x0.shape == pair.x1.shape == (NUM, 2)
+    torch.testing.assert_close(pair.x1, ends(run, 4))
+
+
+def test_a_shard_that_is_gone_is_made_again_to_the_bit(teacher, tmp_path):
+    run = child(teacher, tmp_path / "child")
+    make(run)
+    before = files(run)
+    for index in (0, 2):
+        (run.pairs / f"shard-{index:05d}.safetensors").unlink()
+    with pytest.raises(InputError, match="holds 1 of 3 shards: go on with flowgen reflow --resume"):
+        stored_pairs(run)
+    kept = (run.pairs / "shard-00001.safetensors").stat().st_mtime_ns
+    make(run)
+    assert files(run) == before
+    assert (run.pairs / "shard-00001.safetensors").stat().st_mtime_ns == kept
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flowgen import checkpoints, runs
+from flowgen.runs import pairs
+pairs.SHARD = 64
+write, count = checkpoints.save_file, 0
+def half(tensors, path, **options):
+    global count
+    write(tensors, path, **options)
+    count += 1
+    if count == 2:
+        path.write_bytes(path.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.save_file = half
+for _ in runs.make_pairs(runs.Run.open(Path(sys.argv[1]))):
+    pass
+"""
+
+
+def test_pairs_go_on_after_a_kill_to_the_bit(teacher, tmp_path, flowgen):
+    arguments = ("reflow", teacher.folder, "--pairs", NUM, "--steps", 20, "--set", "reflow.steps=4", "--out")
+    parts = child(teacher, tmp_path / "parts", **{"train.steps": 20})
+    assert flowgen(*arguments, "whole")[0] == 0
+    whole = Run.open(tmp_path / "whole")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(parts.folder)], check=False, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in sorted(parts.pairs.glob("*.safetensors"))] == ["shard-00000.safetensors"]
+    assert flowgen(*arguments, "parts", "--resume")[0] == 0
+    made = {name: blob for name, blob in files(parts).items() if not name.startswith(".building")}
+    assert made == files(whole)
+    assert parts.metrics.read_text() == whole.metrics.read_text()
+
+
+@pytest.mark.parametrize("of", [2, 3, 5])
+def test_processes_share_the_shards_and_make_the_same(teacher, tmp_path, of):
+    alone, shared = child(teacher, tmp_path / "alone"), child(teacher, tmp_path / "shared")
+    make(alone)
+    for index in reversed(range(of)):
+        waited = []
+        team = SimpleNamespace(part=Part(index, of), barrier=lambda waited=waited: waited.append(None))
+        before = set(files(shared)) if shared.pairs.exists() else set()
+        assert make(shared, team) == [64, 128, 150]
+        own = {f"shard-{shard:05d}.safetensors" for shard in range(index, 3, of)}
+        assert (set(files(shared)) - before, len(waited)) == (own, 1)
+    assert files(shared) == files(alone)
+
+
+def test_fewer_pairs_are_the_first_of_more(teacher, labelled, tmp_path):
+    for parent in (teacher, labelled):
+        name = parent.folder.parent.name
+        few, many = child(parent, tmp_path / f"{name} few", pairs=70), child(parent, tmp_path / f"{name} many")
+        make(few), make(many)
+        for one, other in zip(stored_pairs(few).pair, stored_pairs(many).pair, strict=True):
+            assert one is other is None or torch.equal(one, other[:70])
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"steps": 5}, {"solver": "rk4"}, {"round": 2}])
+def test_pairs_of_other_settings_are_refused(teacher, tmp_path, change):
+    run, other = child(teacher, tmp_path / "child"), child(teacher, tmp_path / "other", **change)
+    make(run)
+    shutil.copytree(run.pairs, other.pairs)
+    before = files(other)
+    make(other)  # what is there is not made again
+    for use in (stored_pairs, runs.accuracy):
+        with pytest.raises(InputError, match="made by another parent; remove them to make them anew"):
+            use(other)
+    assert files(other) == before
+
+
+@pytest.mark.parametrize("change", [{"guidance": 2.0}, {"seed": 9}])
+def test_labelled_pairs_of_other_settings_are_refused(labelled, tmp_path, change):
+    run, other = child(labelled, tmp_path / "child"), child(labelled, tmp_path / "other", **change)
+    make(run)
+    shutil.copytree(run.pairs, other.pairs)
+    with pytest.raises(InputError, match="made by another parent"):
+        stored_pairs(other)
+
+
+def test_a_shard_of_other_rows_is_refused(teacher, tmp_path):
+    run = child(teacher, tmp_path / "child")
+    make(run)
+    shutil.copy(run.pairs / "shard-00002.safetensors", run.pairs / "shard-00000.safetensors")
+    with pytest.raises(InputError, match="made by another parent"):
+        stored_pairs(run)
+
+
+# errors
+
+
+@pytest.mark.parametrize(("solver", "steps", "coarse"), [("heun", 8, 4), ("euler", 5, 2), ("rk4", 2, 2), ("ab2", 1, 2)])
+def test_the_error_of_a_pair_is_its_distance_from_where_other_steps_end(teacher, tmp_path, solver, steps, coarse):
+    run = child(teacher, tmp_path / "child", solver=solver, steps=steps)
+    make(run)
+    # of two steps the coarse ones are one, but for a walk of one, beside which there are two
+    coarse = steps // 2 or 2
+    error = distance(ends(run, steps), ends(run, coarse))
+    torch.testing.assert_close(column(run, "error"), error, rtol=1e-3, atol=1e-6)
+    found = runs.accuracy(run)
+    assert found.steps == coarse
+    assert found.mean == pytest.approx(error.mean().item(), rel=1e-3)
+    assert found.worst == pytest.approx(error.max().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
+def test_the_error_shrinks_with_the_order_of_the_solver(teacher, tmp_path, solver, order):
+    means = []
+    for steps in (16, 32):
+        run = child(teacher, tmp_path / f"{steps}", solver=solver, steps=steps, pairs=256)
+        make(run)
+        means.append(runs.accuracy(run).mean)
+    assert means[0] / means[1] == pytest.approx(2**order, rel=0.25)
+
+
+def test_an_end_that_is_not_finite_is_said(teacher, tmp_path, monkeypatch):
+    run = child(teacher, tmp_path / "child")
+    monkeypatch.setattr(shards.sampling, "flow", lambda model, x0, *rest: x0 / 0)
+    with pytest.raises(Failure, match="does not end at finite values"):
+        make(run)
+    assert list(run.pairs.iterdir()) == []
+
+
+# labels
+
+
+def test_labels_are_as_frequent_as_in_the_data_and_a_tenth_is_hidden(labelled, tmp_path):
+    run = child(labelled, tmp_path / "child", pairs=4000, steps=1, solver="euler")
+    make(run)
+    shares = column(run, "cond").bincount(minlength=4) / 4000
+    exact = torch.tensor([0.9 / 4, 0.9 / 2, 0.9 / 4, 0.1])
+    assert ((shares - exact).abs() < 4 * (exact * (1 - exact) / 4000).sqrt()).all()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_as_many_labels_are_hidden_as_in_the_parent_s_training(trained, labelled, tmp_path, dropout):
+    train = {"steps": 2, "batch_size": 32, "label_dropout": dropout}
+    parent = trained(labelled.config.data, tmp_path / "parent", labels=True, train=train)
+    run = child(parent, tmp_path / "child", pairs=600, steps=1, solver="euler")
+    make(run)
+    hidden = (column(run, "cond") == 3).double().mean()
+    assert abs(hidden - dropout) <= 4 * (dropout * (1 - dropout) / 600) ** 0.5
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_guidance_moves_the_ends_as_it_moves_samples(labelled, tmp_path, weight):
+    run = child(labelled, tmp_path / "child", guidance=weight)
+    make(run)
+    pair, trained = stored_pairs(run).pair, runs.load(labelled.folder)
+
+    def field(x, t, cond):
+        without = trained.model.velocity(x, t, torch.full_like(cond, 3))
+        return without + weight * (trained.model.velocity(x, t, cond) - without)
+
+    torch.testing.assert_close(pair.x1, ends(run, 4, field, pair.cond), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(pair.x1, ends(run, 4, None, pair.cond), rtol=1e-3, atol=1e-4) if weight == 1 else None
+    assert (distance(pair.x1, ends(run, 4, None, pair.cond)) > 1e-3).any() == (weight != 1)
+
+
+def test_guidance_of_a_flow_without_labels_leaves_no_folder(teacher, tmp_path):
+    with pytest.raises(InputError, match="guidance needs a model that was trained with labels"):
+        child(teacher, tmp_path / "child", guidance=2.0)
+    assert not (tmp_path / "child").exists()
+
+
+def test_data_that_have_changed_are_refused_before_anything_is_made(trained, table, tmp_path):
+    parent = trained(table, tmp_path / "parent", steps=2)
+    np.savez(table, x=np.ones((9, 3)), y=np.arange(9))
+    with pytest.raises(InputError, match="has changed since the run began"):
+        child(parent, tmp_path / "child")
+    assert not (tmp_path / "child").exists()
+
+
+# images, and data as the source
+
+
+def test_ends_of_images_are_kept_in_half_precision_and_their_errors_are_not(trained, tmp_path, normal):
+    np.save(tmp_path / "images.npy", normal("images", 40, 4, 4).float().sigmoid().numpy())
+    small = {"net": {"name": "resmlp", "width": 16, "depth": 1}, "train": {"steps": 20, "batch_size": 32, "lr": 1e-2}}
+    parent = trained(tmp_path / "images.npy", tmp_path / "parent", **small)
+    run = child(parent, tmp_path / "child")
+    make(run)
+    exact = ends(run, 4)
+    assert column(run, "x1").dtype == torch.float16
+    torch.testing.assert_close(column(run, "x1"), exact.half(), rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(column(run, "error"), distance(exact, ends(run, 2)), rtol=1e-2, atol=1e-6)
+    assert stored_pairs(run).pair.x0.dtype == torch.float32
+    assert list(runs.train(run))[-1].step == run.config.train.steps
+
+
+def test_a_source_of_data_is_drawn_in_the_units_of_the_model(trained, tmp_path, normal):
+    np.save(tmp_path / "source.npy", 5 + normal("source", 30, 3).float().numpy())
+    np.save(tmp_path / "data.npy", 3 * normal("data", 50, 3).float().numpy() - 1)
+    parent = trained(tmp_path / "data.npy", tmp_path / "parent", source=str(tmp_path / "source.npy"))
+    run = child(parent, tmp_path / "child")
+    make(run)
+    model, pair = runs.load(parent.folder).model, stored_pairs(run).pair
+    rows = model.scaling.apply_to(torch.from_numpy(np.load(tmp_path / "source.npy")))
+    assert torch.cdist(pair.x0.double(), rows.double()).min(1).values.max() < 1e-5
+    torch.testing.assert_close(pair.x1, ends(run, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_only_a_reflow_has_pairs(teacher):
+    with pytest.raises(InputError, match="no reflow: it has no parent"):
+        make(teacher)
+    assert make_config({"data": "moons"}).reflow is None
+    assert not teacher.pairs.exists()
+    assert solvers.heun is runs.reflow_config(teacher.folder, {}).reflow.solver
