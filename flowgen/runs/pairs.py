@@ -24,8 +24,8 @@ SHARD, IMAGE_SHARD = 8192, 512
 """Pairs of a shard, in whole blocks: what an interrupt may cost. Ends of images are dear."""
 
 
-def parent(reflow: ReflowConfig) -> Trained:
-    """The parent of a reflow, whose weights are still those of the hash.
+def parent(reflow: ReflowConfig, device: str | None = None) -> Trained:
+    """The parent of a reflow, whose weights are still those of the hash, on a device, or on its own.
 
     Raises:
         InputError: if they are not.
@@ -33,7 +33,7 @@ def parent(reflow: ReflowConfig) -> Trained:
     run = Run.open(Path(reflow.parent))
     if checkpoints.file_hash(run.weights) != reflow.parent_hash:
         raise InputError(f"{run.folder} has changed since its reflow began: its weights have another hash")
-    return load(run.folder)
+    return load(run.folder, device)
 
 
 def make_pairs(run: Run, processes: Processes = ALONE) -> Iterator[int]:
@@ -49,7 +49,7 @@ def make_pairs(run: Run, processes: Processes = ALONE) -> Iterator[int]:
         Failure: if an end is not finite.
         OSError: if the disk is full; the shards that are there stay.
     """
-    plan = _Plan.of(run)
+    plan = _Plan.of(run, str(processes.device) if processes.part.of > 1 else None)
     run.pairs.mkdir(exist_ok=True)
     made = 0
     for index, rows in enumerate(plan.shards):
@@ -69,10 +69,10 @@ class _Plan(NamedTuple):
     teacher: Trained
 
     @classmethod
-    def of(cls, run: Run) -> _Plan:
+    def of(cls, run: Run, device: str | None = None) -> _Plan:
         if run.config.reflow is None:
             raise InputError("this run is no reflow: it has no parent")
-        return cls(run.config, run.config.reflow, parent(run.config.reflow))
+        return cls(run.config, run.config.reflow, parent(run.config.reflow, device))
 
     @property
     def stream(self) -> str:
