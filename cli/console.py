@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from flowgen.config import Config
     from flowgen.distributed import Processes
     from flowgen.runs import Run
 
@@ -115,6 +116,20 @@ def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
             f"{found.worst:.2g} at worst (root mean square, in model units)",
             file=sys.stderr,
         )
+
+
+def check_parts(config: Config, group: Processes) -> None:
+    """
+    Raises:
+        InputError: unless the processes can share each batch of a training.
+    """
+    from flowgen.core import InputError
+
+    size, accumulate, of = config.train.batch_size, config.train.accumulate, group.part.of
+    if size % of:
+        raise InputError(f"a batch of {size} is not divided by {of} processes")
+    if size // of < accumulate:
+        raise InputError(f"a batch of {size} has no {accumulate} parts at each of {of} processes: see train.accumulate")
 
 
 @contextmanager

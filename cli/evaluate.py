@@ -31,6 +31,7 @@ def evaluate(
     weights: Annotated[
         Path | None, typer.Option(help="File of Inception's weights.", show_default="fetched when asked for")
     ] = None,
+    guidance: Annotated[float, typer.Option(help="The weight of guidance by labels; 1: none.")] = 1.0,
     neighbours: Annotated[int, typer.Option(help="The k of precision, recall, density and coverage.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
@@ -52,7 +53,7 @@ def evaluate(
     if out and out.suffix != ".png":
         raise InputError(f"--out is a chart, FILE.png, not {out}")
     folders = _run_folders(runs)
-    subjects = [evaluation.load_subject(run, _file(against), features, weights, device) for run in folders]
+    subjects = [evaluation.load_subject(run, _file(against), features, weights, device, guidance) for run in folders]
     for subject in subjects:
         settings.check(subject)
     if len({subject.view.features for subject in subjects}) > 1:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .console import pair_run, together, train_run
+from .console import check_parts, pair_run, together, train_run
 
 
 def reflow(
@@ -41,10 +41,11 @@ def reflow(
     flags = {"reflow.pairs": pairs, "reflow.guidance": guidance, "train.steps": steps, "seed": seed}
     given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(parse_setting(setting) for setting in settings or [])
-    with together(Run.open(parent).config.device) as group:
+    with together(str(given.get("device", Run.open(parent).config.device))) as group:
         for number in range(1, rounds + 1):
             config = reflow_config(parent, given)
             assert config.reflow is not None
+            check_parts(config, group)
             named = parent if parent.name not in ("", "..") else parent.resolve()
             folder = out or named.with_name(f"{named.name.split('-reflow')[0]}-reflow{config.reflow.round}")
             if out and rounds > 1:

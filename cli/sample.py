@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from flowgen.solvers import Solver
 
 PLOTTED, TRACED = 20_000, 300  # more points than that make a picture blacker, not clearer
-IMAGES, STRIPS = 64, 8
+IMAGES, STRIPS, MOST_STRIPS = 64, 8, 128
 
 
 def sample(
@@ -55,6 +56,8 @@ def sample(
     with together(device or Run.open(run).config.device) as group:
         trained = load(run, str(group.device) if group.part.of > 1 else device, ema)
         event, images = trained.source.event, len(trained.source.event) == 3
+        if num is not None and labels is not None:
+            raise InputError("give --num or --labels, whose samples are --per-label of each")
         if num is None:
             num = (STRIPS if trajectories else IMAGES) if images else 2000
         if num < 1:
@@ -128,7 +131,7 @@ def _write_images(
     from flowgen.data.pictures import write_folder, write_grid, write_npz
     from flowgen.data.tables import write_rows
 
-    scaling = trained.model.scaling.cpu()
+    scaling = deepcopy(trained.model.scaling).cpu()
     pixels = (scaling.pixels(chunk) for chunk in chunks)
     if out.suffix == ".png":
         write_grid(out, torch.cat(list(pixels)), columns)
@@ -159,7 +162,7 @@ def _draw_trajectories(
     from flowgen.data.pictures import write_strip
 
     model, images = trained.model, len(trained.source.event) == 3
-    num = min(num, STRIPS * 8 if images else TRACED)
+    num = min(num, MOST_STRIPS if images else TRACED)
     x0 = model.start(sampling.starts(trained.source, 0, num, seed))
     cond = None if cond is None else cond[:num].to(model.device)
     with torch.no_grad():

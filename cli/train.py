@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .console import together, train_run
+from .console import check_parts, together, train_run
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
 ) -> None:
     """Train a flow from a source to DATA; the result is a run folder.
 
-    By several processes: torchrun --nproc-per-node 2 -m flowgen train DATA.
+    By several processes: torchrun --nproc-per-node 2 -m -- flowgen train DATA.
     """
     from flowgen.config import make_config
     from flowgen.core import InputError
@@ -92,8 +92,7 @@ def train(
         out = Path("runs", Path(str(tree["data"]).rpartition(":")[2]).resolve().stem)
     experiment = Run.open(out).extended(tree).config if resume else make_config(tree)
     with together(experiment.device) as group:
-        if experiment.train.batch_size % group.part.of:
-            raise InputError(f"a batch of {experiment.train.batch_size} is not divided by {group.part.of} processes")
+        check_parts(experiment, group)
         if group.first and not resume:
             Run.create(out, experiment, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
         group.barrier()

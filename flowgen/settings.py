@@ -46,13 +46,17 @@ def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """The tree with `value` at the dotted `key`.
 
     A name given where the tree has a table of that name keeps the table's parameters; a parameter given where the tree
-    has a name makes a table of it.
+    has a name makes a table of it. Another size of what has a name takes the parameters of the old size away.
 
     >>> override({"path": "vp"}, "path.beta_max", 15.0)
     {'path': {'name': 'vp', 'beta_max': 15.0}}
+    >>> override({"net": {"name": "dit", "size": "small", "depth": 12}}, "net.size", "base")
+    {'net': {'name': 'dit', 'size': 'base'}}
     """
     head, _, rest = key.partition(".")
     present = tree.get(head, {})
+    if key == "size" and "name" in tree and present and present != value:
+        return {"name": tree["name"], "size": value}
     if rest:
         table = {"name": present} if isinstance(present, str) else dict(present)
         return {**tree, head: override(table, rest, value)}

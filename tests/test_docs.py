@@ -52,6 +52,8 @@ def flowgen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         argv += ["--set", "pool.batches=2"]
         if not {"--steps", "--config"} & set(argv):
             argv += ["--steps", "200"]
+    if argv[1:3] == ["train", "digits"]:  # a net that takes no time
+        argv += ["--net", "resmlp", "--set", "net.width=32", "--set", "net.depth=1"]
     if argv[1] == "reflow" and "--pairs" not in argv:
         argv += ["--pairs", "500"]
     if argv[1] == "evaluate" and "--num" not in argv:

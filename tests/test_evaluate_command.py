@@ -130,6 +130,7 @@ def test_an_adaptive_solver_takes_one_step_of_its_own(flowgen, moons):
         (["--neighbours", "0"], "neighbours must be at least 1"),
         (["--solver", "eular"], "did you mean euler"),
         (["--features", "pcb"], "did you mean pca"),
+        (["--guidance", "2"], "guidance needs a model that was trained with labels"),
         (["--features", "classifier"], "has none (of .npz: an array y)"),
         (["--features", "inception", "--weights", "missing.pth"], "Inception looks at images"),
         (["--against", "missing.csv"], "no such file"),

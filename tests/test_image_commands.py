@@ -97,7 +97,9 @@ def test_a_run_of_the_name_of_its_data_goes_on(flowgen):
 def test_a_folder_is_trained_on_by_its_classes(flowgen, pets, extra):
     good(flowgen, "train", pets, "--steps", 4, *(extra or SMALL), "--batch-size", 8, "--set", "images.memory=0")
     facts = json.loads(good(flowgen, "info", "runs/pets", "--json"))
-    assert facts["classes"] == ["cat", "night-owl"]
+    assert (facts["classes"], facts["net"]["name"]) == (["cat", "night-owl"], "unet" if extra else "resmlp")
+    code, _, err = flowgen("evaluate", "runs/pets", "--features", "classifier", "--neighbours", 1)
+    assert (code, "larger than images.memory" in err) == (2, True)
     x, y = archive(flowgen, "runs/pets", "--labels", "night-owl,cat", "--per-label", 2)
     assert (x.shape, y.tolist()) == ((4, 8, 8, 3), [1, 1, 0, 0])
     x, y = archive(flowgen, "runs/pets", "--label", "night-owl", "--num", 3)

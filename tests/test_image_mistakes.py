@@ -151,7 +151,8 @@ def made(flowgen, table):
     quick("digits", "digits")
     quick("bare", "digits", labels=False)
     quick("moons", "moons", net={"width": 8, "depth": 1})
-    quick("shapes", str(table), net={"width": 8, "depth": 1}, labels=True)
+    never = {"steps": 4, "batch_size": 16, "label_dropout": 0}
+    quick("shapes", str(table), net={"width": 8, "depth": 1}, labels=True, train=never)
 
 
 BAD_FOR_RUNS = {
@@ -163,6 +164,11 @@ BAD_FOR_RUNS = {
     "sample digits --labels 1,,2": "there is no label ''",
     "sample digits --labels 0-3 --label 1": "not both",
     "sample digits --labels 0-3 --per-label 0": "--per-label must be at least 1",
+    "sample digits --labels 0-3 --num 9": "give --num or --labels",
+    "sample shapes --guidance 2": "train.label_dropout is 0",
+    "reflow shapes --guidance 2": "train.label_dropout is 0",
+    "reflow bare --set labels=true": "bare knows no labels, and its reflow cannot learn any",
+    "reflow digits --out digits --overwrite": "digits is the run to reflow, and cannot be replaced by it",
     "sample bare --label 1": "knows no labels",
     "sample bare --labels 0-9": "knows no labels",
     "sample moons --label 1": "knows no labels",

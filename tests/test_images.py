@@ -420,6 +420,22 @@ def test_size_means_the_same_for_arrays_as_for_files(tmp_path):
         assert (array - open_folder(tmp_path / "files", size=size).load().pixels.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_channels_are_as_asked_for(tmp_path, kind):
+    colour, grey = (noise(*shape).astype(kind) for shape in ((5, 4, 6, 3), (5, 4, 6)))
+    same = read_images(saved(tmp_path, colour), channels=3).pixels
+    assert (same.permute(0, 2, 3, 1).numpy() == colour).all()
+    luma = colour @ np.array([0.299, 0.587, 0.114])
+    found = read_images(saved(tmp_path, colour), channels=1).pixels
+    assert found.dtype == same.dtype
+    np.testing.assert_allclose(found[:, 0].numpy(), luma, atol=0.51 if kind == np.uint8 else 1e-4)
+    triple = read_images(saved(tmp_path, grey), channels=3).pixels
+    assert (triple.numpy() == grey[:, None]).all()
+    assert triple.shape == (5, 3, 4, 6)
+    with pytest.raises(InputError, match="1 or 3 channels, not 2"):
+        read_images(saved(tmp_path, grey), channels=2)
+
+
 def test_the_hash_is_of_what_was_read(tmp_path):
     x, labels = noise(5, 4, 4), np.arange(5)
     plain, packed = write(tmp_path / "a.idx3-ubyte", idx(x)), write(tmp_path / "b.idx3-ubyte.gz", idx(x))

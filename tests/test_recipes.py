@@ -15,7 +15,7 @@ from flowgen.core import InputError
 from flowgen.couplings import ExactOT, Pool
 from flowgen.nn import DIT_SIZES, UNET_SIZES
 from flowgen.runs import Run
-from flowgen.settings import dump_toml, flat, read_toml
+from flowgen.settings import dump_toml, flat, override, read_toml
 
 
 @pytest.fixture
@@ -142,6 +142,13 @@ def test_fields_that_are_given_win_over_the_size():
     assert (made.channels, made.dropout, made.heads) == (32, 0.3, UNET_SIZES["base"]["heads"])
     made = make_config({"data": "digits", "net": {"name": "dit", "size": "tiny", "depth": 1}}).net
     assert (made.depth, made.width) == (1, DIT_SIZES["tiny"]["width"])
+
+
+def test_another_size_has_its_own_fields_where_those_of_one_are_recorded():
+    tree = make_config({"data": "digits", "net": {"name": "unet", "size": "small", "dropout": 0.3}}).model_dump()
+    made = make_config(override(tree, "net.size", "base")).net
+    assert made == make_config({"data": "digits", "net": {"name": "unet", "size": "base"}}).net
+    assert make_config(override(tree, "net.size", "small")).net.dropout == 0.3
 
 
 def test_a_size_alone_is_of_the_net_of_the_recipe(named):

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import shutil
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from flowgen import Diverged, InputError, checkpoints, euler, grids, heun, runs,
 from flowgen.config import make_config
 from flowgen.metrics import geometry
 from flowgen.objectives import FlowMatching
-from flowgen.runs import Run
+from flowgen.runs import Run, folder, log
 from flowgen.runs.pairs import stored_pairs
 
 SMALL = {"batch_size": 32, "log_every": 4, "checkpoint_every": 10}
@@ -349,3 +350,37 @@ def test_reflow_straightens_and_keeps_the_end_points(tmp_path, tree):
     assert miss(student) < 0.4 * miss(teacher)
     curved = geometry(student.velocity, x0, grids.uniform(20))
     assert curved.straightness < 0.02 * curved.path_energy
+
+
+class Board:
+    """A writer of TensorBoard that keeps what it was told in a list of the class."""
+
+    told: ClassVar[list] = []
+
+    def __init__(self, folder, purge_step):
+        self.told.append(("from", purge_step))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def add_scalar(self, name, value, step):
+        self.told.append((name, step))
+
+
+def test_a_run_that_goes_on_forgets_what_tensorboard_has_of_later_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(Board, "told", [])
+    for module in (log, folder):
+        monkeypatch.setattr(module, "board", lambda: Board)
+    train = {"steps": 9, "batch_size": 8, "log_every": 1, "log": "tensorboard", "checkpoint_every": 4}
+    run = Run.create(tmp_path / "run", make_config({"data": "moons", "train": train, "pool": {"batches": 2}}), "")
+    for progress in runs.train(run):
+        if progress.step == 6:
+            break
+    assert Board.told == [("from", 1), *(("loss", step) for step in range(1, 7))]
+    Board.told.clear()
+    for _ in runs.train(run):
+        pass
+    assert Board.told == [("from", 7), *(("loss", step) for step in range(7, 10))]

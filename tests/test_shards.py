@@ -5,6 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +68,17 @@ def make(run, *team):
     return list(runs.make_pairs(run, *team))
 
 
+def together(run, of):
+    """What each of so many processes counts that make the pairs of a run at the same time."""
+    meet = threading.Barrier(of).wait
+
+    def one(index):
+        return make(run, SimpleNamespace(part=Part(index, of), device=torch.device("cpu"), barrier=lambda: meet(60)))
+
+    with ThreadPoolExecutor(of) as threads:
+        return list(threads.map(one, range(of)))
+
+
 def files(run):
     return {path.name: path.read_bytes() for path in sorted(run.pairs.iterdir())}
 
@@ -86,7 +100,7 @@ def distance(x, y):
 
 def test_pairs_are_kept_in_shards(teacher, tmp_path):
     run = child(teacher, tmp_path / "child")
-    assert make(run) == [64, 128, 150]
+    assert make(run) == [0, 64, 128, 150]
     assert list(files(run)) == [f"shard-{index:05d}.safetensors" for index in range(3)]
     pair = stored_pairs(run).pair
     assert pair.x0.shape == pair.x1.shape == (NUM, 2)
@@ -102,7 +116,7 @@ def test_a_shard_that_is_gone_is_made_again_to_the_bit(teacher, tmp_path):
     with pytest.raises(InputError, match="holds 1 of 3 shards: go on with flowgen reflow --resume"):
         stored_pairs(run)
     kept = (run.pairs / "shard-00001.safetensors").stat().st_mtime_ns
-    make(run)
+    assert make(run) == [64, 128, 150]
     assert files(run) == before
     assert (run.pairs / "shard-00001.safetensors").stat().st_mtime_ns == kept
 
@@ -141,18 +155,44 @@ def test_pairs_go_on_after_a_kill_to_the_bit(teacher, tmp_path, flowgen):
     assert parts.metrics.read_text() == whole.metrics.read_text()
 
 
+def test_a_reflow_may_compute_elsewhere_than_its_parent(teacher, flowgen):
+    shutil.copytree(teacher.folder, "parent")
+    settings = Path("parent/config.toml")
+    settings.write_text(settings.read_text().replace('device = "auto"', 'device = "cuda:77"'))
+    quick = ("reflow", "parent", "--pairs", NUM, "--steps", 2, "--set", "reflow.steps=2")
+    code, _, err = flowgen(*quick)
+    assert (code, "'cuda:77' is not available here" in err) == (2, True)
+    code, _, err = flowgen(*quick, "--set", "device=cpu")
+    assert code == 0, err
+
+
 @pytest.mark.parametrize("of", [2, 3, 5])
 def test_processes_share_the_shards_and_make_the_same(teacher, tmp_path, of):
     alone, shared = child(teacher, tmp_path / "alone"), child(teacher, tmp_path / "shared")
     make(alone)
-    for index in reversed(range(of)):
-        waited = []
-        team = SimpleNamespace(part=Part(index, of), barrier=lambda waited=waited: waited.append(None))
-        before = set(files(shared)) if shared.pairs.exists() else set()
-        assert make(shared, team) == [64, 128, 150]
-        own = {f"shard-{shard:05d}.safetensors" for shard in range(index, 3, of)}
-        assert (set(files(shared)) - before, len(waited)) == (own, 1)
+    rounds = {2: [0, 128, 150], 3: [0, 150], 5: [0, 150]}[of]
+    assert together(shared, of) == [rounds] * of
     assert files(shared) == files(alone)
+
+
+@pytest.mark.parametrize("gone", [(0, 2), (1,), (0, 1, 2)])
+def test_processes_share_what_is_missing_evenly(teacher, tmp_path, gone, monkeypatch):
+    run = child(teacher, tmp_path / "child")
+    make(run)
+    before = files(run)
+    for index in gone:
+        (run.pairs / f"shard-{index:05d}.safetensors").unlink()
+    write, made = shards.checkpoints.write_tensors, Counter()
+
+    def counted(*arguments):
+        made[threading.current_thread().name] += 1
+        write(*arguments)
+
+    monkeypatch.setattr(shards.checkpoints, "write_tensors", counted)
+    counts = together(run, 2)
+    assert files(run) == before
+    assert (len(counts[0]), counts[0][-1]) == (1 + -(-len(gone) // 2), NUM)
+    assert sorted(made.values()) == [n for n in (len(gone) // 2, -(-len(gone) // 2)) if n]
 
 
 def test_fewer_pairs_are_the_first_of_more(teacher, labelled, tmp_path):

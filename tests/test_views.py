@@ -144,3 +144,12 @@ def test_weights_that_would_run_code_are_refused(fidelity, tmp_path):
         views.inception(Scaling(), tmp_path / "w.pth")
     with pytest.raises(InputError, match="cannot read the weights"):
         views.inception(Scaling(), tmp_path / "missing.pth")
+
+
+def test_the_components_of_many_columns_are_those_of_a_full_decomposition(normal, monkeypatch):
+    x = normal("wide", 60, 50).float() * torch.linspace(3, 0.1, 50)
+    full = views.principal(Scaling(), x, 5)
+    monkeypatch.setattr(views, "FEW", 10)
+    some = views.principal(Scaling(), x, 5)
+    assert some.name == full.name
+    torch.testing.assert_close(some.apply(x).abs(), full.apply(x).abs(), rtol=1e-6, atol=1e-6)

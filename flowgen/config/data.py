@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -82,7 +81,9 @@ class LoadedData(NamedTuple):
 
 
 def _without_labels(law: Law) -> Law:
-    return replace(law, labels=None) if isinstance(law, Rows | ImageFolder) else law
+    if isinstance(law, ImageFolder):
+        return law.without_labels()
+    return Rows(law.x) if isinstance(law, Rows) else law
 
 
 def read_rows(name: str, images: ImagesConfig) -> tuple[Rows, tuple[str, ...]]:
@@ -158,7 +159,7 @@ def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData
 def _read(name: str, settings: ImagesConfig) -> Images | ImageFolder:
     """Images in memory, or a folder that is too large for it."""
     if not is_folder(name):
-        return read_images(name, size=settings.size)
+        return read_images(name, size=settings.size, channels=settings.channels)
     folder = open_folder(
         Path(name),
         size=settings.size,

@@ -76,7 +76,7 @@ def is_folder(name: str) -> bool:
     return name != "digits" and Path(name).is_dir() and not _idx_files(Path(name), "train")
 
 
-def read_images(name: Path | str, size: int | None = None) -> Images:
+def read_images(name: Path | str, size: int | None = None, channels: int | None = None) -> Images:
     """Reads all images of that name into memory.
 
     - `digits`: the 1797 digits of scikit-learn, 8x8, float32 in [0, 1].
@@ -91,6 +91,7 @@ def read_images(name: Path | str, size: int | None = None) -> Images:
 
     Args:
         size: each image becomes its centre square, resized to size x size, antialiased.
+        channels: 1 or 3; by default as many as the images have.
 
     Raises:
         InputError: for a file that is missing, damaged, of a wrong shape or type, or larger than MAX_BYTES; for NaN or
@@ -100,12 +101,12 @@ def read_images(name: Path | str, size: int | None = None) -> Images:
     if text.startswith(HUB):
         from flowgen.data.hub import read_hub
 
-        return read_hub(text, size)
+        return read_hub(text, size, channels)
     path = Path(name)
     if text != "digits" and path.is_dir():
-        return _read_idx_folder(path, size)
+        return _read_idx_folder(path, size, channels)
     pixels, labels = _digits() if text == "digits" else _read_file(path)
-    return make_images(_prepared(pixels, text, size), labels, name=text)
+    return make_images(_prepared(pixels, text, size, channels), labels, name=text)
 
 
 def make_images(
@@ -154,8 +155,8 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 # pixels
 
 
-def _prepared(pixels: np.ndarray, name: str, size: int | None) -> Tensor:
-    """(N, C, H, W) of 1 or 3 channels, uint8 or finite float32, of the size that is asked for."""
+def _prepared(pixels: np.ndarray, name: str, size: int | None, channels: int | None) -> Tensor:
+    """(N, C, H, W) of 1 or 3 channels, uint8 or finite float32, of the size and the channels that are asked for."""
     planes = _planes(pixels, name)
     if not planes.size:
         raise InputError(f"{name}: no images, but an array of shape {pixels.shape}")
@@ -165,7 +166,19 @@ def _prepared(pixels: np.ndarray, name: str, size: int | None) -> Tensor:
     x = torch.from_numpy(np.require(planes, requirements=["C", "W"]))
     if x.is_floating_point() and (bad := int((~x.flatten(1).isfinite().all(1)).sum())):
         raise InputError(f"{name}: {bad} of {len(x)} images hold NaN, infinite values, or numbers beyond float32")
-    return x if size is None else _resized(x, size)
+    return _in_channels(x if size is None else _resized(x, size), channels)
+
+
+def _in_channels(x: Tensor, channels: int | None) -> Tensor:
+    """Grey as three equal channels, or colour as its luma, 0.299 red + 0.587 green + 0.114 blue."""
+    if channels not in (None, 1, 3):
+        raise InputError(f"images have 1 or 3 channels, not {channels}")
+    if channels is None or channels == x.shape[1]:
+        return x
+    if channels == 3:
+        return x.expand(-1, 3, -1, -1).contiguous()
+    luma = torch.tensordot(x.movedim(1, 3).float(), torch.tensor([0.299, 0.587, 0.114]), 1).unsqueeze(1)
+    return luma if x.is_floating_point() else luma.round().to(torch.uint8)
 
 
 def _planes(pixels: np.ndarray, name: str) -> np.ndarray:
@@ -313,17 +326,17 @@ def _idx_files(folder: Path, *starts: str) -> list[Path]:
     return [path for path in files if IDX.fullmatch(path.name) and path.is_file()]
 
 
-def _read_idx_folder(folder: Path, size: int | None) -> Images:
+def _read_idx_folder(folder: Path, size: int | None, channels: int | None) -> Images:
     train, test = _idx_files(folder, "train"), _idx_files(folder, "t10k", "test")
     if not train:
         raise InputError(f"{folder}: no train-images idx files; open_folder reads a folder of images")
     (pixels, labels), name = _read_idx_pair(train[0]), str(folder)
     if not test:
-        return make_images(_prepared(pixels, name, size), labels, name=name)
+        return make_images(_prepared(pixels, name, size, channels), labels, name=name)
     more, more_labels = _read_idx_pair(test[0])
     if more.shape[1:] != pixels.shape[1:]:
         raise InputError(f"{name}: training images of {pixels.shape[1:]} and test images of {more.shape[1:]} pixels")
-    x = _prepared(np.concatenate([pixels, more]), name, size)
+    x = _prepared(np.concatenate([pixels, more]), name, size, channels)
     both = None if labels is None or more_labels is None else np.concatenate([labels, more_labels])
     return make_images(x, both, name=name, held_out=len(more))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowgen import checkpoints
 from flowgen.config import LoadedData, load_data, lookup, read_rows
 from flowgen.core import Field, InputError, generator
-from flowgen.data import Categorical, Gaussian, Law, Rows, Scaled
+from flowgen.data import Categorical, Gaussian, ImageFolder, Law, Rows, Scaled
 from flowgen.evaluation import views
 from flowgen.evaluation.views import View
 from flowgen.model import Model
@@ -183,6 +183,10 @@ def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path 
     """A classifier of the training rows, which is kept beside the run."""
     config, scaling = trained.config, trained.model.scaling
     law, held_out = data.law, data.held_out
+    if isinstance(law, ImageFolder):
+        raise InputError(
+            f"features of a classifier need the images in memory: {config.data} is larger than images.memory"
+        )
     if not (isinstance(law, Rows) and isinstance(held_out, Rows)) or law.labels is None or held_out.labels is None:
         raise InputError(f"features of a classifier need labels: {config.data} has none (of .npz: an array y)")
     classes, path = len(data.classes), folder / "classifier.safetensors"

@@ -22,6 +22,10 @@ CHARTS = {False: ("w2", "sliced_w2", "coverage"), True: ("frechet", "kernel", "c
 """What a chart shows of rows, and of features."""
 
 
+FEW = 500
+"""Of data of no more columns, or rows, all principal components are found to take the first."""
+
+
 class View(NamedTuple):
     """What samples and data are turned into before they are compared.
 
@@ -59,7 +63,8 @@ def principal(scaling: Scaling, data: Tensor, components: int = 20) -> View:
 
     inner = rows(scaling).apply
     x = inner(data).double().numpy()
-    fitted = PCA(min(components, *x.shape), svd_solver="full").fit(x)
+    solver = "arpack" if min(x.shape) > FEW else "full"  # of many columns, all components would take hours
+    fitted = PCA(min(components, *x.shape), svd_solver=solver, random_state=0).fit(x)
     share = fitted.explained_variance_ratio_.sum()
     name = f"{fitted.n_components_} principal components, {share:.1%} of the variance"
     return View(name, True, lambda x: torch.from_numpy(fitted.transform(inner(x).double().numpy())))

@@ -4,7 +4,8 @@ config.toml          every setting, resolved
 model.safetensors    the averaged weights; configuration and columns in the metadata
 checkpoints/         the whole training state, the newest few
 pairs/               of a reflow: the pairs that its parent's flow made, in shards
-metrics.jsonl        one line for every `log_every` steps
+model-ema-*          the same by the other averages, where there are several
+metrics.jsonl        one line for every `log_every` steps; tensorboard/ where it is asked for
 plots/  README.md    pictures, and the model card with the command that made it
 """
 

@@ -44,7 +44,7 @@ from pathlib import Path
 from flowgen import grids, runs, sampling, solvers
 
 trained = runs.load(Path("."))
-grid = grids.uniform(50, *trained.model.span)
-x = next(sampling.sample(trained.model, trained.source, 1000, grid, solvers.heun))
+grid, labels = grids.uniform(50, *trained.model.span), trained.draw_labels(64, seed=0)
+x = next(sampling.sample(trained.model, trained.source, 64, grid, solvers.heun, cond=labels))
 ```
 """

@@ -59,6 +59,8 @@ class Run:
                 raise InputError(f"{folder} exists and is not a run folder; choose another with --out")
             if not overwrite:
                 raise InputError(f"{folder} exists already; go on with --resume, start anew with --overwrite")
+            if config.reflow and folder.resolve() == Path(config.reflow.parent).resolve():
+                raise InputError(f"{folder} is the run to reflow, and cannot be replaced by it")
         _check(config)
         try:
             if folder.exists():
@@ -188,6 +190,8 @@ class Trained(NamedTuple):
             return field
         if not self.classes:
             raise InputError("guidance needs a model that was trained with labels")
+        if not self.config.train.label_dropout:
+            raise InputError("guidance needs labels that were hidden in training, now and then: train.label_dropout is 0")
         return guided
 
     def check_data(self, data: LoadedData) -> None:
@@ -241,6 +245,8 @@ def _check(config: Config) -> LoadedData:
         teacher = load(Path(config.reflow.parent), "cpu")
         teacher.check_data(data)
         teacher.guided(teacher.model.velocity, config.reflow.guidance)
+        if data.classes and not teacher.classes:
+            raise InputError(f"{config.reflow.parent} knows no labels, and its reflow cannot learn any: labels is true")
     return data
 
 

@@ -37,8 +37,9 @@ class Log:
 
 
 @contextmanager
-def opened(path: Path, kind: str) -> Iterator[Log]:
+def opened(path: Path, kind: str, step: int) -> Iterator[Log]:
     """The log at a path, to write on; kind is `jsonl` or `tensorboard`, whose files go beside it, into tensorboard/.
+    What TensorBoard has of steps after `step`, from which the run goes on, is forgotten.
 
     Raises:
         InputError: if TensorBoard is not installed.
@@ -47,7 +48,7 @@ def opened(path: Path, kind: str) -> Iterator[Log]:
         with path.open("a") as lines:
             yield Log(lines)
         return
-    with path.open("a") as lines, board()(str(path.parent / "tensorboard")) as writer:
+    with path.open("a") as lines, board()(str(path.parent / "tensorboard"), purge_step=step + 1) as writer:
         yield Log(lines, writer)
 
 

@@ -24,8 +24,8 @@ SHARD, IMAGE_SHARD = 8192, 512
 """Pairs of a shard, in whole blocks: what an interrupt may cost. Ends of images are dear."""
 
 
-def parent(reflow: ReflowConfig, device: str | None = None) -> Trained:
-    """The parent of a reflow, whose weights are still those of the hash, on a device, or on its own.
+def parent(reflow: ReflowConfig, device: str = "cpu") -> Trained:
+    """The parent of a reflow, whose weights are still those of the hash, on a device.
 
     Raises:
         InputError: if they are not.
@@ -42,23 +42,27 @@ def make_pairs(run: Run, processes: Processes = ALONE) -> Iterator[int]:
 
     A shard holds the ends `x1`, in half precision where they are images, the labels of a labelled flow, and `error`:
     for each pair the root mean square distance, in model units, from where other steps end: half as many, or two for
-    one. Sources are not kept, since pair i's is a function of the seed and of i. Several processes share the shards.
+    one. Sources are not kept, since pair i's is a function of the seed and of i. Several processes make a shard each at
+    a time of those that are missing.
 
     Raises:
         InputError: if the parent's weights are not those that the run names by their hash.
         Failure: if an end is not finite.
         OSError: if the disk is full; the shards that are there stay.
     """
-    plan = _Plan.of(run, str(processes.device) if processes.part.of > 1 else None)
+    plan, part = _Plan.of(run, str(run.config.device_of(processes))), processes.part
     run.pairs.mkdir(exist_ok=True)
-    made = 0
-    for index, rows in enumerate(plan.shards):
-        path = _path(run, index)
-        if index % processes.part.of == processes.part.index and not path.exists():
-            checkpoints.write_tensors(path, plan.make(rows), {"flowgen": plan.signature})
-        made += len(rows)
+    missing = [(index, rows) for index, rows in enumerate(plan.shards) if not _path(run, index).exists()]
+    made = plan.reflow.pairs - sum(len(rows) for _, rows in missing)
+    yield made
+    processes.barrier()  # all have looked before one of them writes
+    for first in range(0, len(missing), part.of):
+        shared = missing[first : first + part.of]
+        for index, rows in shared[part.index : part.index + 1]:
+            checkpoints.write_tensors(_path(run, index), plan.make(rows), {"flowgen": plan.signature})
+        processes.barrier()  # none waits for longer than a shard takes
+        made += sum(len(rows) for _, rows in shared)
         yield made
-    processes.barrier()
 
 
 class _Plan(NamedTuple):
@@ -69,7 +73,7 @@ class _Plan(NamedTuple):
     teacher: Trained
 
     @classmethod
-    def of(cls, run: Run, device: str | None = None) -> _Plan:
+    def of(cls, run: Run, device: str = "cpu") -> _Plan:
         if run.config.reflow is None:
             raise InputError("this run is no reflow: it has no parent")
         return cls(run.config, run.config.reflow, parent(run.config.reflow, device))

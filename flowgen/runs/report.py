@@ -76,6 +76,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "source": config.source,
         "path": settings["path"],
         "target": settings["target"],
+        "net": settings["net"],
         "coupling": {"name": "reflow", "pairs": config.reflow.pairs} if config.reflow else settings["coupling"],
         "parents": _parents(config),
         "steps": trained.step if trained else 0,

@@ -25,7 +25,7 @@ def reflow_config(parent: Path, settings: Mapping[str, Any]) -> Config:
     Args:
         settings: dotted keys and their values, such as `reflow.pairs` or `train.steps`, where they are to differ.
     """
-    trained = load(parent)
+    trained = load(parent, "cpu")
     before = trained.config.reflow
     reflow = {
         "parent": str(parent.resolve()),

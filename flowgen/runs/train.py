@@ -90,7 +90,7 @@ def _recorded(
     """
     settings, saved = run.config.train, state.step
     _cut_log(run, state.step)
-    with opened(run.metrics, settings.log) as log:
+    with opened(run.metrics, settings.log, state.step) as log:
         try:
             for loss in losses:
                 window.append(loss)
