@@ -3,7 +3,7 @@
     python examples/images.py [FOLDER [PICTURE.png]]
 
 Folders within the folder are classes. Without one it writes scikit-learn's 8x8 digits as files, a folder for each
-digit, and trains on those. The run folder is the one that `flowgen train FOLDER` makes.
+digit, and trains on those. The run folder, which is temporary here, is like the one that `flowgen train FOLDER` makes.
 """
 
 import sys
