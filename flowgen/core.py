@@ -10,7 +10,19 @@ from typing import NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
-__all__ = ["Failure", "Field", "FlowMap", "InputError", "Pair", "Part", "Point", "expand_time", "generator", "like"]
+__all__ = [
+    "WHOLE",
+    "Failure",
+    "Field",
+    "FlowMap",
+    "InputError",
+    "Pair",
+    "Part",
+    "Point",
+    "expand_time",
+    "generator",
+    "like",
+]
 
 
 class InputError(ValueError):
@@ -60,6 +72,10 @@ class Part:
     def rows(self, n: int) -> slice:
         """Its rows among n; the parts of n rows follow one another, and are together all of them."""
         return slice(n * self.index // self.of, n * (self.index + 1) // self.of)
+
+
+WHOLE = Part()
+"""All rows of a batch."""
 
 
 class Point(NamedTuple):

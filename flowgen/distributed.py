@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from flowgen.core import Failure, InputError, Part
+from flowgen.core import WHOLE, Failure, InputError, Part
 
 __all__ = ["ALONE", "Processes", "processes"]
 
@@ -123,7 +123,7 @@ def processes(device: torch.device | str = "cpu", timeout: float = 600) -> Itera
     device = torch.device(device)
     of = _number("WORLD_SIZE", 1, 10**6) if "WORLD_SIZE" in os.environ else 1
     if of == 1:
-        yield Processes(Part(), device)
+        yield Processes(WHOLE, device)
         return
     part, local = Part(_number("RANK", 0, of), of), _number("LOCAL_RANK", 0, of)
     _check(device, local)

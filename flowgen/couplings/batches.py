@@ -10,15 +10,13 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Pair, Part, generator
+from flowgen.core import WHOLE, InputError, Pair, Part, generator
 from flowgen.couplings.exact import Coupling, Independent
 from flowgen.data.epochs import positions
 from flowgen.data.laws import Law
 from flowgen.data.streams import chunks
 
 __all__ = ["Draw", "Ends", "Pool", "StoredPairs", "Streamed", "batches", "with_null_labels"]
-
-WHOLE = Part()
 
 
 class Draw(Protocol):

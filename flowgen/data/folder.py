@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgen.core import Failure, InputError, Part
+from flowgen.core import WHOLE, Failure, InputError, Part
 from flowgen.data.decoding import SUFFIXES, Broken, Form, Misfit, common_form, decode, quiet, read_bytes, unlike
 from flowgen.data.images import Images
 from flowgen.data.listing import list_hash, list_images, number
@@ -25,7 +25,6 @@ __all__ = ["ImageFolder", "open_folder"]
 
 SAMPLE = 100
 """So many files, evenly spread, say what the images of a folder are like."""
-ALL = Part()
 MAX_WORKERS = 8
 SHOWN = 3
 """So many broken files are named in a message."""
@@ -131,7 +130,7 @@ class ImageFolder:
         return Images(torch.from_numpy(pixels[good.numpy()]), labels, self.classes, hash=self.hash)
 
     def chunks(
-        self, size: int, *, seed: int, start: int = 0, part: Part = ALL
+        self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """An endless stream of batches, decoded ahead by `workers` processes, or when asked for if there are none.
 

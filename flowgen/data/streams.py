@@ -10,7 +10,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Part, generator
+from flowgen.core import WHOLE, InputError, Part, generator
 from flowgen.data.epochs import positions
 from flowgen.data.laws import Law
 from flowgen.data.scaling import Scaling
@@ -31,7 +31,7 @@ class Listed(Law, Protocol):
         ...
 
 
-def chunks(law: Law, size: int, *, seed: int, start: int = 0, part: Part = Part()) -> Iterator[Labelled]:  # noqa: B008
+def chunks(law: Law, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
     """Endless chunks of `size` rows of a law, from chunk `start` on; of each, the rows of a part.
 
     Chunk k is a function of (seed, k). A law of given rows goes through all of them in each epoch, others draw anew.
@@ -95,7 +95,7 @@ class Rows:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return floats(self.x[torch.randint(len(self.x), (n,), generator=generator)]).cpu()
 
-    def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = Part()) -> Iterator[Labelled]:  # noqa: B008
+    def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
         for k in count(start):
             index = positions(len(self.x), k * size, (k + 1) * size, seed)[part.rows(size)]
             yield self.x[index], None if self.labels is None else self.labels[index]
@@ -116,7 +116,7 @@ class Scaled:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return self._apply(self.law.sample(n, generator)).cpu()
 
-    def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = Part()) -> Iterator[Labelled]:  # noqa: B008
+    def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
         for x, labels in chunks(self.law, size, seed=seed, start=start, part=part):
             yield self._apply(x), labels
 
@@ -138,7 +138,7 @@ class Flipped:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return self.law.sample(n, generator)
 
-    def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = Part()) -> Iterator[Labelled]:  # noqa: B008
+    def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
         read = chunks(self.law, size, seed=seed, start=start, part=part)
         for k, (x, labels) in enumerate(read, start):
             mirrored = torch.rand(size, generator=generator(seed, "flips", k))[part.rows(size)] < 0.5
