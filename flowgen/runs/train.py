@@ -16,6 +16,7 @@ from flowgen.config import Config, LoadedData
 from flowgen.core import Pair
 from flowgen.couplings import Ends, ahead, batches, with_null_labels
 from flowgen.data import Flipped, Law, Rows, Scaled
+from flowgen.data.tables import new_file
 from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
 from flowgen.objectives import FlowMatching
@@ -149,9 +150,8 @@ def _resume(run: Run, data: LoadedData, device: torch.device) -> tuple[State, li
 def _cut_log(run: Run, step: int) -> None:
     """Cuts the log back to a step."""
     kept = [json.dumps(line) + "\n" for line in run.history() if line["step"] <= step]
-    replacement = run.metrics.with_suffix(".new")
-    replacement.write_text("".join(kept))
-    replacement.replace(run.metrics)
+    with new_file(run.metrics) as file:
+        file.write("".join(kept).encode())
 
 
 def _save(run: Run, state: State, window: list[float], data: LoadedData) -> None:
