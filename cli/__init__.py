@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from . import bench, demo, evaluate, info, reflow, sample, train
+from . import bench, couplings, demo, evaluate, info, reflow, sample, train
 
 __all__ = ["app", "main"]
 
@@ -24,6 +24,7 @@ app.command()(train.train)
 app.command()(reflow.reflow)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
+app.command()(couplings.couplings)
 app.command()(info.info)
 app.add_typer(bench.app, name="bench")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .console import check_parts, together, train_run
+from .console import check_parts, potential_run, together, train_run
 
 
 def train(
@@ -23,7 +23,16 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA")] = None,
     source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
-    coupling: Annotated[str | None, typer.Option(help="independent, exact or sinkhorn.")] = None,
+    coupling: Annotated[
+        str | None,
+        typer.Option(
+            help="independent, multiscale, exact, sinkhorn, semidiscrete, unbalanced, partial or bridge; "
+            "see flowgen couplings DATA."
+        ),
+    ] = None,
+    ot_batch: Annotated[
+        int | None, typer.Option(help="Rows that the coupling solves together; 0: all of a pool.")
+    ] = None,
     path: Annotated[str | None, typer.Option(help="linear, cosine, vp or ve.")] = None,
     target: Annotated[str | None, typer.Option(help="velocity, data, noise, v or score.")] = None,
     net: Annotated[str | None, typer.Option(help="mlp, resmlp, unet or dit.")] = None,
@@ -61,6 +70,7 @@ def train(
         "data": data,
         "source": source,
         "coupling": coupling,
+        "coupling.group": ot_batch,
         "path": path,
         "target": target,
         "net": net,
@@ -99,6 +109,7 @@ def train(
         run = Run.open(out)
         if run.config.reflow and not run.pairs.exists():
             raise InputError(f"go on with: flowgen reflow {run.config.reflow.parent} --out {out} --resume")
+        potential_run(run, group)
         train_run(run, f"training {out}", group)
         if group.first:
             illustrate(run)

@@ -22,12 +22,13 @@ from flowgen import (
     paths,
     plots,
     sampling,
+    sde,
     solvers,
     targets,
     training,
 )
 from flowgen.core import InputError, Pair, Point
-from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn, batches, with_null_labels
+from flowgen.couplings import Ends, ExactOT, Independent, MultiscaleOT, Pool, Sinkhorn, batches, with_null_labels
 from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
@@ -52,6 +53,7 @@ __all__ = [
     "InputError",
     "Linear",
     "Model",
+    "MultiscaleOT",
     "Pair",
     "Point",
     "Pool",
@@ -81,6 +83,7 @@ __all__ = [
     "rk4",
     "sample",
     "sampling",
+    "sde",
     "solve",
     "solvers",
     "targets",

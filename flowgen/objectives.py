@@ -17,6 +17,7 @@ from flowgen.model import Model
 from flowgen.paths import Bridge
 
 __all__ = [
+    "BridgeNoise",
     "Draws",
     "FlowMatching",
     "LogitNormal",
@@ -149,21 +150,56 @@ class FlowMatching:
 
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
         """The losses `(B,)` at given times and noise."""
-        lo, hi = model.span
-        if self.bridge is not None:
-            first, last = self.bridge.span
-            lo, hi = max(lo, first), min(hi, last)
-        t = (lo + (hi - lo) * drawn.times).to(pair.x1.device)
-        point = model.path.at(pair, t)
-        if self.bridge is not None and drawn.noise is not None:
-            point = widened(point, self.bridge, drawn.noise)
+        point = _point(model, pair, drawn, self.bridge)
         if model.target is targets.velocity:
             y = point.dx
         elif self.bridge is None:
-            y = targets.encode(pair, model.path.coeffs(like(t, pair.x1)), model.target)
+            y = targets.encode(pair, model.path.coeffs(like(point.t, pair.x1)), model.target)
         else:
             raise InputError(f"a bridge needs the target velocity, not {model.target.__name__}")
-        return (model(point.x, t, t, pair.cond) - y).square().flatten(1).mean(1)
+        return _squared_error(model, point, y, pair.cond)
+
+
+@final
+@dataclass(frozen=True)
+class BridgeNoise:
+    """The noise of a bridge, given where it led: the mean squared error of the model's bare prediction to z,
+
+    loss_i = mean over the event of (model(x_t + gamma z, t) - z)^2,  z ~ N(0, I),  t ~ times.
+
+    It is least at E[z | x_t], from which `sde.BridgeScore` makes the score of a flow that is trained with the same
+    bridge: -E[z | x_t] / gamma (arXiv 2303.08797, 2307.03672). Unlike the score, it is bounded as gamma goes to 0. The
+    model's target is not looked at; times are those of `FlowMatching` with the bridge.
+    """
+
+    bridge: Bridge
+    times: TimeLaw = field(default_factory=Uniform)
+
+    def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
+        return self.loss(model, pair, self.draw(pair.x1.shape, generator))
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Times and the noise of the bridge."""
+        return FlowMatching(self.times, self.bridge).draw(shape, generator)
+
+    def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
+        """The losses `(B,)` at given times and noise."""
+        point = _point(model, pair, drawn, self.bridge)
+        return _squared_error(model, point, drawn.noise.to(point.x), pair.cond)  # type: ignore[union-attr]
+
+
+def _point(model: Model, pair: Pair, drawn: Draws, bridge: Bridge | None) -> Point:
+    """Where each pair is at its time, which is stretched over the spans of the model and of the bridge."""
+    lo, hi = model.span
+    if bridge is not None:
+        lo, hi = max(lo, bridge.span[0]), min(hi, bridge.span[1])
+    point = model.path.at(pair, (lo + (hi - lo) * drawn.times).to(pair.x1.device))
+    return point if bridge is None or drawn.noise is None else widened(point, bridge, drawn.noise)
+
+
+def _squared_error(model: Model, point: Point, y: Tensor, cond: Tensor | None) -> Tensor:
+    """(model(x_t, t) - y)^2, its mean over the event, `(B,)`."""
+    return (model(point.x, point.t, point.t, cond) - y).square().flatten(1).mean(1)
 
 
 def widened(point: Point, bridge: Bridge, noise: Tensor) -> Point:

@@ -187,7 +187,7 @@ class _Noise:
         InputError: unless 0 <= sigma < inf.
     """
 
-    sigma: float
+    sigma: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma < math.inf:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError
+from flowgen.core import InputError, Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "FewSteps", "few_steps", "losses", "quality", "samples", "trajectories"]
+__all__ = ["Curve", "FewSteps", "few_steps", "losses", "pairs", "quality", "samples", "trajectories"]
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 """The lower left and the upper right corner of a frame."""
@@ -173,6 +173,29 @@ def quality(path: Path, panels: Mapping[str, Mapping[str, Curve]], shares: Seque
             axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="small")
+    write(path, made)
+
+
+JOINED = 200
+"""Pairs of a picture that are joined by lines: more are a web."""
+
+
+def pairs(path: Path, panels: Mapping[str, Pair]) -> None:
+    """A panel for each coupling, with its title: all points of its pairs `(N, 2)`, and lines from x0 (grey) to x1 (red)
+    for the first of them."""
+    across = min(len(panels), 4)
+    made, axes = figure(-(-len(panels) // across), across, size=3)
+    limits = _limits(torch.cat([x for pair in panels.values() for x in pair[:2]]))
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, pair) in zip(axes.flat, panels.items(), strict=False):
+        joined = torch.stack([pair.x0[:JOINED], pair.x1[:JOINED]])
+        axis.plot(*joined.unbind(2), color=INK, linewidth=0.6, alpha=0.4, zorder=1)
+        for x, colour in ((pair.x0, GREY), (pair.x1, ACCENT)):
+            axis.plot(*x.T, ".", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0, zorder=2)
+        _frame(axis, limits)
+        axis.spines[:].set_color(GREY)
+        axis.set_title(title, fontsize="medium")
     write(path, made)
 
 

@@ -119,7 +119,7 @@ def pairs(
         x0 = starts(source, first, whole_blocks(stop), seed, stream)
         given = None if cond is None else _padded(cond[first - start : stop - start], len(x0)).to(model.device)
         walk_to = _jointly if solver.joint else flow
-        kept, ends = slice(stop - first), walk_to(model, x0, grid, solver, given, field)
+        kept, ends = slice(stop - first), walk_to(model, x0, grid, solver.at(first), given, field)
         yield Pair(x0[kept], ends.cpu()[kept], None if given is None else given[kept].cpu())
 
 

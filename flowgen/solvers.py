@@ -30,6 +30,10 @@ class Solver(ABC):
     order: int
     joint: ClassVar[bool] = False
 
+    def at(self, row: int) -> Solver:
+        """The solver of a batch whose first row has this number: itself, unless a row's noise is its own."""
+        return self
+
     @abstractmethod
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None

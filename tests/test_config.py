@@ -8,7 +8,7 @@ import typer
 
 from flowgen import InputError, paths, targets
 from flowgen.config import COUPLINGS, PATHS, SOLVERS, TARGETS, TIMES, make_config
-from flowgen.couplings import ExactOT, Independent, Pool
+from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Pool
 from flowgen.data import TOYS
 from flowgen.settings import dump_toml, override, parse_setting, read_toml
 
@@ -98,11 +98,36 @@ def test_a_coupling_that_solves_something_shares_its_work():
     assert make_config({"data": "moons", "coupling": "independent"}).pool.reuse == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "pool"),
+    [
+        ({"pool": {"reuse": 3}}, Pool(100, 3)),
+        ({"coupling": {"name": "exact", "group": 8000}, "train": {"batch_size": 50}}, Pool(160, 10)),
+        ({"coupling": {"name": "exact", "group": 8000}, "train": {"batch_size": 50}, "pool": {"batches": 2}}, Pool(2, 10)),
+        ({"data": "digits", "coupling": {"name": "exact", "group": 1000}}, Pool(16, 1)),
+    ],
+)
+def test_a_pool_holds_the_group_unless_its_size_is_given(settings, pool):
+    assert make_config({"data": "moons", **settings}).pool == pool
+
+
+def test_the_bridge_coupling_has_the_noise_of_its_path():
+    assert make_config({"data": "moons", "coupling": "bridge"}).bridge == paths.Brownian(1.0)
+    config = make_config({"data": "moons", "coupling": {"name": "bridge", "sigma": 0.3}})
+    assert (config.bridge, config.objective().bridge) == (paths.Brownian(0.3), paths.Brownian(0.3))
+    assert make_config({"data": "moons", "coupling": "bridge", "bridge": {"sigma": 0.0}}).objective().bridge is None
+
+
+def test_noise_on_the_path_wants_the_velocity():
+    with pytest.raises(InputError, match="target velocity"):
+        make_config({"data": "moons", "target": "data", "bridge": {"sigma": 0.1}})
+
+
 def test_settings_reach_into_names_and_tables():
     tree = override({"data": "moons", "path": "vp"}, "path.beta_max", 15.0)
     assert make_config(tree).path == paths.VP(beta_max=15.0)
     tree = override({"data": "moons"}, "coupling.group", 64)
-    assert make_config(tree).coupling == ExactOT(64)
+    assert make_config(tree).coupling == MultiscaleOT(64)
     # naming again what is there keeps its parameters; naming another starts from that one's defaults
     tree = {"data": "moons", "coupling": {"name": "exact", "group": 7}}
     assert make_config(override(tree, "coupling", "exact")).coupling == ExactOT(7)

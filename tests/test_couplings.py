@@ -3,12 +3,10 @@
 import math
 from itertools import islice, permutations
 
-import numpy as np
 import ot
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import chisquare
 
 from flowgen.core import InputError, Pair, generator
 from flowgen.couplings import (
@@ -20,7 +18,6 @@ from flowgen.couplings import (
     StoredPairs,
     assign,
     batches,
-    sinkhorn,
     transport_cost,
 )
 from flowgen.couplings.exact import SCIPY_BELOW
@@ -212,106 +209,6 @@ def test_exact_ot_of_duplicated_points_is_a_permutation_at_the_least_cost(normal
     coupled = ExactOT()(Pair(x0, x1, torch.arange(n).double()), rng)
     assert torch.equal(coupled.cond.sort().values, torch.arange(n).double())
     assert total(coupled) / n == pytest.approx(ot.emd2([], [], squares(x0, x1).numpy()), rel=1e-9)
-
-
-# entropic optimal transport
-
-
-def marginal_error(log_plan):
-    plan, n = log_plan.exp(), len(log_plan)
-    return float((plan.sum(1) - 1 / n).abs().sum() + (plan.sum(0) - 1 / n).abs().sum())
-
-
-@pytest.mark.parametrize("epsilon", [0.05, 0.3, 1.0, 30.0])
-def test_the_sinkhorn_plan_is_that_of_pot(made, epsilon):
-    pair = made(30, 2)
-    cost = squares(pair.x0, pair.x1)
-    plan = sinkhorn(cost, epsilon * float(cost.mean()), tolerance=1e-10, iterations=100_000)
-    uniform = np.full(30, 1 / 30)
-    theirs = ot.sinkhorn(
-        uniform, uniform, cost.numpy(), epsilon * float(cost.mean()), "sinkhorn_log", numItermax=100_000, stopThr=1e-12
-    )
-    np.testing.assert_allclose(plan.log_plan.exp().numpy(), theirs, atol=1e-9)
-
-
-@pytest.mark.parametrize("iterations", [1, 2, 7, 2000])
-def test_the_marginal_error_of_a_plan_is_what_it_reports(made, iterations):
-    pair = made(30, 2)
-    plan = sinkhorn(squares(pair.x0, pair.x1), 0.3, tolerance=1e-6, iterations=iterations)
-    assert plan.error == pytest.approx(marginal_error(plan.log_plan), abs=1e-12)
-    assert plan.iterations <= iterations
-    assert plan.error < 1e-6 or plan.iterations == iterations
-
-
-def test_the_sinkhorn_plan_has_the_least_regularised_cost(made):
-    """Any other plan with uniform marginals costs more: the derivative along every swap of mass is zero."""
-    pair = made(12, 2)
-    cost, epsilon = squares(pair.x0, pair.x1), 2.0
-    log_plan = sinkhorn(cost, epsilon, tolerance=1e-12, iterations=50_000).log_plan
-    slope = cost + epsilon * log_plan  # d/dP of <P, cost> + epsilon sum P log P, up to a constant
-    swaps = slope[:-1, :-1] + slope[1:, 1:] - slope[:-1, 1:] - slope[1:, :-1]
-    torch.testing.assert_close(swaps, torch.zeros_like(swaps), rtol=0, atol=1e-9)
-
-
-def test_sinkhorn_becomes_exact_ot_as_epsilon_falls(made, rng):
-    pair = made(40, 2)
-    cost = squares(pair.x0, pair.x1)
-    least = ot.emd2([], [], cost.numpy())
-    excess = []
-    for epsilon in (1.0, 0.1, 0.01, 0.002):
-        plan = Sinkhorn(epsilon, tolerance=1e-7, iterations=20_000).plan(pair.x0, pair.x1).log_plan.exp()
-        excess.append(float((plan * cost).sum()) / least - 1)
-    assert excess == sorted(excess, reverse=True)
-    assert 0 < excess[-1] < 0.01
-    assert total(Sinkhorn(0.002, iterations=20_000)(pair, rng)) / 40 == pytest.approx(least, rel=0.01)
-
-
-def test_sinkhorn_becomes_the_independent_plan_as_epsilon_grows(made):
-    pair = made(40, 2)
-    plan = Sinkhorn(epsilon=1e6).plan(pair.x0, pair.x1).log_plan.exp()
-    torch.testing.assert_close(plan, torch.full_like(plan, 1 / 1600), rtol=1e-4, atol=0)
-
-
-def test_at_infinite_epsilon_every_permutation_is_equally_likely(made, rng):
-    pair = made(3, 2)
-    law = Sinkhorn(epsilon=1e9)
-    counts = dict.fromkeys(permutations(range(3)), 0)
-    for _ in range(1200):
-        counts[tuple(law(pair, rng).cond.tolist())] += 1
-    assert chisquare(list(counts.values())).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("epsilon", [0.03, 0.1, 0.5])
-def test_the_average_of_drawn_permutations_is_close_to_the_plan(made, rng, epsilon):
-    pair, law, draws = made(12, 2), Sinkhorn(epsilon, tolerance=1e-8), 800
-    average = torch.zeros(12, 12, dtype=torch.float64)
-    for _ in range(draws):
-        average[torch.arange(12), law(pair, rng).cond.long()] += 1 / draws / 12
-    plan = law.plan(pair.x0, pair.x1).log_plan.exp()
-    assert float((average - plan).abs().sum()) / 2 < 0.07
-    assert float((plan - 1 / 144).abs().sum()) / 2 > 0.18  # the independent coupling is far from it
-
-
-def test_the_unit_of_epsilon_is_the_mean_cost(made):
-    pair = made(30, 2)
-    plan, scaled = Sinkhorn().plan(pair.x0, pair.x1), Sinkhorn().plan(1000 * pair.x0, 1000 * pair.x1)
-    torch.testing.assert_close(plan.log_plan, scaled.log_plan, rtol=1e-8, atol=1e-8)
-
-
-def test_a_plan_that_has_not_converged_is_used_with_a_warning_of_its_error(made, rng):
-    pair, law = made(30, 2), Sinkhorn(epsilon=0.005, tolerance=1e-6, iterations=3)
-    with pytest.warns(RuntimeWarning, match=f"3 iterations.*{law.plan(pair.x0, pair.x1).error:.2g}"):
-        coupled = law(pair, rng)
-    assert torch.equal(coupled.cond.sort().values, pair.cond)
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    [(0.0, 1e-3), (-1.0, 1e-3), (math.inf, 1e-3), (math.nan, 1e-3), (0.1, 0.0), (0.1, math.nan), (0.1, 1e-3, 0)],
-)
-def test_sinkhorn_refuses_parameters_that_make_no_plan(parameters):
-    with pytest.raises(InputError, match="Sinkhorn"):
-        Sinkhorn(*parameters)
 
 
 # batches

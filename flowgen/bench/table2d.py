@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowgen import grids, sampling
 from flowgen.bench.torchcfm import matchers, torchcfm_loop
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Coupling, Ends, ExactOT, Independent, Pool, StoredPairs, batches
+from flowgen.couplings import Coupling, Ends, Independent, MultiscaleOT, Pool, StoredPairs, batches
 from flowgen.data import Gaussian, Law, Scaled, Scaling, eight_gaussians, moons, s_curve
 from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.model import Model
@@ -121,8 +121,8 @@ def methods(sigma: float) -> dict[str, Method]:
     return {
         "FM": Method(Independent(), Linear(sigma_min=sigma), FlowMatching(), single),
         "I-CFM": Method(Independent(), Linear(), constant, single),
-        "OT-CFM": Method(ExactOT(), Linear(), constant, pool),
-        "SB-CFM": Method(ExactOT(), Linear(), brownian, pool),
+        "OT-CFM": Method(MultiscaleOT(), Linear(), constant, pool),
+        "SB-CFM": Method(MultiscaleOT(), Linear(), brownian, pool),
         "1-RF": Method(Independent(), Linear(), FlowMatching(), single),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,12 +13,13 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, m
 from flowgen import objectives, paths, solvers, targets
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, kind, load_data
 from flowgen.config.fields import Section, choice, explain, named, record
-from flowgen.config.names import COUPLINGS, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES
+from flowgen.config.names import BRIDGES, COUPLINGS, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES
 from flowgen.config.nets import NETS, MLPConfig, sized
 from flowgen.config.recipes import recipe_of
+from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError
-from flowgen.couplings import Ends, ExactOT, Pool
-from flowgen.data import Gaussian, Law, Scaled, Scaling
+from flowgen.couplings import Ends, MultiscaleOT, Pool, SchroedingerBridge
+from flowgen.data import Flipped, Gaussian, Law, Rows, Scaled, Scaling
 from flowgen.distributed import Processes
 from flowgen.model import Model
 from flowgen.settings import merged
@@ -25,6 +27,9 @@ from flowgen.settings import merged
 __all__ = ["Config", "find_device", "make_config"]
 
 DEVICES = ("cpu", "cuda", "mps")
+BATCH_SIZE = 512
+DRAWN = ("independent", "semidiscrete")
+"""Couplings that have nothing to solve in a batch."""
 
 
 def _several(value: Any) -> Any:
@@ -44,7 +49,7 @@ class TrainConfig(Section):
     """Training: AdamW, whose rate rises over `warmup` steps and then stays or falls, and weight averages."""
 
     steps: int = Field(20_000, ge=1)
-    batch_size: int = Field(512, ge=1)
+    batch_size: int = Field(BATCH_SIZE, ge=1)
     accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(0, ge=0)
@@ -101,8 +106,9 @@ class Config(Section):
     device: str = "auto"
     path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
     target: named("target", TARGETS)  # type: ignore[valid-type]
-    coupling: choice("coupling", COUPLINGS) = ExactOT()  # type: ignore[valid-type]
+    coupling: choice("coupling", COUPLINGS) = MultiscaleOT()  # type: ignore[valid-type]
     pool: record("pool", Pool)  # type: ignore[valid-type]
+    bridge: choice("bridge", BRIDGES) = paths.Constant()  # type: ignore[valid-type]
     times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
     net: choice("net", NETS) = MLPConfig()  # type: ignore[valid-type]
     images: ImagesConfig = ImagesConfig()
@@ -124,6 +130,16 @@ class Config(Section):
         if self.source == "gaussian":
             return Gaussian(event)
         return Scaled(load_data(self.source, self.split, self.images).law, scaling)
+
+    def ends(self, data: LoadedData, device: torch.device) -> Ends:
+        """The ends that training draws, in model units: data in memory are on the device, images mirrored if so set."""
+        law = data.law.to(device) if isinstance(data.law, Rows) else data.law
+        law = Flipped(law) if self.images.flip and len(law.event) == 3 else law
+        return Ends(self.source_law(law.event, data.scaling), Scaled(law, deepcopy(data.scaling).to(device)))
+
+    def objective(self) -> objectives.FlowMatching:
+        """What training minimises."""
+        return objectives.FlowMatching(self.times, self.bridge if self.bridge.sigma else None)
 
     def device_of(self, processes: Processes) -> torch.device:
         """Where one of the processes computes: alone, where the configuration says."""
@@ -170,35 +186,52 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     """Validates an experiment given as nested tables.
 
     Where the tree is silent, images have their recipe, VP and VE are the diffusions they stand for, target noise and
-    an independent coupling, and couplings that solve something share their work over a pool.
+    an independent coupling, the ends of a Schroedinger bridge have its noise between them, and couplings that solve
+    something share their work over a pool, which holds the group that is asked for.
 
     Raises:
         InputError: for unknown keys and names (with the nearest known one), values out of range, and a target that is
-            singular on the path.
+            singular on the path or says nothing of a bridge, and mirrored images whose rows are to be given.
     """
     try:
         config = Config.model_validate(_resolved(tree))
     except ValidationError as error:
         raise InputError("; ".join(explain(dict(detail), Config) for detail in error.errors())) from error
     targets.span(config.path, config.target)
+    if config.bridge.sigma and config.target is not targets.velocity:
+        raise InputError("noise on the path (bridge.sigma) needs the target velocity")
+    if config.images.flip and isinstance(config.coupling, SemidiscreteConfig):
+        raise InputError("a semidiscrete coupling knows the images as they are: set images.flip to false")
     return config
 
 
 def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree with what it leaves open filled in: the defaults of its data, then of its path, then of its coupling."""
-    name = tree.get("data")
+    name, given = tree.get("data"), tree.get("pool", {})
     recipe = recipe_of(name) if isinstance(name, str) else {}
     diffusion = _name(tree.get("path")) in ("vp", "ve")
-    natural = {"target": "noise", "coupling": "independent"} if diffusion else {"target": "velocity"}
+    natural: dict[str, Any] = {"target": "noise", "coupling": "independent"} if diffusion else {"target": "velocity"}
+    if _name(tree.get("coupling")) == "bridge" and not tree.get("reflow"):
+        sigma = _table(tree["coupling"]).get("sigma", SchroedingerBridge().sigma)
+        natural["bridge"] = {"name": "brownian", "sigma": sigma}
     tree = merged(merged(recipe, natural), tree)
-    named = {"path": "linear", "coupling": "exact", "times": "uniform", "net": "mlp"}
+    named = {"path": "linear", "coupling": "multiscale", "times": "uniform", "net": "mlp", "bridge": "constant"}
     tables = {key: {"name": name, **tree[key]} for key, name in named.items() if isinstance(tree.get(key), Mapping)}
     if "net" in tables:
         tables["net"] = sized(tables["net"])
-    solved = _name(tree.get("coupling")) != "independent" and not tree.get("reflow")
-    pool = {"batches": 100, "reuse": 10} if solved else {"batches": 10, "reuse": 1}
     files = {key: str(Path(tree[key]).resolve()) for key in ("data", "source") if _is_file(tree.get(key))}
-    return {"pool": pool, **tree, **tables, **files}
+    pool = {**_pool(tree, recipe.get("pool")), **given} if isinstance(given, Mapping) else given
+    return {**tree, **tables, **files, "pool": pool}
+
+
+def _pool(tree: Mapping[str, Any], pool: dict[str, int] | None) -> dict[str, int]:
+    """The pool where nothing is said of it: that of the recipe or of the coupling, large enough for the group."""
+    solved = _name(tree.get("coupling")) not in DRAWN and not tree.get("reflow")
+    pool = pool or ({"batches": 100, "reuse": 10} if solved else {"batches": 10, "reuse": 1})
+    group, size = _table(tree.get("coupling")).get("group"), _table(tree.get("train")).get("batch_size", BATCH_SIZE)
+    if solved and isinstance(group, int) and isinstance(size, int) and size > 0:
+        pool = {**pool, "batches": max(pool["batches"], -(-group // size))}
+    return pool
 
 
 def _is_file(name: Any) -> bool:
@@ -208,3 +241,7 @@ def _is_file(name: Any) -> bool:
 
 def _name(value: Any) -> Any:
     return value.get("name") if isinstance(value, Mapping) else value
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flowgen import objectives, optim, paths, solvers, targets
-from flowgen.couplings import ExactOT, Independent, Sinkhorn
+from flowgen.config.semidiscrete import SemidiscreteConfig
+from flowgen.couplings import (
+    ExactOT,
+    Independent,
+    MultiscaleOT,
+    Partial,
+    SchroedingerBridge,
+    Sinkhorn,
+    Unbalanced,
+)
 
-__all__ = ["COUPLINGS", "PATHS", "SCHEDULES", "SOLVERS", "TARGETS", "TIMES"]
+__all__ = ["BRIDGES", "COUPLINGS", "PATHS", "SCHEDULES", "SOLVERS", "TARGETS", "TIMES"]
 
 PATHS: dict[str, type] = {"linear": paths.Linear, "cosine": paths.Cosine, "vp": paths.VP, "ve": paths.VE}
 TARGETS: dict[str, targets.Target] = {
@@ -17,7 +26,17 @@ TARGETS: dict[str, targets.Target] = {
     "v": targets.v,
     "score": targets.score,
 }
-COUPLINGS: dict[str, type] = {"independent": Independent, "exact": ExactOT, "sinkhorn": Sinkhorn}
+COUPLINGS: dict[str, type] = {
+    "independent": Independent,
+    "multiscale": MultiscaleOT,
+    "exact": ExactOT,
+    "sinkhorn": Sinkhorn,
+    "semidiscrete": SemidiscreteConfig,
+    "unbalanced": Unbalanced,
+    "partial": Partial,
+    "bridge": SchroedingerBridge,
+}
+BRIDGES: dict[str, type] = {"constant": paths.Constant, "brownian": paths.Brownian}
 TIMES: dict[str, type] = {
     "uniform": objectives.Uniform,
     "stratified": objectives.Stratified,

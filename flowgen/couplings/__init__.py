@@ -1,24 +1,40 @@
 """Couplings: which noise goes with which data."""
 
-from flowgen.couplings.ahead import ahead
-from flowgen.couplings.batches import Draw, Ends, Pool, StoredPairs, Streamed, batches, with_null_labels
-from flowgen.couplings.exact import Coupling, ExactOT, Independent, assign, transport_cost
+from flowgen.couplings.ahead import ahead, in_order
+from flowgen.couplings.batches import Draw, Ends, Pool, Prepared, StoredPairs, Streamed, batches, with_null_labels
+from flowgen.couplings.bridge import SchroedingerBridge
+from flowgen.couplings.conditions import Conditioned
+from flowgen.couplings.exact import Coupling, ExactOT, Independent, Reporting, assign, transport_cost
+from flowgen.couplings.multiscale import MultiscaleOT
+from flowgen.couplings.relaxed import Partial, Unbalanced
+from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend
 from flowgen.couplings.sinkhorn import Plan, Sinkhorn, sinkhorn
 
 __all__ = [
+    "Conditioned",
     "Coupling",
     "Draw",
     "Ends",
     "ExactOT",
     "Independent",
+    "MultiscaleOT",
+    "Partial",
     "Plan",
     "Pool",
+    "Potentials",
+    "Prepared",
+    "Reporting",
+    "SchroedingerBridge",
+    "Semidiscrete",
     "Sinkhorn",
     "StoredPairs",
     "Streamed",
+    "Unbalanced",
     "ahead",
+    "ascend",
     "assign",
     "batches",
+    "in_order",
     "sinkhorn",
     "transport_cost",
     "with_null_labels",

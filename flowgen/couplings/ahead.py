@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Empty, Full, Queue
 from threading import Event, Thread
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from flowgen.core import Pair
 
-__all__ = ["ahead"]
+__all__ = ["ahead", "in_order"]
+
+T = TypeVar("T")
 
 PATIENCE = 0.1
 """Seconds between looks at whether the other side is still there."""
@@ -52,6 +57,27 @@ def ahead(pairs: Iterator[Pair], device: torch.device, depth: int = 2) -> Iterat
     finally:
         left.set()
         thread.join()
+
+
+def in_order(tasks: Iterable[Callable[[], T]], threads: int, depth: int) -> Iterator[T]:
+    """The results of tasks, in their order, computed by threads while up to `depth` of them are waited for.
+
+    What a task raises is raised in its place. Closing the iterator waits for the tasks under way, and drops the rest.
+    """
+    if not threads:
+        yield from (task() for task in tasks)
+        return
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(threads, "coupling") as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(task))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _taken(made: Queue[Pair | BaseException | None], thread: Thread) -> Iterator[Pair]:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from flowgen.core import WHOLE, InputError, Pair, Part, generator
+from flowgen.couplings.ahead import in_order
 from flowgen.couplings.exact import Coupling, Independent
 from flowgen.data.epochs import positions
 from flowgen.data.laws import Law
 from flowgen.data.streams import chunks
 
-__all__ = ["Draw", "Ends", "Pool", "StoredPairs", "Streamed", "batches", "with_null_labels"]
+__all__ = ["Draw", "Ends", "Pool", "Prepared", "StoredPairs", "Streamed", "batches", "with_null_labels"]
 
 
 class Draw(Protocol):
     """Draws n pairs of ends."""
 
     def __call__(self, n: int, generator: torch.Generator) -> Pair: ...
+
+
+@runtime_checkable
+class Prepared(Coupling, Protocol):
+    """A coupling that learns something once of the pairs to come, which is then true of all of them."""
+
+    def prepared(self, rows: int, draw: Callable[[int], Pair]) -> Coupling:
+        """The coupling to use where `rows` rows are coupled at a time; `draw(n)` gives n pairs to learn from."""
+        ...
 
 
 @runtime_checkable
@@ -76,9 +87,10 @@ class StoredPairs:
 @final
 @dataclass(frozen=True)
 class Pool:
-    """Couple `batches` batches ahead, shuffle their pairs, and use every pair exactly `reuse` times.
+    """Couple `batches` batches at once, shuffle their pairs, and use every pair exactly `reuse` times.
 
-    The coupling is solved once for `reuse` uses; each use sees the pair at another time of its path.
+    The coupling is solved once for `reuse` uses; each use sees the pair at another time of its path, and pairs return
+    after a whole pool at the soonest. The pool is also the most that a coupling can solve together.
     """
 
     batches: int = 1
@@ -98,25 +110,52 @@ def batches(
     pool: Pool | None = None,
     start: int = 0,
     part: Part = WHOLE,
+    threads: int = 1,
 ) -> Iterator[Pair]:
     """Batches of `size` coupled pairs, without end; of each, the rows of a part.
 
     Batch k is a function of (seed, k): a stream with start=k begins with the batch that the whole stream has there.
     What is coupled or pooled is read whole by every part; independent pairs that are not pooled are read in part.
+
+    Args:
+        threads: solve the coupling of the next pool on so many threads, while this one is used; 0 solves in its turn.
+            The batches are the same.
     """
     coupling, pool = coupling or Independent(), pool or Pool()
     if pool == Pool() and isinstance(coupling, Independent):
         yield from _read(draw, size, seed, start, part)
         return
     index, skip = divmod(start, pool.batches * pool.reuse)
-    for k, drawn in enumerate(_read(draw, size * pool.batches, seed, index, WHOLE), index):
-        rng = generator(seed, "coupling", k)
-        coupled = [coupling(drawn.take(slice(row, row + size)), rng) for row in range(0, size * pool.batches, size)]
-        for batch in _shuffled(coupled, pool.reuse, rng):
-            if skip:
-                skip -= 1
-            else:
-                yield batch if part == WHOLE else batch.take(part.rows(size))
+    pools = _pools(draw, size, seed, coupling, pool, index, threads)
+    made = (batch for k, pairs in enumerate(pools, index) for batch in _shuffled(pairs, size, pool, seed, k))
+    for batch in islice(made, skip, None):
+        yield batch if part == WHOLE else batch.take(part.rows(size))
+
+
+def _pools(
+    draw: Draw | Streamed, size: int, seed: int, coupling: Coupling, pool: Pool, start: int, threads: int
+) -> Iterator[Pair]:
+    """The coupled pairs of each pool from pool `start` on."""
+    rows = size * pool.batches
+    if isinstance(coupling, Prepared):
+        other = generator(seed, "preparation").initial_seed()
+        coupling = coupling.prepared(rows, lambda n: next(_read(draw, n, other, 0, WHOLE)))
+    unit = _unit(coupling, size, rows)
+    units = -(-rows // unit)
+    tasks = (
+        partial(coupling, drawn.take(slice(i * unit, (i + 1) * unit)), generator(seed, "coupling", k * units + i))
+        for k, drawn in enumerate(_read(draw, rows, seed, start, WHOLE), start)
+        for i in range(units)
+    )
+    solved = in_order(tasks, 0 if isinstance(coupling, Independent) else threads, units)
+    while pairs := list(islice(solved, units)):
+        yield Pair.cat(pairs) if units > 1 else pairs[0]
+
+
+def _unit(coupling: Coupling, size: int, rows: int) -> int:
+    """How many rows to hand to a coupling at a time: a batch, or its group where that is larger."""
+    group = getattr(coupling, "group", size)
+    return min(rows, -(-size // group) * group if group else rows)
 
 
 def _read(draw: Draw | Streamed, size: int, seed: int, start: int, part: Part) -> Iterator[Pair]:
@@ -128,14 +167,14 @@ def _read(draw: Draw | Streamed, size: int, seed: int, start: int, part: Part) -
             yield draw(size, generator(seed, "pairs", k)).take(part.rows(size))
 
 
-def _shuffled(coupled: list[Pair], reuse: int, rng: torch.Generator) -> Iterator[Pair]:
-    """The pairs of all batches in `reuse` random orders; a batch that has no other to mix with stays as it is."""
-    if len(coupled) == 1:
-        yield from coupled * reuse
+def _shuffled(pairs: Pair, size: int, pool: Pool, seed: int, index: int) -> Iterator[Pair]:
+    """The batches of a pool, its pairs in as many random orders as it has uses; a single batch stays as it is."""
+    if pool.batches == 1:
+        yield from [pairs] * pool.reuse
         return
-    size, pairs = len(coupled[0].x0), Pair.cat(coupled)
-    for order in [torch.randperm(len(pairs.x0), generator=rng) for _ in range(reuse)]:
-        for batch in order.split(size):
+    rng = generator(seed, "order of a pool", index)
+    for _ in range(pool.reuse):
+        for batch in torch.randperm(len(pairs.x0), generator=rng).split(size):
             yield pairs.take(batch)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,16 +12,37 @@ from torch import Tensor
 
 from flowgen.core import InputError, Pair
 
-__all__ = ["Coupling", "ExactOT", "Independent", "assign", "check_group", "rematched", "transport_cost"]
+__all__ = [
+    "Coupling",
+    "ExactOT",
+    "Independent",
+    "Reporting",
+    "assign",
+    "check_group",
+    "classes",
+    "rematched",
+    "squared_distances",
+    "transport_cost",
+]
 
 
 class Coupling(Protocol):
     """Pairs source with data: takes a batch of ends and gives the same ends, paired anew.
 
-    Source rows keep their place; data rows move with their condition. No row is dropped or used twice.
+    Source rows keep their place; data rows move with their condition. No row is dropped or used twice, but by the
+    couplings that are for that (`relaxed`).
     """
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair: ...
+
+
+@runtime_checkable
+class Reporting(Coupling, Protocol):
+    """A coupling that says how good its plan is."""
+
+    def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
+        """Figures by their names, of the plan for a batch of ends `(B, *event)`."""
+        ...
 
 
 @final
@@ -42,17 +63,22 @@ class ExactOT:
     paired anew within each class.
 
     Args:
-        group: solve for each run of `group` rows apart; 0 solves for the whole batch. The time to solve grows with the
-            cube of the group, while the transport cost falls ever more slowly.
+        group: solve for each run of `group` rows apart; 0 solves for all rows together. The time grows with the cube
+            of the group, while the transport cost falls ever more slowly: beyond 1024 rows take MultiscaleOT.
 
     Raises:
-        InputError: if the ends differ in their number of rows, or hold NaN or infinite values.
+        InputError: if the group is larger than 8192; if the ends differ in their number of rows, or hold NaN or
+            infinite values.
     """
 
-    group: int = 128
+    group: int = 512
 
     def __post_init__(self) -> None:
         check_group(self.group)
+        if self.group > LARGEST:
+            raise InputError(
+                f"exact transport solves at most {LARGEST} rows together, not {self.group}: see multiscale"
+            )
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
         return rematched(pair, self.group, lambda x0, x1: assign(transport_cost(x0, x1)))
@@ -97,11 +123,20 @@ def transport_cost(x0: Tensor, x1: Tensor) -> Tensor:
     """
     if len(x0) != len(x1):
         raise InputError(f"a coupling needs as many source as data rows, not {len(x0)} and {len(x1)}")
-    x, y = (z.detach().flatten(1).to("cpu", torch.float64) for z in (x0, x1))
-    centre = y.mean(0)  # distances do not change, and rounding is that of the spread, not of the offset
-    x, y = x - centre, y - centre
-    return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T).clamp_(min=0)
+    return squared_distances(*(z.detach().flatten(1).cpu() for z in (x0, x1)))
 
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|^2 in float64: x `(..., n, d)` and y `(..., m, d)` to `(..., n, m)`."""
+    x, y = x.double(), y.double()
+    centre = y.mean(-2, keepdim=True)  # distances do not change, and rounding is that of the spread, not of the offset
+    x, y = x - centre, y - centre
+    squares = x.square().sum(-1, keepdim=True) + y.square().sum(-1).unsqueeze(-2)
+    return torch.sub(squares, x @ y.mT, alpha=2).clamp_(min=0)
+
+
+LARGEST = 8192
+"""Rows of the largest group: a matrix of 0.5 GB, and half a minute."""
 
 SCIPY_BELOW = 64
 """Below this many rows scipy's assignment is faster than POT's network simplex (both timed on 2 CPU cores, 2 to 64

@@ -129,6 +129,10 @@ class Run:
     def pairs(self) -> Path:
         return self.folder / "pairs"
 
+    @property
+    def potentials(self) -> Path:
+        return self.folder / "potentials.safetensors"
+
     def averaged(self, width: float | None = None) -> Path:
         """The weights averaged with a width of `train.ema`; with the first of them where it is None.
 

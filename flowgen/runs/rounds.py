@@ -34,7 +34,7 @@ def reflow_config(parent: Path, settings: Mapping[str, Any]) -> Config:
         **reflow_defaults(trained.config.data),
     }
     tree = trained.config.model_dump(exclude={"pool"})
-    tree |= {"path": "linear", "target": "velocity", "times": "u-shaped", "reflow": reflow}
+    tree |= {"path": "linear", "target": "velocity", "times": "u-shaped", "bridge": "constant", "reflow": reflow}
     for key, value in settings.items():
         tree = override(tree, key, value)
     return make_config(tree)

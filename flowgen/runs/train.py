@@ -6,23 +6,23 @@ import json
 import math
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 
 from flowgen import __version__, checkpoints
 from flowgen.config import Config, LoadedData
+from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import Pair
-from flowgen.couplings import Ends, ahead, batches, with_null_labels
-from flowgen.data import Flipped, Law, Rows, Scaled
+from flowgen.couplings import Reporting, ahead, batches, with_null_labels
+from flowgen.data import Law
 from flowgen.data.tables import new_file
 from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
-from flowgen.objectives import FlowMatching
 from flowgen.runs.folder import Run, load
 from flowgen.runs.log import opened
 from flowgen.runs.pairs import stored_pairs
+from flowgen.runs.potentials import semidiscrete_pairs
 from flowgen.runs.report import preview
 from flowgen.runs.rounds import warm_start
 from flowgen.training import State, channels_last, compile_net, fit
@@ -60,12 +60,13 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
     if settings.compile:
         compile_net(state)
     source = config.source_law(data.law.event, data.scaling)
-    pairs = _pairs(run, data, source, device, state.step, processes)
+    pairs = _pairs(run, data, device, state.step, processes)
     with ahead(pairs, device) if device.type == "cuda" else nullcontext(pairs) as ready:
+        seen = _Seen(ready)
         losses = fit(
             state,
-            ready,
-            FlowMatching(config.times),
+            seen,
+            config.objective(),
             settings.steps,
             seed=config.seed,
             clip=settings.clip,
@@ -75,28 +76,29 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
             processes=processes,
         )
         if processes.first:
-            yield from _recorded(run, state, losses, window, data, source)
+            yield from _recorded(run, state, losses, window, data, source, seen)
         else:
             for loss in losses:
                 yield Progress(state.step, loss)
 
 
 def _recorded(
-    run: Run, state: State, losses: Iterator[float], window: list[float], data: LoadedData, source: Law
+    run: Run, state: State, losses: Iterator[float], window: list[float], data: LoadedData, source: Law, seen: _Seen
 ) -> Generator[Progress, None, None]:
     """The steps of a training, each once it is logged, shown and saved as the settings say.
 
     Args:
         window: the losses since the last line of the log.
+        seen: the pairs of the steps.
     """
-    settings, saved = run.config.train, state.step
+    config, settings, saved = run.config, run.config.train, state.step
     _cut_log(run, state.step)
     with opened(run.metrics, settings.log, state.step) as log:
         try:
             for loss in losses:
                 window.append(loss)
                 if state.step % settings.log_every == 0:
-                    log.write(state.step, {"loss": math.fsum(window) / len(window)})
+                    log.write(state.step, {"loss": math.fsum(window) / len(window), **_facts(config, data, seen.pair)})
                     window.clear()
                 if state.step % settings.checkpoint_every == 0 or state.step == settings.steps:
                     _save(run, state, window, data)
@@ -110,25 +112,41 @@ def _recorded(
             raise
 
 
-def _pairs(
-    run: Run, data: LoadedData, source: Law, device: torch.device, start: int, processes: Processes
-) -> Iterator[Pair]:
+class _Seen:
+    """Pairs, of which the last that was asked for is remembered."""
+
+    def __init__(self, pairs: Iterator[Pair]) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[Pair]:
+        for self.pair in self._pairs:
+            yield self.pair
+
+
+def _facts(config: Config, data: LoadedData, pair: Pair) -> dict[str, float]:
+    """The mean squared distance of a batch of pairs, and what the coupling says of its plan for them."""
+    facts = {"transport_cost": (pair.x1 - pair.x0).square().flatten(1).sum(1).mean().item()}
+    if config.reflow or not isinstance(config.coupling, Reporting):
+        return facts
+    if pair.cond is not None:  # pairs whose label was dropped were coupled with their class
+        pair = pair.take(pair.cond < len(data.classes))
+    return {**facts, **config.coupling.facts(*pair)}
+
+
+def _pairs(run: Run, data: LoadedData, device: torch.device, start: int, processes: Processes) -> Iterator[Pair]:
     """This process's part of the pairs of each step from `start` on."""
     config, size, part = run.config, run.config.train.batch_size, processes.part
     if config.reflow:
         return batches(stored_pairs(run), size, seed=config.seed, pool=config.pool, start=start, part=part)
-    ends = Ends(source, Scaled(_read(config, data.law, device), deepcopy(data.scaling).to(device)))
-    pairs = batches(ends, size, seed=config.seed, coupling=config.coupling, pool=config.pool, start=start, part=part)
+    if isinstance(config.coupling, SemidiscreteConfig):
+        pairs = semidiscrete_pairs(run, data, device, processes).stream(size, seed=config.seed, start=start, part=part)
+    else:
+        ends, coupling = config.ends(data, device), config.coupling
+        pairs = batches(ends, size, seed=config.seed, coupling=coupling, pool=config.pool, start=start, part=part)
     dropout = config.train.label_dropout
     if not (data.classes and dropout):
         return pairs
     return with_null_labels(pairs, dropout, len(data.classes), size, seed=config.seed, start=start, part=part)
-
-
-def _read(config: Config, law: Law, device: torch.device) -> Law:
-    """The law of the data as training reads it: in memory, on the device; images mirrored, if they are to be."""
-    law = law.to(device) if isinstance(law, Rows) else law
-    return Flipped(law) if config.images.flip and len(law.event) == 3 else law
 
 
 def _resume(run: Run, data: LoadedData, device: torch.device) -> tuple[State, list[float]]:

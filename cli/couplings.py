@@ -1,0 +1,171 @@
+"""flowgen couplings: what each coupling costs for some data, and what it reaches."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import bar
+from .evaluate import _check_place
+
+if TYPE_CHECKING:
+    from flowgen.evaluation.pairing import Comparison, Measured
+
+PICTURE = Path("couplings.png")
+
+
+def couplings(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A toy, a table or images, as of flowgen train.")],
+    source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
+    coupling: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="One to measure, many times.", show_default="all")
+    ] = None,
+    ot_batch: Annotated[
+        int | None, typer.Option(help="Rows that a coupling solves together; 0: all of a pool.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs in a batch.", show_default="as of training")] = None,
+    batches: Annotated[int, typer.Option(help="Batches to make at least, in whole pools.")] = 20,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="0")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as coupling.epsilon=0.1.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The picture, FILE.png.", show_default="couplings.png, of two columns")
+    ] = None,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw none.")] = False,
+    to_json: Annotated[Path | None, typer.Option("--json", help="Write all figures to FILE; - for the output.")] = None,
+) -> None:
+    """Measure what each coupling costs for DATA, and how far apart its pairs are."""
+    from rich.markup import escape
+
+    from flowgen.core import InputError
+    from flowgen.evaluation import pairing
+
+    if batches < 1:
+        raise InputError(f"--batches must be at least 1, not {batches}")
+    if out and no_picture:
+        raise InputError("give --out or --no-picture, not both")
+    if out and out.suffix != ".png":
+        raise InputError(f"--out is a picture, FILE.png, not {out}")
+    flags = {"source": source, "coupling.group": ot_batch, "train.batch_size": batch_size, "seed": seed}
+    tree = _tree(data, flags, settings or [])
+    trials = pairing.trials(tree, coupling or ())
+    config = trials[0].config
+    loaded = config.load_data()
+    ends = pairing.ends_of(config, loaded)
+    plane = ends.data.event == (2,)
+    if out and not plane:
+        raise InputError(f"--out draws data of two columns, and those of {data} are of shape {ends.data.event}")
+    picture = None if no_picture or not plane else out or PICTURE
+    for path in filter(None, (picture, to_json)):
+        _check_place(path)  # before the work, not after
+    pools, done = -(-batches // config.pool.batches), list[pairing.Measured]()
+    with bar(escape(f"coupling {data}"), len(trials)) as move:
+        for trial in trials:
+            move(len(done), trial.name)
+            done.append(pairing.measure(trial, ends, pools))
+        move(len(done))
+    found = pairing.Comparison(Path(data).name, pairing.default_of(tree), pools, len(loaded.classes), done)
+    _write(found, picture, to_json)
+    if not (plane or no_picture or str(to_json) == "-"):
+        print("no picture: the data do not lie in the plane")
+
+
+def _tree(data: str, flags: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """The tree of settings, of which those by --set win."""
+    from flowgen.settings import override, parse_setting
+
+    given = {key: value for key, value in flags.items() if value is not None}
+    tree: dict[str, Any] = {"data": data}
+    for key, value in (given | dict(map(parse_setting, settings))).items():
+        tree = override(tree, key, value)
+    return tree
+
+
+def _write(found: Comparison, picture: Path | None, to_json: Path | None) -> None:
+    """The figures as a table or as JSON, and the picture."""
+    from flowgen import plots
+
+    text = json.dumps(found.plain(), indent=1, allow_nan=False)
+    if str(to_json) == "-":
+        print(text)
+    else:
+        _show(found)
+    if to_json and str(to_json) != "-":
+        to_json.write_text(text + "\n", encoding="utf-8")
+        print(f"figures: {to_json}")
+    if picture:
+        plots.pairs(picture, {_title(each): each.shown for each in found.measured})
+        if str(to_json) != "-":
+            print(f"picture: {picture}")
+
+
+def _title(of: Measured) -> str:
+    return f"{of.trial.name}\ncost {_number(of.cost)}, {1000 * of.seconds:.2g} ms a batch"
+
+
+def _show(found: Comparison) -> None:
+    """The figures as a table, and below it what they are of."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = list(dict.fromkeys(name for each in found.measured for name in each.facts))
+    heads = ["rows\ntogether", "ms a\nbatch", "ms a\nstep", "seconds\nbefore", "cost", "ratio", "data\nused"]
+    table = Table(box=SIMPLE_HEAD, padding=0)
+    table.add_column("coupling")
+    for head in (*heads, *(name.replace("_", "\n") for name in facts)):
+        table.add_column(head, justify="right")
+    for each in found.measured:
+        table.add_row(each.trial.name, *_cells(found, each), *(_cell(each.facts.get(name)) for name in facts))
+    Console().print(table)
+    print("\n".join(f"  {line}" for line in _notes(found, facts)))
+    for each in found.measured:
+        for warning in each.warnings:
+            print(f"{each.trial.name}: {warning}", file=sys.stderr)
+
+
+def _cells(found: Comparison, of: Measured) -> list[str]:
+    milliseconds = 1000 * of.seconds
+    return [
+        f"{of.trial.group:,}" if of.trial.group else "",
+        f"{milliseconds:.2f}",
+        f"{milliseconds / of.trial.config.pool.reuse:.2f}",
+        f"{of.preparation:.1f}" if of.preparation >= 0.05 else "",
+        _number(of.cost),
+        f"{found.ratio(of):.3f}",
+        f"{found.used(of):.1%}",
+    ]
+
+
+def _cell(fact: float | None) -> str:
+    return "" if fact is None else f"{fact:.2g}"
+
+
+def _number(x: float) -> str:
+    """Four digits, also where the last are 0."""
+    return f"{x:#.4g}".rstrip(".")
+
+
+def _notes(found: Comparison, facts: list[str]) -> list[str]:
+    """What the figures are of, in words."""
+    config = found.config
+    size, batches = config.train.batch_size, config.pool.batches
+    pools = f"{found.pools} pools" if found.pools > 1 else "a pool"
+    lines = [
+        f"{Path(config.source).name} to {found.data}: {found.rows:,} pairs of the same draws for every coupling,",
+        f"in {pools} of {batches} batch{'es' * (batches > 1)} of {size}.",
+        f"ms a batch: to draw, couple and shuffle {size} pairs; ms a step: that over the",
+        "uses of each pair in training (pool.reuse); seconds before: learned once.",
+        "cost: the mean of |x0 - x1|^2, in model units; ratio: to that of independent.",
+        "data used: how many of the data rows that were drawn are in the pairs.",
+    ]
+    if found.classes:
+        lines.append(f"Rows are paired within their class, of which there are {found.classes}.")
+    if "plan_entropy" in facts:
+        lines.append("plan entropy: 0 of a permutation, 1 of independent pairs.")
+    return [*lines, f"Training on {found.data} takes {found.default} where no coupling is named."]

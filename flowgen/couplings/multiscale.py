@@ -1,0 +1,205 @@
+"""Optimal transport of many rows at once, nearly exact: coarse to fine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowgen.core import InputError, Pair
+from flowgen.couplings.exact import assign, check_group, classes, rematched, squared_distances, transport_cost
+
+__all__ = ["Anchors", "MultiscaleOT", "anchored"]
+
+EXACT_UP_TO = 1024
+"""Rows that are cheap enough to solve exactly: 70 ms on one CPU core."""
+
+ANCHORS, SHARE = 3072, 16
+"""At most so many anchors, some two seconds of work; and at most one for so many rows, so that they are soon repaid."""
+
+TREE_BELOW = 4
+"""Dimensions in which a tree finds the nearest anchor fast, and it leads as well as the dual potentials do."""
+
+OWN = 0.1
+"""How much the place of a row counts beside that of its anchor: the rows of one anchor keep their order. Of 0, 0.01 and
+0.1 the last gave the least costs, in 2 to 8 dimensions."""
+
+
+class Anchors(NamedTuple):
+    """An exact solution that leads a larger one.
+
+    Shapes: x0 and x1 `(m, d)`, row i of one coupled with row i of the other; potentials g `(m,)` of the rows of x1,
+    from the dual problem: max mean(f) + mean(g) where f_i + g_j <= |x0_i - x1_j|^2.
+    """
+
+    x0: Tensor
+    x1: Tensor
+    potentials: Tensor
+
+    def lead(self, x: Tensor) -> Tensor:
+        """About where optimal transport takes source points `(n, d)`."""
+        index = self._nearest(x) if x.shape[1] < TREE_BELOW else self._cells(x)
+        return self.x1[index] + OWN * (x - self.x0[index])
+
+    def _nearest(self, x: Tensor) -> Tensor:
+        from scipy.spatial import cKDTree
+
+        return torch.from_numpy(cKDTree(self.x0.numpy()).query(x.numpy())[1])
+
+    def _cells(self, x: Tensor) -> Tensor:
+        """argmin_j |x - x1_j|^2 - g_j, some rows at a time: all distances at once would be a gigabyte."""
+        height = self.x1.square().sum(1) - self.potentials
+        return torch.cat([torch.addmm(height, rows, self.x1.T, alpha=-2).argmin(1) for rows in x.split(1024)])
+
+
+def anchored(x0: Tensor, x1: Tensor) -> Anchors:
+    """The exact solution of rows `(m, d)`, in memory that is linear in m (POT's network simplex)."""
+    import ot
+
+    weights, ends = np.full(len(x0), 1 / len(x0)), [x.double().numpy() for x in (x0, x1)]
+    # 10^7 pivots are out of reach: the simplex ends at an optimum, whose plan is a permutation
+    log = ot.lp.emd2_lazy(*ends, weights, weights, numItermax=10**7, log=True, return_matrix=True)[1]
+    plan = log["G"].tocsr()
+    potentials = torch.from_numpy(log["v"]).to(x1)
+    index = torch.from_numpy(np.asarray(plan.argmax(1)).ravel())
+    return Anchors(x0, x1[index], potentials[index])
+
+
+@final
+@dataclass(frozen=True)
+class MultiscaleOT:
+    """Optimal transport for the squared distance, between more rows than can be solved exactly.
+
+    Some rows, the anchors, are solved exactly, and say about where each source row goes. There both sets are halved
+    again and again, at the median of a random direction, until at most `leaf` rows of each are left; these are paired
+    exactly. Then the pairs are divided anew by where they end, `sweeps` times, and each part is solved once more, which
+    never raises the cost. Up to 1024 rows are solved exactly as they are. No pairs cost more than those that came.
+
+    In the plane, the pairs of 51,200 rows cost less than exact transport in groups of 512, for a sixth of the time;
+    in 4 or 8 dimensions about as much, for a third of it. Rows with labels are paired anew within each class.
+
+    Args:
+        group: solve for each run of `group` rows apart; 0 solves for all rows together.
+        leaf: the most rows of the last exact problems.
+        sweeps: how often the pairs are divided and solved once more.
+
+    Raises:
+        InputError: if the ends differ in their number of rows, or hold NaN or infinite values.
+    """
+
+    group: int = 0
+    leaf: int = 32
+    sweeps: int = 0
+
+    def __post_init__(self) -> None:
+        check_group(self.group)
+        if self.leaf < 2 or self.sweeps < 0:
+            raise InputError(f"leaf must be at least 2 and sweeps at least 0, not {self.leaf} and {self.sweeps}")
+
+    def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
+        return rematched(pair, self.group, lambda x0, x1: self._matched(x0, x1, None, generator))
+
+    def prepared(self, rows: int, draw: Callable[[int], Pair]) -> MultiscaleOT | _Led:
+        """The same coupling, with anchors that lead all its batches of so many rows.
+
+        Where there are labels, or few rows, each batch has anchors of its own.
+        """
+        rows = min(rows, self.group or rows)
+        if rows <= EXACT_UP_TO:
+            return self
+        pair = draw(min(ANCHORS, rows // SHARE))
+        return self if len(classes(pair)) > 1 else _Led(self, anchored(_rows(pair.x0), _rows(pair.x1)))
+
+    def _matched(self, x0: Tensor, x1: Tensor, anchors: Anchors | None, generator: torch.Generator) -> Tensor:
+        """The permutation for some rows."""
+        if len(x0) <= EXACT_UP_TO:
+            return assign(transport_cost(x0, x1))
+        x, y = _rows(x0), _rows(x1)
+        some = slice(min(EXACT_UP_TO, len(x) // 4))
+        led = (anchors or anchored(x[some], y[some])).lead(x)
+        levels = max(0, math.ceil(math.log2(len(x) / self.leaf)))
+        order_x, order_y = _divided([led, y], levels, generator)
+        found = _solved(x, y, order_x, order_y, 2**levels)
+        # pairs that were coupled before may be better as they are
+        permutation = min(torch.arange(len(x)), found, key=lambda to: float((x - y[to]).square().sum()))
+        for _ in range(self.sweeps):
+            ends = y[permutation]
+            (order,) = _divided([ends], levels, generator)
+            permutation = _solved(x, y, order, permutation[order], 2**levels)
+        return permutation
+
+
+@final
+@dataclass(frozen=True)
+class _Led:
+    """A multiscale coupling whose anchors are known."""
+
+    coupling: MultiscaleOT
+    anchors: Anchors
+
+    @property
+    def group(self) -> int:
+        return self.coupling.group
+
+    def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
+        match = self.coupling._matched
+        return rematched(pair, self.group, lambda x0, x1: match(x0, x1, self.anchors, generator))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Rows `(n, d)` float32 about their mean, which changes no pair: rounding is that of the spread, not of the offset.
+
+    Raises:
+        InputError: if a value is NaN or infinite.
+    """
+    x = x.detach().flatten(1).cpu().to(torch.promote_types(x.dtype, torch.float32))
+    x = (x - x.mean(0)).float()
+    if not x.isfinite().all():
+        raise InputError("cannot couple rows that hold NaN or infinite values")
+    return x
+
+
+def _cells(n: int, parts: int) -> Tensor:
+    """The part of each of n places `(n,)`: the parts of the same number are equal in size but for one."""
+    return torch.arange(n) * parts // n
+
+
+def _divided(sets: list[Tensor], levels: int, generator: torch.Generator) -> list[Tensor]:
+    """The rows of each set `(n, d)`, in the order of parts that are found by halving `levels` times.
+
+    All sets are cut along the same directions, each at its own medians, so that their parts have the same sizes.
+    """
+    n, d = sets[0].shape
+    orders = [torch.arange(n) for _ in sets]
+    for level in range(levels):
+        part = _cells(n, 2**level)
+        directions = torch.randn(2**level, d, generator=generator)[part]
+        orders = [order[_ranked((x[order] * directions).sum(1), part)] for x, order in zip(sets, orders, strict=True)]
+    return orders
+
+
+def _ranked(values: Tensor, part: Tensor) -> Tensor:
+    """The order of rows by part, then by value."""
+    order = values.argsort(stable=True)
+    return order[part[order].argsort(stable=True)]
+
+
+def _solved(x: Tensor, y: Tensor, order_x: Tensor, order_y: Tensor, parts: int) -> Tensor:
+    """The permutation that is optimal within each part: runs of rows of x and of y in these orders."""
+    from scipy.optimize import linear_sum_assignment
+
+    permutation = torch.empty(len(x), dtype=torch.int64)
+    sizes = _cells(len(x), parts).bincount(minlength=parts)
+    starts = sizes.cumsum(0) - sizes
+    for size in sizes.unique().tolist():  # one or two sizes: the parts of each are one tensor
+        rows = starts[sizes == size].unsqueeze(1) + torch.arange(size)
+        i, j = order_x[rows], order_y[rows]
+        costs = squared_distances(x[i], y[j]).numpy()
+        best = torch.from_numpy(np.stack([linear_sum_assignment(cost)[1] for cost in costs]))
+        permutation[i] = j.gather(1, best)
+    return permutation

@@ -1,0 +1,301 @@
+"""What couplings cost, and how far apart their pairs are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import chain, islice
+from statistics import median
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from flowgen import __version__
+from flowgen.config import COUPLINGS, Config, LoadedData, find_device, lookup, make_config
+from flowgen.core import InputError, Pair
+from flowgen.couplings import Coupling, Ends, MultiscaleOT, Pool, Prepared, Reporting, batches
+from flowgen.couplings.exact import LARGEST
+from flowgen.data import Flipped, Rows, Scaled
+
+__all__ = [
+    "BASELINE",
+    "Clock",
+    "Comparison",
+    "Measured",
+    "Trial",
+    "default_of",
+    "ends_of",
+    "measure",
+    "stream_of",
+    "trials",
+]
+
+BASELINE = "independent"
+"""What the costs of all couplings are divided by."""
+
+
+class Trial(NamedTuple):
+    """A coupling by name, and the experiment that would train with it."""
+
+    name: str
+    config: Config
+
+    @property
+    def group(self) -> int | None:
+        """The most rows that are solved together; None where nothing is solved."""
+        rows = self.config.train.batch_size * self.config.pool.batches
+        group = getattr(self.config.coupling, "group", None)
+        return None if group is None else min(group or rows, rows)
+
+
+def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
+    """The experiments of a tree with each of some couplings, first the independent one; without names, with all.
+
+    Parameters of couplings in the tree go to those that have them. All trials have the same pool, the largest of them,
+    so that they see the same draws; each keeps its reuse.
+
+    Raises:
+        InputError: for unknown names and settings, a parameter that none of the couplings has, a coupling in the tree,
+            or one that would solve too many rows together.
+    """
+    names = [BASELINE, *(name for name in dict.fromkeys(names or COUPLINGS) if name != BASELINE)]
+    known = {name: _parameters(lookup("coupling", name, COUPLINGS)) for name in names}
+    given = tree.get("coupling", {})
+    if not isinstance(given, Mapping) or "name" in given:
+        raise InputError("couplings are chosen by --coupling, and not by the setting coupling")
+    for key in given:
+        lookup("parameter of these couplings", key, dict.fromkeys(chain(*known.values())))
+    found = []
+    for name, parameters in known.items():
+        taken = {key: value for key, value in given.items() if key in parameters}
+        found.append(Trial(name, make_config({**tree, "coupling": {"name": name, **taken}})))
+    most = max(trial.config.pool.batches for trial in found)
+    return [_bounded(Trial(name, _pooled(config, most, config.pool.reuse))) for name, config in found]
+
+
+def _bounded(trial: Trial) -> Trial:
+    """The trial, once it is known that the matrix of its costs fits into memory."""
+    if (trial.group or 0) > LARGEST and not isinstance(trial.config.coupling, MultiscaleOT):
+        raise InputError(
+            f"coupling {trial.name} would solve {trial.group} rows together, and can solve {LARGEST}: give a smaller "
+            "--ot-batch, or --coupling multiscale"
+        )
+    return trial
+
+
+def default_of(tree: Mapping[str, Any]) -> str:
+    """The name of the coupling that training takes where none is named."""
+    coupling = make_config({key: value for key, value in tree.items() if key != "coupling"}).coupling
+    return next(name for name, made in COUPLINGS.items() if made is type(coupling))
+
+
+def _parameters(made: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(made)]
+
+
+def _pooled(config: Config, count: int, reuse: int) -> Config:
+    return config.model_copy(update={"pool": Pool(count, reuse)})
+
+
+class Clock:
+    """Seconds that have passed within its blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+@final
+@dataclass(frozen=True)
+class _Watched:
+    """A coupling whose preparation is on a clock."""
+
+    coupling: Prepared
+    clock: Clock
+
+    def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
+        return self.coupling(pair, generator)
+
+    def prepared(self, rows: int, draw: Callable[[int], Pair]) -> Coupling:
+        with self.clock.running():
+            return self.coupling.prepared(rows, draw)
+
+
+def ends_of(config: Config, data: LoadedData) -> Ends:
+    """The ends that training draws, in model units, on its device."""
+    device, law = find_device(config.device), data.law
+    law = law.to(device) if isinstance(law, Rows) else law
+    law = Flipped(law) if config.images.flip and len(law.event) == 3 else law
+    return Ends(config.source_law(law.event, data.scaling), Scaled(law, deepcopy(data.scaling).to(device)))
+
+
+def stream_of(config: Config, ends: Ends, preparing: Clock) -> Iterator[Pair]:
+    """The batches that training reads, each pair once, solved in their turn; `preparing` runs while the coupling learns
+    what it needs before the first of them."""
+    coupling = config.coupling
+    watched = _Watched(coupling, preparing) if isinstance(coupling, Prepared) else coupling
+    pool = Pool(config.pool.batches, 1)
+    return batches(ends, config.train.batch_size, seed=config.seed, coupling=watched, pool=pool, threads=0)
+
+
+class Measured(NamedTuple):
+    """What a coupling costs, and what pairs it makes.
+
+    preparation: seconds, once, before the first batch.
+    seconds: of a batch, in the median over pools: to draw its ends, to couple and to shuffle them.
+    cost: mean |x0 - x1|^2, in model units.
+    data: how often the pairs hold each data row, by its hash.
+    facts: what the coupling says of its plan for one batch, or for one group where that is larger.
+    warnings: what it warned of, the first from each place in the code.
+    shown: the first batch.
+    """
+
+    trial: Trial
+    preparation: float
+    seconds: float
+    cost: float
+    data: Counter[int]
+    facts: dict[str, float]
+    warnings: list[str]
+    shown: Pair
+
+
+def measure(trial: Trial, ends: Ends, pools: int) -> Measured:
+    """Makes so many pools, after a small one that loads what is needed."""
+    config, preparing = trial.config, Clock()
+    with warnings.catch_warnings(record=True) as caught:
+        for kind in (RuntimeWarning, UserWarning):
+            warnings.simplefilter("always", kind)
+        next(stream_of(_pooled(config, 1, 1), ends, Clock()))
+        stream = stream_of(config, ends, preparing)
+        made = [_pool(config, stream, preparing) for _ in range(pools)]
+        facts = _facts(trial, ends)
+    return Measured(
+        trial,
+        preparing.seconds,
+        median(pool.seconds for pool in made) / config.pool.batches,
+        torch.cat([pool.squares for pool in made]).mean().item(),
+        sum((pool.data for pool in made), Counter()),
+        facts,
+        _told(caught),
+        made[0].shown,
+    )
+
+
+def _told(caught: Sequence[warnings.WarningMessage]) -> list[str]:
+    """The first warning from each place, and how many came after it."""
+    places = Counter((each.filename, each.lineno) for each in caught)
+    first = {(each.filename, each.lineno): str(each.message) for each in reversed(caught)}
+    return [text + (f" (and {places[at] - 1} times more)" if places[at] > 1 else "") for at, text in first.items()]
+
+
+class _Pool(NamedTuple):
+    """What is kept of a pool: the seconds it took, |x0 - x1|^2 of its pairs, its data rows, and its first batch."""
+
+    seconds: float
+    squares: Tensor
+    data: Counter[int]
+    shown: Pair
+
+
+def _pool(config: Config, stream: Iterator[Pair], preparing: Clock) -> _Pool:
+    making, before = Clock(), preparing.seconds
+    with making.running():
+        pairs = [pair.to("cpu") for pair in islice(stream, config.pool.batches)]  # a GPU's work is done by then
+    seconds = making.seconds - (preparing.seconds - before)
+    squares = torch.cat([(pair.x1 - pair.x0).flatten(1).double().square().sum(1) for pair in pairs])
+    data = Counter(hash(row.tobytes()) for pair in pairs for row in pair.x1.numpy())
+    return _Pool(seconds, squares, data, pairs[0])
+
+
+def _facts(trial: Trial, ends: Ends) -> dict[str, float]:
+    """What a coupling says of its plan for ends that are not coupled yet."""
+    config = trial.config
+    if not isinstance(config.coupling, Reporting):
+        return {}
+    drawn = next(ends.stream(max(config.train.batch_size, trial.group or 0), seed=config.seed))
+    return config.coupling.facts(*drawn)
+
+
+class Comparison(NamedTuple):
+    """All couplings that were measured on the same draws, the independent one first.
+
+    data: the name of the data.
+    default: the coupling that training takes where none is named.
+    pools: how many were made.
+    classes: within how many classes rows are paired; 0 without labels.
+    """
+
+    data: str
+    default: str
+    pools: int
+    classes: int
+    measured: list[Measured]
+
+    @property
+    def config(self) -> Config:
+        """The experiment of the independent coupling; the others differ in their coupling and the reuse of pairs."""
+        return self.measured[0].trial.config
+
+    @property
+    def rows(self) -> int:
+        """The pairs that each coupling made."""
+        return self.pools * self.config.pool.batches * self.config.train.batch_size
+
+    def ratio(self, of: Measured) -> float:
+        """A transport cost over that of independent pairs; NaN where all points are one."""
+        return of.cost / self.measured[0].cost if self.measured[0].cost else math.nan
+
+    def used(self, of: Measured) -> float:
+        """The share of the data rows that were drawn that the pairs hold, a row that was drawn twice being two."""
+        drawn = self.measured[0].data
+        return (drawn & of.data).total() / drawn.total()
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON holds it; None for what a coupling does not have."""
+        config = self.config
+        return {
+            "data": config.data,
+            "source": config.source,
+            "default": self.default,
+            "batch_size": config.train.batch_size,
+            "pool_batches": config.pool.batches,
+            "pairs": self.rows,
+            "classes": self.classes,
+            "seed": config.seed,
+            "flowgen": __version__,
+            "torch": torch.__version__,
+            "device": str(find_device(config.device)),
+            "couplings": [self._plain(each) for each in self.measured],
+        }
+
+    def _plain(self, of: Measured) -> dict[str, Any]:
+        config, ratio = of.trial.config, self.ratio(of)
+        return {
+            **config.model_dump()["coupling"],
+            "rows_together": of.trial.group,
+            "reuse": config.pool.reuse,
+            "ms_per_batch": 1000 * of.seconds,
+            "ms_per_step": 1000 * of.seconds / config.pool.reuse,
+            "preparation_seconds": of.preparation,
+            "transport_cost": of.cost,
+            "ratio": ratio if math.isfinite(ratio) else None,
+            "data_used": self.used(of),
+            "facts": of.facts,
+            "warnings": of.warnings,
+        }

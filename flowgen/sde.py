@@ -1,0 +1,121 @@
+"""Stochastic sampling: equations dx = f(x, t) dt + g(t) dW with the marginals of a flow.
+
+A flow dx = u dt whose x_t has the density p_t shares it with every
+
+    dx = (u + g(t)^2 / 2 grad log p_t(x)) dt + g(t) dW
+
+(arXiv 2011.13456, 2303.08797): what the noise spreads, the score brings back. With the Brownian bridge of width sigma,
+the pairs of entropic transport and g = sigma it is the Schroedinger bridge (arXiv 2302.00482, 2307.03672).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from flowgen.core import Field, expand_time, like
+from flowgen.data import Gaussian
+from flowgen.paths import Bridge
+from flowgen.sampling import starts
+from flowgen.solvers import Solver
+
+__all__ = ["BridgeScore", "Diffusion", "Drift", "EulerMaruyama", "Inside"]
+
+Diffusion = Callable[[Tensor], Tensor | float]
+"""g(t): times of any shape to the width of the noise there, of that shape, or one number for all."""
+
+
+@final
+@dataclass(frozen=True)
+class Inside:
+    """g = sigma strictly inside the span of a bridge, and 0 at its ends and beyond.
+
+    Where gamma is 0 there is no score: a step from there is the ODE's, which keeps the marginals as well. With sigma
+    everywhere, what the noise model errs by at the first step of a Brownian bridge is made 150 times as large; that is
+    for sources that the ODE cannot leave, where several rows start in one point.
+    """
+
+    bridge: Bridge
+    sigma: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        lo, hi = self.bridge.span
+        return self.sigma * ((t > lo) & (t < hi)).to(t.dtype)
+
+
+@final
+@dataclass(frozen=True)
+class BridgeScore:
+    """The score of a flow with a bridge, grad log p_t(x) = -E[z | x_t = x] / gamma(t): a Field.
+
+    Beyond the span of the bridge, where gamma may be 0 and nothing was trained, it is the score at its end.
+
+    Args:
+        noise: E[z | x_t], which `objectives.BridgeNoise` teaches: a field, or the `Model` itself.
+        bridge: the one that it was taught with.
+    """
+
+    noise: Field
+    bridge: Bridge
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        inner = t.clamp(*self.bridge.span)
+        return -self.noise(x, inner, cond=cond) / self.bridge.gamma(like(inner, x))[0]
+
+
+@final
+@dataclass(frozen=True)
+class Drift:
+    """The drift with which an equation of diffusion g keeps the marginals of a flow, u + g(t)^2 / 2 score: a Field.
+
+    Where g is 0 it is the velocity alone, and the score is not asked.
+    """
+
+    velocity: Field
+    score: Field
+    diffusion: Diffusion
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        u, g = self.velocity(x, t, cond), torch.as_tensor(self.diffusion(t), dtype=t.dtype, device=t.device)
+        return u + like(g.expand(t.shape), x).to(x) ** 2 / 2 * self.score(x, t, cond) if g.any() else u
+
+
+@final
+@dataclass(frozen=True)
+class EulerMaruyama(Solver):
+    """The Euler-Maruyama method for dx = field(x, t) dt + g(t) dW:
+
+    x_s = x + h field(x, t) + g(t) sqrt(|h|) z,  h = s - t,  z ~ N(0, I).
+
+    Its order is that of the law of the end point. Where g is 0 a step is Euler's. A decreasing grid walks an equation
+    that is written for time running backwards. The noise of a row is a function of the seed, the number of the row and
+    the step (t, s), and of nothing else.
+
+    Args:
+        diffusion: g(t), that of the drift.
+        seed: of the noise.
+        first: the number of the first row of a batch; batches with other numbers have other noise.
+    """
+
+    order = 1
+    diffusion: Diffusion
+    seed: int = 0
+    first: int = 0
+
+    def at(self, row: int) -> EulerMaruyama:
+        return replace(self, first=self.first + row)
+
+    def step(
+        self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
+    ) -> tuple[Tensor, None]:
+        end = torch.add(x, field(x, expand_time(t, x), cond), alpha=s - t)
+        g = float(self.diffusion(torch.tensor(t, dtype=torch.float64)))
+        if g == 0:
+            return end, None
+        z = starts(Gaussian(x.shape[1:]), self.first, self.first + len(x), self.seed, f"noise from {t!r} to {s!r}")
+        return torch.add(end, z.to(x), alpha=g * math.sqrt(abs(s - t))), None
