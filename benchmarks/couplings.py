@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
@@ -26,8 +27,9 @@ from flowgen.bench.speed import conditions
 from flowgen.bench.table2d import PROBLEMS, Protocol, measure, network
 from flowgen.bench.torchcfm import matchers
 from flowgen.config import make_config
-from flowgen.core import Pair
-from flowgen.couplings import Coupling
+from flowgen.core import Pair, generator
+from flowgen.couplings import Coupling, Semidiscrete
+from flowgen.couplings.semidiscrete import potentials
 from flowgen.data import Scaled
 from flowgen.nn import MLP
 from flowgen.paths import Constant
@@ -162,16 +164,29 @@ def alone_ms(ends: Ends, batch: int, index: int) -> float:
 
 # --- path energy
 
-VARIANTS: dict[str, tuple[Coupling, Pool]] = {
+COUPLED: dict[str, tuple[Coupling, Pool]] = {
     "exact 512, each pair used once": (ExactOT(512), Pool()),
     "exact 512": (ExactOT(512), DEFAULT),
     "multiscale": (MultiscaleOT(), DEFAULT),
 }
+VARIANTS = (*COUPLED, "semidiscrete")
+POINTS = 10_000
+"""Rows that stand for the data of a semidiscrete coupling."""
+
+
+@cache
+def semidiscrete(problem: str) -> Semidiscrete:
+    """The source of a problem shared out among points of its data."""
+    source, data = PROBLEMS[problem]
+    points = data.sample(POINTS, generator(0, "points"))
+    return Semidiscrete(source, points, potentials(source, points, seed=0, tolerance=0.02).values)
 
 
 def pairs_of(problem: str, variant: str, protocol: Protocol, seed: int) -> Iterator[Pair]:
     """What a variant trains on."""
-    coupling, pool = VARIANTS[variant]
+    if variant == "semidiscrete":
+        return semidiscrete(problem).stream(protocol.batch, seed=seed)
+    coupling, pool = COUPLED[variant]
     return batches(Ends(*PROBLEMS[problem]), protocol.batch, seed=seed, coupling=coupling, pool=pool)
 
 
@@ -214,7 +229,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="torch threads of the training step")
     parser.add_argument("--batch", type=int, default=256, help="of pixels")
-    parser.add_argument("--steps", type=int, default=10_000, help="of energy")
+    parser.add_argument("--steps", type=int, default=6_000, help="of energy")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--keep", type=Path, default=Path("couplings"), help="folder of the trainings of energy")
     parser.add_argument("--write", action="store_true", help="write results/couplings-PART.md")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from flowgen import (
     Ends,
-    ExactOT,
     FlowMatching,
     Model,
+    MultiscaleOT,
     Pool,
     Reflow,
     State,
@@ -41,7 +41,7 @@ def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> 
     # Optimal transport pairs near noise with near data. It is solved for 20 batches at a time, and each pair is used
     # ten times, at another time of its path in each use.
     teacher = State(Model(nn.MLP(dim=2)))
-    pairs = batches(ends, 512, seed=0, coupling=ExactOT(), pool=Pool(batches=20, reuse=10))
+    pairs = batches(ends, 512, seed=0, coupling=MultiscaleOT(), pool=Pool(batches=20, reuse=10))
     for _ in fit(teacher, pairs, FlowMatching(), steps, seed=0):
         pass
 

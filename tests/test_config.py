@@ -103,7 +103,7 @@ def test_a_coupling_that_solves_something_shares_its_work():
     [
         ({"pool": {"reuse": 3}}, Pool(100, 3)),
         ({"coupling": {"name": "exact", "group": 8000}, "train": {"batch_size": 50}}, Pool(160, 10)),
-        ({"coupling": {"name": "exact", "group": 8000}, "train": {"batch_size": 50}, "pool": {"batches": 2}}, Pool(2, 10)),
+        ({"coupling": {"name": "exact", "group": 8000}, "pool": {"batches": 2}}, Pool(2, 10)),
         ({"data": "digits", "coupling": {"name": "exact", "group": 1000}}, Pool(16, 1)),
     ],
 )

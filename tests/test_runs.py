@@ -74,7 +74,12 @@ def teacher(tmp_path):
 VARIANTS = {
     "independent": {"coupling": "independent"},
     "exact": {"coupling": "exact"},
+    "multiscale": {"coupling": "multiscale", "pool": {"batches": 36, "reuse": 1}},
     "sinkhorn": {"coupling": {"name": "sinkhorn", "epsilon": 0.5}},
+    "unbalanced": {"coupling": "unbalanced"},
+    "partial": {"coupling": {"name": "partial", "group": 10}},
+    "bridge": {"coupling": {"name": "bridge", "sigma": 0.5}},
+    "semidiscrete": {"coupling": {"name": "semidiscrete", "points": 50, "tolerance": 0.1}},
     "vp": {"path": "vp", "times": "stratified"},
     "data-to-data": {"source": "8gaussians"},
 }

@@ -109,7 +109,7 @@ def _protocol(protocol: Protocol, seeds: Sequence[int]) -> str:
 - Noise of sigma = {p.sigma:g}: FM ends on the data blurred by sigma, I-CFM and OT-CFM have it at all times, SB-CFM
   sigma sqrt(t (1 - t)). RF has none.
 - Transport of OT-CFM and SB-CFM: torchcfm solves each batch whole and draws pairs from the plan, with replacement;
-  flowgen solves in groups of 128, 100 batches ahead, and uses each pair ten times.
+  flowgen solves 100 batches together, nearly exactly (multiscale), and uses each pair ten times.
 - 1-RF is the flow of independent pairs. Each further round begins with the weights of the round before, and trains for
   as many steps on {p.reflow_pairs:,} pairs of it (50 Heun steps), at U-shaped times.
 - W2: exact, {p.points:,} samples to {p.points:,} points of the data; mean of {p.draws} draws.
@@ -118,7 +118,8 @@ def _protocol(protocol: Protocol, seeds: Sequence[int]) -> str:
   {p.points:,} points, it is the mean of |.|, which counts the luck of each draw as an error.
 - Straightness: the mean of int |x1 - x0 - v|^2 dt on the same trajectories; 0 for straight lines, in squared units of
   the data.
-- Training time: CPU seconds of one thread, of training alone; of a reflow, its own round and the making of its pairs.
+- Training time: CPU seconds of training alone, also those of the thread that solves flowgen's transport meanwhile; of a
+  reflow, its own round and the making of its pairs.
   Cells that were found on disk keep the time that they took.
 - Seeds: {", ".join(map(str, seeds))}; of torchcfm's OT-CFM and SB-CFM as many of the first as the table says.
 """
