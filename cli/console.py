@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from flowgen.distributed import Processes
     from flowgen.runs import Run
 
+DATA_HELP = (
+    "moons, circles, 8gaussians, 25gaussians, checkerboard, spirals, pinwheel, swissroll, s-curve, rings, gaussian; "
+    "a table: FILE.npy, .npz, .csv, .parquet; or images: digits, a folder, an idx file, an array in .npy or .npz, "
+    "hub:NAME."
+)
+COUPLING_HELP = "independent, multiscale, exact, sinkhorn, semidiscrete, unbalanced, partial or bridge"
 SOLVER_HELP = "euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun."
 
 
@@ -159,3 +166,16 @@ def together(device: str) -> Iterator[Processes]:
 
     with processes(find_device(device)) as group:
         yield group
+
+
+def check_place(path: Path) -> None:
+    """
+    Raises:
+        InputError: unless a file can be written at a path.
+    """
+    from flowgen.core import InputError
+
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and not a file to write")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")

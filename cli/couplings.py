@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import bar
-from .evaluate import _check_place
+from .console import COUPLING_HELP, DATA_HELP, bar, check_place
 
 if TYPE_CHECKING:
     from flowgen.evaluation.pairing import Comparison, Measured
@@ -19,10 +19,13 @@ PICTURE = Path("couplings.png")
 
 
 def couplings(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A toy, a table or images, as of flowgen train.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
     coupling: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="One to measure, many times.", show_default="all")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help=f"One to measure, many times: {COUPLING_HELP}.", show_default="all but semidiscrete"
+        ),
     ] = None,
     ot_batch: Annotated[
         int | None, typer.Option(help="Rows that a coupling solves together; 0: all of a pool.")
@@ -42,37 +45,44 @@ def couplings(
     """Measure what each coupling costs for DATA, and how far apart its pairs are."""
     from rich.markup import escape
 
+    from flowgen.config import find_device
     from flowgen.core import InputError
     from flowgen.evaluation import pairing
 
     if batches < 1:
         raise InputError(f"--batches must be at least 1, not {batches}")
-    if out and no_picture:
-        raise InputError("give --out or --no-picture, not both")
-    if out and out.suffix != ".png":
-        raise InputError(f"--out is a picture, FILE.png, not {out}")
     flags = {"source": source, "coupling.group": ot_batch, "train.batch_size": batch_size, "seed": seed}
     tree = _tree(data, flags, settings or [])
     trials = pairing.trials(tree, coupling or ())
     config = trials[0].config
     loaded = config.load_data()
-    ends = pairing.ends_of(config, loaded)
-    plane = ends.data.event == (2,)
-    if out and not plane:
-        raise InputError(f"--out draws data of two columns, and those of {data} are of shape {ends.data.event}")
-    picture = None if no_picture or not plane else out or PICTURE
+    ends = config.ends(loaded, find_device(config.device))
+    picture = _picture(out, no_picture, ends.data.event)
     for path in filter(None, (picture, to_json)):
-        _check_place(path)  # before the work, not after
+        check_place(path)  # before the work, not after
     pools, done = -(-batches // config.pool.batches), list[pairing.Measured]()
     with bar(escape(f"coupling {data}"), len(trials)) as move:
         for trial in trials:
             move(len(done), trial.name)
-            done.append(pairing.measure(trial, ends, pools))
+            done.append(pairing.measure(trial, loaded, ends, pools, partial(move, len(done))))
         move(len(done))
     found = pairing.Comparison(Path(data).name, pairing.default_of(tree), pools, len(loaded.classes), done)
     _write(found, picture, to_json)
-    if not (plane or no_picture or str(to_json) == "-"):
+    if not (picture or no_picture or str(to_json) == "-"):
         print("no picture: the data do not lie in the plane")
+
+
+def _picture(out: Path | None, no_picture: bool, event: tuple[int, ...]) -> Path | None:
+    """Where to draw the pairs; None for nowhere."""
+    from flowgen.core import InputError
+
+    if out and no_picture:
+        raise InputError("give --out or --no-picture, not both")
+    if out and out.suffix != ".png":
+        raise InputError(f"--out is a picture, FILE.png, not {out}")
+    if out and event != (2,):
+        raise InputError(f"--out draws data of two columns, and these are of shape {event}")
+    return None if no_picture or event != (2,) else out or PICTURE
 
 
 def _tree(data: str, flags: dict[str, Any], settings: list[str]) -> dict[str, Any]:
@@ -114,23 +124,25 @@ def _show(found: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    facts = list(dict.fromkeys(name for each in found.measured for name in each.facts))
-    heads = ["rows\ntogether", "ms a\nbatch", "ms a\nstep", "seconds\nbefore", "cost", "ratio", "data\nused"]
-    table = Table(box=SIMPLE_HEAD, padding=0)
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("coupling")
-    for head in (*heads, *(name.replace("_", "\n") for name in facts)):
+    for head in ("rows\ntogether", "ms a\nbatch", "ms a\nstep", "seconds\nbefore", "cost", "ratio", "data\nused"):
         table.add_column(head, justify="right")
     for each in found.measured:
-        table.add_row(each.trial.name, *_cells(found, each), *(_cell(each.facts.get(name)) for name in facts))
+        table.add_row(each.trial.name, *_cells(found, each))
     Console().print(table)
-    print("\n".join(f"  {line}" for line in _notes(found, facts)))
+    for each in found.measured:
+        if each.facts:
+            told = ", ".join(f"{name.replace('_', ' ')} {value:.2g}" for name, value in each.facts.items())
+            print(f"  {each.trial.name:<14}{told}")
+    print("\n".join(f"  {line}".rstrip() for line in _notes(found)))
     for each in found.measured:
         for warning in each.warnings:
             print(f"{each.trial.name}: {warning}", file=sys.stderr)
 
 
 def _cells(found: Comparison, of: Measured) -> list[str]:
-    milliseconds = 1000 * of.seconds
+    milliseconds, used = 1000 * of.seconds, found.used(of)
     return [
         f"{of.trial.group:,}" if of.trial.group else "",
         f"{milliseconds:.2f}",
@@ -138,12 +150,8 @@ def _cells(found: Comparison, of: Measured) -> list[str]:
         f"{of.preparation:.1f}" if of.preparation >= 0.05 else "",
         _number(of.cost),
         f"{found.ratio(of):.3f}",
-        f"{found.used(of):.1%}",
+        "" if used is None else f"{used:.1%}",
     ]
-
-
-def _cell(fact: float | None) -> str:
-    return "" if fact is None else f"{fact:.2g}"
 
 
 def _number(x: float) -> str:
@@ -151,21 +159,32 @@ def _number(x: float) -> str:
     return f"{x:#.4g}".rstrip(".")
 
 
-def _notes(found: Comparison, facts: list[str]) -> list[str]:
+def _notes(found: Comparison) -> list[str]:
     """What the figures are of, in words."""
     config = found.config
     size, batches = config.train.batch_size, config.pool.batches
     pools = f"{found.pools} pools" if found.pools > 1 else "a pool"
     lines = [
+        "",
         f"{Path(config.source).name} to {found.data}: {found.rows:,} pairs of the same draws for every coupling,",
         f"in {pools} of {batches} batch{'es' * (batches > 1)} of {size}.",
         f"ms a batch: to draw, couple and shuffle {size} pairs; ms a step: that over the",
-        "uses of each pair in training (pool.reuse); seconds before: learned once.",
+        "uses of each pair in training; seconds before: to learn what is learned once.",
         "cost: the mean of |x0 - x1|^2, in model units; ratio: to that of independent.",
         "data used: how many of the data rows that were drawn are in the pairs.",
+        *(_NOTES[name] for each in found.measured for name in each.facts if name in _NOTES),
     ]
+    if any(each.trial.draws for each in found.measured):
+        lines.append("semidiscrete has draws of its own: in the long run all rows, each as often.")
+    else:
+        lines.append("--coupling semidiscrete is measured where it is named: it learns long, once.")
     if found.classes:
         lines.append(f"Rows are paired within their class, of which there are {found.classes}.")
-    if "plan_entropy" in facts:
-        lines.append("plan entropy: 0 of a permutation, 1 of independent pairs.")
-    return [*lines, f"Training on {found.data} takes {found.default} where no coupling is named."]
+    return [*dict.fromkeys(lines), f"Training on {found.data} takes {found.default} where no coupling is named."]
+
+
+_NOTES = {
+    "plan_entropy": "plan entropy: 0 of a permutation, 1 of independent pairs.",
+    "chi_square": "chi square: of how often each data row is used, 0 where all are used alike.",
+}
+"""What the facts of couplings mean."""

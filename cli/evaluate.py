@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import SOLVER_HELP, bar
+from .console import SOLVER_HELP, bar, check_place
 
 if TYPE_CHECKING:
     from flowgen.evaluation import Estimate, Evaluation, Settings, Subject
@@ -60,7 +60,7 @@ def evaluate(
         raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")
     out = out or _default_chart(folders)
     for path in filter(None, (out, to_json)):
-        _check_place(path)  # before the work, not after
+        check_place(path)  # before the work, not after
     if len({subject.name for subject in subjects}) < len(subjects):
         subjects = [subject._replace(name=str(run)) for subject, run in zip(subjects, folders, strict=True)]
     done = []
@@ -94,15 +94,6 @@ def _default_chart(folders: list[Path]) -> Path:
     except OSError as error:
         raise InputError(f"cannot make the folder {plots}: {error.strerror}") from error
     return plots / "quality.png"
-
-
-def _check_place(path: Path) -> None:
-    from flowgen.core import InputError
-
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, and not a file to write")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
 
 
 def _counts(text: str) -> tuple[int, ...]:

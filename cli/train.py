@@ -9,26 +9,19 @@ from typing import Annotated
 
 import typer
 
-from .console import check_parts, potential_run, together, train_run
+from .console import COUPLING_HELP, DATA_HELP, check_parts, potential_run, together, train_run
 
 
 def train(
     data: Annotated[
         str | None,
-        typer.Argument(
-            help="moons, circles, 8gaussians, 25gaussians, checkerboard, spirals, pinwheel, swissroll, s-curve, rings, "
-            "gaussian; a table: FILE.npy, .npz, .csv, .parquet; or images: digits, a folder, an idx file, an array in "
-            ".npy or .npz, hub:NAME."
-        ),
+        typer.Argument(help=DATA_HELP),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA")] = None,
     source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
     coupling: Annotated[
         str | None,
-        typer.Option(
-            help="independent, multiscale, exact, sinkhorn, semidiscrete, unbalanced, partial or bridge; "
-            "see flowgen couplings DATA."
-        ),
+        typer.Option(help=f"{COUPLING_HELP}; see flowgen couplings DATA."),
     ] = None,
     ot_batch: Annotated[
         int | None, typer.Option(help="Rows that the coupling solves together; 0: all of a pool.")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from flowgen import objectives, runs, solvers, targets
 from flowgen.config import make_config
 from flowgen.core import Pair, generator, like
-from flowgen.couplings import ExactOT, Independent, Sinkhorn
+from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import TOYS
 from flowgen.metrics import pairwise
 from flowgen.model import Model
@@ -64,6 +64,7 @@ COUPLINGS = {
     "exact": ExactOT(),
     "exact-groups": ExactOT(group=5),
     "exact-whole": ExactOT(group=0),
+    "multiscale": MultiscaleOT(),
     "sinkhorn": Sinkhorn(),
     "sinkhorn-groups": Sinkhorn(epsilon=0.2, group=7),
 }

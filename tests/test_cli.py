@@ -49,7 +49,7 @@ def test_a_run_folder_explains_itself(flowgen, run):
     assert "flowgen train moons --steps 30" in (run / "README.md").read_text()
     code, out, _ = flowgen("info", run)
     assert code == 0
-    for word in ("moons", "gaussian", "linear", "exact", "velocity"):
+    for word in ("moons", "gaussian", "linear", "multiscale", "velocity"):
         assert word in out
 
 

@@ -36,7 +36,7 @@ def test_a_target_that_is_singular_where_sampling_starts_is_refused(path, target
         *({"times": name} for name in TIMES),
         *({"path": "vp", "target": name} for name in TARGETS),
         {"path": {"name": "vp", "beta_min": 0.2, "beta_max": 15.5}},
-        {"coupling": {"name": "exact", "group": 0}},
+        {"coupling": {"name": "exact", "group": 100}},
         {"source": 'a "quoted" \\ näme 😀', "seed": 7, "train": {"lr": 1e-05, "steps": 10**9}},
         {"reflow": {"parent": "/runs/a b", "parent_hash": "00ff", "solver": "rk4"}},
     ],
@@ -160,3 +160,11 @@ def test_the_help_of_the_commands_names_all_there_is(option, table):
     assert helps
     for text in helps:
         assert [name for name in table if not re.search(rf"\b{re.escape(name)}\b", text)] == []
+
+
+@pytest.mark.parametrize("name", ["exact", "sinkhorn", "partial", "bridge"])
+def test_matrices_beyond_memory_are_refused_and_multiscale_needs_none(name):
+    with pytest.raises(InputError, match="at most 8192 rows together, not 51200"):
+        make_config({"data": "moons", "coupling": {"name": name, "group": 0}})
+    assert make_config({"data": "moons", "coupling": {"name": name, "group": 0}, "pool": {"batches": 16}})
+    assert make_config({"data": "moons", "coupling": {"name": "multiscale", "group": 0}})

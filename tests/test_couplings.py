@@ -1,7 +1,7 @@
-"""Couplings: the same ends paired anew. Batches: every pair used as often as promised, from any start."""
+"""Couplings: the same ends paired anew."""
 
 import math
-from itertools import islice, permutations
+from itertools import permutations
 
 import ot
 import pytest
@@ -9,19 +9,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import (
-    Ends,
-    ExactOT,
-    Independent,
-    Pool,
-    Sinkhorn,
-    StoredPairs,
-    assign,
-    batches,
-    transport_cost,
-)
+from flowgen.couplings import ExactOT, Independent, Sinkhorn, assign, transport_cost
 from flowgen.couplings.exact import SCIPY_BELOW
-from flowgen.data import Gaussian, moons
 
 AROUND_THE_SWITCH = [2, 17, SCIPY_BELOW - 1, SCIPY_BELOW, SCIPY_BELOW + 1, 150]
 
@@ -209,109 +198,3 @@ def test_exact_ot_of_duplicated_points_is_a_permutation_at_the_least_cost(normal
     coupled = ExactOT()(Pair(x0, x1, torch.arange(n).double()), rng)
     assert torch.equal(coupled.cond.sort().values, torch.arange(n).double())
     assert total(coupled) / n == pytest.approx(ot.emd2([], [], squares(x0, x1).numpy()), rel=1e-9)
-
-
-# batches
-
-POOLS = [Pool(), Pool(batches=3), Pool(reuse=4), Pool(batches=3, reuse=2)]
-
-
-def numbered(n, generator):
-    """Pairs whose ends and condition are the number of their row."""
-    rows = torch.arange(n)
-    return Pair(rows.unsqueeze(1).float(), rows.unsqueeze(1).float(), rows)
-
-
-def same(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True) if a is not None or b is not None)
-
-
-@pytest.mark.parametrize("pool", POOLS, ids=str)
-@pytest.mark.parametrize("start", [1, 2, 3, 5, 6, 7, 12])
-def test_a_stream_that_starts_later_is_the_tail_of_the_whole(pool, start):
-    def stream(start):
-        return batches(Ends(Gaussian(), moons()), 10, seed=3, coupling=ExactOT(group=4), pool=pool, start=start)
-
-    whole, tail = list(islice(stream(0), start + 4)), list(islice(stream(start), 4))
-    assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
-
-
-@pytest.mark.parametrize("pool", POOLS, ids=str)
-def test_each_pass_over_a_pool_uses_every_pair_once(pool):
-    stream = batches(numbered, 10, seed=0, pool=pool)
-    for _ in range(2 * pool.reuse):
-        rows = torch.cat([next(stream).cond for _ in range(pool.batches)])
-        assert torch.equal(rows.sort().values, torch.arange(10 * pool.batches))
-
-
-def test_the_passes_over_a_pool_are_shuffled_anew():
-    stream = batches(numbered, 50, seed=0, pool=Pool(batches=2, reuse=3))
-    orders = [tuple(next(stream).cond.tolist()) for _ in range(12)]
-    assert len(set(orders)) == 12
-
-
-def test_pairs_of_all_batches_of_a_pool_are_mixed():
-    first = next(batches(numbered, 50, seed=0, pool=Pool(batches=10))).cond
-    assert len((first // 50).unique()) > 5
-
-
-def test_a_stream_couples_the_rows_it_drew(coupling):
-    """In 1-D a coupling cannot hide: every batch holds the drawn rows, each once, with its own condition."""
-
-    def draw(n, generator):
-        x = torch.randn(n, 2, 1, generator=generator)
-        return Pair(x[:, 0], x[:, 1], x[:, 1] * 2)
-
-    pool = Pool(batches=2)
-    drawn = draw(40, generator(9, "pairs", 0))
-    got = Pair.cat(list(islice(batches(draw, 20, seed=9, coupling=coupling, pool=pool), 2)))
-    assert torch.equal(got.x0.sort(0).values, drawn.x0.sort(0).values)
-    assert torch.equal(got.x1.sort(0).values, drawn.x1.sort(0).values)
-    assert torch.equal(got.cond, got.x1 * 2)
-
-
-def test_the_stream_of_exact_ot_costs_less_than_the_independent_one():
-    ends = Ends(Gaussian(), moons())
-    cost = {
-        coupling: sum(total(pair) for pair in islice(batches(ends, 64, seed=1, coupling=coupling), 3))
-        for coupling in (Independent(), ExactOT())
-    }
-    assert cost[ExactOT()] < 0.6 * cost[Independent()]
-
-
-def test_seeds_and_pools_give_different_rows():
-    def first(seed):
-        return list(islice(batches(Ends(Gaussian(), moons()), 5, seed=seed), 3))
-
-    pairs = [*first(0), *first(1)]
-    assert len({tuple(pair.x0.flatten().tolist()) for pair in pairs}) == 6
-
-
-def test_a_stream_leaves_global_state_alone(global_state_untouched):
-    list(islice(batches(Ends(Gaussian(), moons()), 16, seed=0, coupling=Sinkhorn(), pool=Pool(2, 2)), 5))
-
-
-def test_ends_draw_source_and_data_independently():
-    pair = Ends(Gaussian((2,)), Gaussian((2,)))(20_000, generator(0, "ends"))
-    correlation = torch.corrcoef(torch.cat([pair.x0, pair.x1], dim=1).T) - torch.eye(4)
-    assert correlation.abs().max() < 5 / 20_000**0.5
-
-
-def test_ends_of_different_shape_are_refused():
-    with pytest.raises(InputError, match=r"\(3,\).*\(2,\)"):
-        Ends(Gaussian((3,)), moons())
-
-
-def test_stored_pairs_are_drawn_as_pairs_and_evenly(rng):
-    stored = numbered(10, rng)._replace(x1=10 * torch.arange(10.0).unsqueeze(1))
-    first, second = islice(StoredPairs(stored).stream(25, seed=0), 2)
-    drawn = Pair.cat([first, second])
-    assert torch.equal(drawn.x1, 10 * drawn.x0)
-    assert torch.equal(drawn.cond.unsqueeze(1), drawn.x0)
-    assert torch.equal(drawn.cond.bincount(), torch.full((10,), 5))
-
-
-@pytest.mark.parametrize("parameters", [(0, 1), (1, 0), (-1, 1)])
-def test_a_pool_needs_a_batch_and_a_use(parameters):
-    with pytest.raises(InputError, match="pool"):
-        Pool(*parameters)

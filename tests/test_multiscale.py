@@ -1,6 +1,7 @@
 """Multiscale transport: a permutation, exact where rows are few, and nearly so where they are many."""
 
 import math
+from itertools import pairwise
 
 import ot
 import pytest
@@ -23,7 +24,7 @@ def rng():
 
 @pytest.fixture
 def made(normal):
-    """made(n, *event): a pair of unlike clouds about one place, each row with its own number, no label, as condition."""
+    """made(n, *event): unlike clouds about one place, each row with its own number, no label, as condition."""
 
     def make(n, *event):
         return Pair(normal("x0", n, *event), 2 * normal("x1", n, *event).abs() - 1.6, torch.arange(n).double())
@@ -75,17 +76,17 @@ def test_it_is_a_function_of_the_pair_and_the_generator(made, d):
     first, again, other = (MultiscaleOT(sweeps=1)(made(1500, d), generator(seed, "same")) for seed in (5, 5, 6))
     assert torch.equal(first.cond, again.cond)
     assert not torch.equal(first.cond, other.cond)
-    assert mean_cost(first) == pytest.approx(mean_cost(other), rel=0.03)
+    assert mean_cost(first) == pytest.approx(mean_cost(other), rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_it_keeps_the_type_of_its_ends_and_is_as_good_in_any(made, rng, dtype):
+def test_it_keeps_the_type_of_its_ends_and_is_as_good_in_any(made, dtype):
     pair = made(1500, 2)
-    coupled = MultiscaleOT()(Pair(pair.x0.to(dtype), pair.x1.to(dtype), pair.cond), rng)
+    wide = MultiscaleOT()(pair, generator(0, "types"))
+    coupled = MultiscaleOT()(Pair(pair.x0.to(dtype), pair.x1.to(dtype), pair.cond), generator(0, "types"))
     assert coupled.x0.dtype == coupled.x1.dtype == dtype
     assert torch.equal(coupled.x1, pair.x1.to(dtype)[coupled.cond.long()])
-    exact = pair.x1[coupled.cond.long()]
-    assert mean_cost(Pair(pair.x0, exact)) == pytest.approx(mean_cost(MultiscaleOT()(pair, rng)), rel=0.01)
+    assert mean_cost(Pair(pair.x0, pair.x1[coupled.cond.long()])) == pytest.approx(mean_cost(wide), rel=0.02)
 
 
 def test_ends_that_need_gradients_keep_them(made, rng):
@@ -138,10 +139,12 @@ class TestWhatIsRefused:
 @pytest.mark.parametrize("n", [1, 2, 100, EXACT_UP_TO])
 def test_few_rows_are_exact_transport_bit_for_bit(made, rng, n):
     pair = made(n, 3)
-    exact = ExactOT(group=0)(pair, rng)
     led = MultiscaleOT(sweeps=2).prepared(5000, lambda n: made(n, 3))
-    assert torch.equal(MultiscaleOT()(pair, rng).cond, exact.cond)
-    assert torch.equal(led(pair, rng).cond, exact.cond)
+    # on a grid there are many optima
+    for rows in (pair, pair._replace(x0=pair.x0.round(), x1=pair.x1.round())):
+        exact = ExactOT(group=0)(rows, rng)
+        assert torch.equal(MultiscaleOT()(rows, rng).cond, exact.cond)
+        assert torch.equal(led(rows, rng).cond, exact.cond)
 
 
 # the shares were measured to be 0.0002, 1.3 to 1.7, 6 to 7 and 15 to 17 %
@@ -181,12 +184,12 @@ def test_a_leaf_that_holds_all_rows_is_exact(made, rng, d):
 @pytest.mark.parametrize("end", ["x0", "x1"])
 def test_where_the_clouds_are_is_seen_by_rounding_alone(made, d, end):
     pair = made(1500, d)
-    for dtype, shift, rel in ((torch.float64, 1e8, 0.01), (torch.float32, 1e4, 0.02)):
+    for dtype, shift in ((torch.float64, 1e8), (torch.float32, 1e4)):
         moved = pair._replace(**{end: getattr(pair, end) + shift})
         moved = Pair(moved.x0.to(dtype), moved.x1.to(dtype), pair.cond)
         here, there = (MultiscaleOT()(p, generator(0, "moved")).cond.long() for p in (pair, moved))
         cost, other = (mean_cost(Pair(pair.x0, pair.x1[index])) for index in (here, there))
-        assert other == pytest.approx(cost, rel=rel)
+        assert other == pytest.approx(cost, rel=0.03)
 
 
 def test_in_the_plane_many_rows_cost_no_more_than_exact_groups_of_512():
@@ -227,11 +230,22 @@ def test_labels_stay_with_their_sources_in_large_and_small_classes(normal, rng, 
     pair = Pair(normal("source", len(labels), 2), x1, labels)
     coupling = MultiscaleOT()
     coupling = coupling.prepared(5000, lambda n: pair.take(number[:n])) if prepared else coupling
-    coupled = coupling(pair, rng)
+    coupled = coupling(pair, generator(0, "classes"))
+    # what is prepared holds for no class alone
+    assert torch.equal(coupled.x1, MultiscaleOT()(pair, generator(0, "classes")).x1)
     partner = coupled.x1[:, 0].long()
     assert torch.equal(partner.sort().values, number)
     assert torch.equal(coupled.cond, labels)
     assert torch.equal(labels[partner], labels)
+
+
+@pytest.mark.parametrize(
+    ("group", "rows", "anchors"), [(0, 1024, 0), (1024, 9999, 0), (1600, 9999, 100), (0, 1600, 100)]
+)
+def test_anchors_are_prepared_for_groups_that_need_them_and_are_few(made, group, rows, anchors):
+    drawn = []
+    MultiscaleOT(group).prepared(rows, lambda n: drawn.append(n) or made(n, 2))
+    assert sum(drawn) == anchors
 
 
 # anchors
@@ -326,11 +340,11 @@ def test_the_parts_of_a_line_are_intervals(normal):
     (order,) = _divided([x], 5, generator(0, "halves"))
     parts = _cells(1000, 32)
     bounds = sorted((float(x[order][parts == k].min()), float(x[order][parts == k].max())) for k in range(32))
-    assert all(high < low for (_, high), (low, _) in zip(bounds, bounds[1:], strict=False))
+    assert all(high < low for (_, high), (low, _) in pairwise(bounds))
 
 
 def test_a_part_of_the_plane_is_small(normal):
-    """Directions that are drawn for each part anew make parts round: their width falls as the root of their number."""
+    """The width of parts falls about as the root of their number, as that of squares does."""
     x = normal("x", 4096, 2).float()
     (order,) = _divided([x], 8, generator(0, "halves"))
     spread = x[order].view(256, 16, 2).var(1).sum(1).mean().sqrt()

@@ -170,7 +170,7 @@ class Result(NamedTuple):
     """The mean over draws of as many points as a W2 has: it counts the luck of each draw as an error."""
     straightness: float
     cpu_seconds: float
-    """Of training alone (of a reflow: and of its pairs), of all threads; a busy machine disturbs them less than the time
+    """Of training (of a reflow: and of its pairs), of all threads; a busy machine disturbs them less than the time
     on the wall."""
 
 

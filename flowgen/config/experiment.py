@@ -19,6 +19,7 @@ from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError
 from flowgen.couplings import Ends, MultiscaleOT, Pool, SchroedingerBridge
+from flowgen.couplings.exact import LARGEST
 from flowgen.data import Flipped, Gaussian, Law, Rows, Scaled, Scaling
 from flowgen.distributed import Processes
 from flowgen.model import Model
@@ -191,7 +192,8 @@ def make_config(tree: Mapping[str, Any]) -> Config:
 
     Raises:
         InputError: for unknown keys and names (with the nearest known one), values out of range, and a target that is
-            singular on the path or says nothing of a bridge, and mirrored images whose rows are to be given.
+            singular on the path or says nothing of a bridge, groups that are too large for their coupling, and mirrored
+            images whose rows are to be given.
     """
     try:
         config = Config.model_validate(_resolved(tree))
@@ -200,6 +202,13 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     targets.span(config.path, config.target)
     if config.bridge.sigma and config.target is not targets.velocity:
         raise InputError("noise on the path (bridge.sigma) needs the target velocity")
+    rows = config.pool.batches * config.train.batch_size
+    group = min(getattr(config.coupling, "group", 1) or rows, rows)
+    if group > LARGEST and not isinstance(config.coupling, MultiscaleOT) and not config.reflow:
+        raise InputError(
+            f"this coupling solves at most {LARGEST} rows together, not {group}: give a smaller coupling.group "
+            "(--ot-batch), or take multiscale"
+        )
     if config.images.flip and isinstance(config.coupling, SemidiscreteConfig):
         raise InputError("a semidiscrete coupling knows the images as they are: set images.flip to false")
     return config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, Pair
-from flowgen.couplings.exact import Coupling, ExactOT, transport_cost
+from flowgen.couplings.exact import Coupling, ExactOT, transport_cost, widest
 
 __all__ = ["Conditioned", "found_weight"]
 
@@ -51,15 +51,20 @@ class Conditioned:
         if not 0 <= self.ratio <= 1:
             raise InputError(f"the ratio of a conditioned coupling must be from 0 to 1, not {self.ratio}")
 
+    @property
+    def group(self) -> int:
+        """That of the coupling, where it has one."""
+        return self.coupling.group  # type: ignore[attr-defined]
+
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
-        cond = _numbers(pair)
-        weight = found_weight(pair.x0, pair.x1, cond, self.ratio) if self.weight is None else self.weight
-        scaled = math.sqrt(weight) * _flat(cond)
+        cond, x0 = _numbers(pair), pair.x0.to(pair.x1.device)
+        weight = found_weight(x0, pair.x1, cond, self.ratio) if self.weight is None else self.weight
+        scaled = math.sqrt(weight) * _flat(cond.to(x0.device))
         # the numbers of the rows as floats: whole numbers would be labels, a class for each row
-        numbers = torch.arange(len(cond), device=cond.device).to(scaled.dtype)
-        wide = Pair(torch.cat([_flat(pair.x0), scaled], dim=1), torch.cat([_flat(pair.x1), scaled], dim=1), numbers)
+        numbers = torch.arange(len(cond), device=x0.device).to(scaled.dtype)
+        wide = Pair(torch.cat([_flat(x0), scaled], dim=1), torch.cat([_flat(pair.x1), scaled], dim=1), numbers)
         index = self.coupling(wide, generator).cond.long()  # type: ignore[union-attr]  # the numbers, as paired
-        return Pair(pair.x0, pair.x1[index], cond[index])
+        return Pair(pair.x0, pair.x1[index], cond[index.to(cond.device)])
 
 
 def found_weight(x0: Tensor, x1: Tensor, cond: Tensor, ratio: float) -> float:
@@ -92,7 +97,7 @@ def _squares(cond: Tensor) -> Tensor:
 
 def _flat(x: Tensor) -> Tensor:
     """Rows `(B, dim)`, float64 where the device has it."""
-    return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64).reshape(len(x), -1)
+    return x.detach().to(widest(x.device)).reshape(len(x), -1)
 
 
 def _numbers(pair: Pair) -> Tensor:

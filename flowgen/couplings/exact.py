@@ -23,6 +23,7 @@ __all__ = [
     "rematched",
     "squared_distances",
     "transport_cost",
+    "widest",
 ]
 
 
@@ -123,12 +124,17 @@ def transport_cost(x0: Tensor, x1: Tensor) -> Tensor:
     """
     if len(x0) != len(x1):
         raise InputError(f"a coupling needs as many source as data rows, not {len(x0)} and {len(x1)}")
-    return squared_distances(*(z.detach().flatten(1).cpu() for z in (x0, x1)))
+    return squared_distances(*(z.flatten(1).cpu() for z in (x0, x1)))
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floats of a device: float64, but float32 on mps."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2 in float64: x `(..., n, d)` and y `(..., m, d)` to `(..., n, m)`."""
-    x, y = x.double(), y.double()
+    """|x_i - y_j|^2 on the device of y: x `(..., n, d)` and y `(..., m, d)` to `(..., n, m)`."""
+    x, y = (z.detach().to(y.device, widest(y.device)) for z in (x, y))
     centre = y.mean(-2, keepdim=True)  # distances do not change, and rounding is that of the spread, not of the offset
     x, y = x - centre, y - centre
     squares = x.square().sum(-1, keepdim=True) + y.square().sum(-1).unsqueeze(-2)

@@ -19,7 +19,7 @@ __all__ = ["Anchors", "MultiscaleOT", "anchored"]
 EXACT_UP_TO = 1024
 """Rows that are cheap enough to solve exactly: 70 ms on one CPU core."""
 
-ANCHORS, SHARE = 3072, 16
+ANCHORS, SHARE = 3072, 8
 """At most so many anchors, some two seconds of work; and at most one for so many rows, so that they are soon repaid."""
 
 TREE_BELOW = 4

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, Pair
-from flowgen.couplings.exact import check_group, classes
+from flowgen.couplings.exact import check_group, classes, squared_distances
 
 __all__ = [
     "Plan",
@@ -176,21 +176,17 @@ def _factor(columns: list[Tensor], omega: Tensor | float) -> Tensor:
 
 
 def costs(x0: Tensor, x1: Tensor) -> Tensor:
-    """The squared distances |x0_i - x1_j|^2 within each group, `(G, n, n)`, float64 where the device has it.
+    """The squared distances |x0_i - x1_j|^2 within each group, `(G, n, n)`, on the device of x1.
 
     Shapes: x0 and x1 `(G, n, *event)`.
 
     Raises:
         InputError: if the ends hold NaN or infinite values.
     """
-    wide = torch.float32 if x0.device.type == "mps" else torch.float64
-    x, y = (z.detach().flatten(2).to(wide) for z in (x0, x1))
-    centre = y.mean(1, keepdim=True)  # distances do not change, and rounding is that of the spread, not of the offset
-    x, y = x - centre, y - centre
-    cost = x.square().sum(2).unsqueeze(2) + y.square().sum(2).unsqueeze(1) - 2 * x @ y.mT
+    cost = squared_distances(x0.flatten(2), x1.flatten(2))
     if not cost.isfinite().all():
         raise InputError("cannot couple rows that hold NaN or infinite values")
-    return cost.clamp_(min=0)
+    return cost
 
 
 def mean_cost(cost: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What a trained run is worth, beside data that it never saw.
 
 A subject is a run with what it is compared with and in what view: rows, or features of them. It is measured beside the
-floor, true data beside other true data, and every figure has a confidence interval over repeats.
+floor, true data beside other true data, and every figure has a confidence interval over repeats. `pairing` measures
+what couplings cost and reach, before there is a run.
 """
 
 from flowgen.evaluation.measure import Estimate, Quality, Settings, floor, geometry, kl_divergence, quality

@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, islice
 from statistics import median
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from flowgen import __version__
 from flowgen.config import COUPLINGS, Config, LoadedData, find_device, lookup, make_config
+from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, Pair
-from flowgen.couplings import Coupling, Ends, MultiscaleOT, Pool, Prepared, Reporting, batches
-from flowgen.couplings.exact import LARGEST
-from flowgen.data import Flipped, Rows, Scaled
+from flowgen.couplings import Coupling, Ends, Pool, Prepared, Reporting, Semidiscrete, ascend, batches
 
 __all__ = [
     "BASELINE",
@@ -32,7 +30,6 @@ __all__ = [
     "Measured",
     "Trial",
     "default_of",
-    "ends_of",
     "measure",
     "stream_of",
     "trials",
@@ -55,9 +52,16 @@ class Trial(NamedTuple):
         group = getattr(self.config.coupling, "group", None)
         return None if group is None else min(group or rows, rows)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the coupling draws the ends of its pairs itself."""
+        return isinstance(self.config.coupling, SemidiscreteConfig)
+
 
 def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
-    """The experiments of a tree with each of some couplings, first the independent one; without names, with all.
+    """The experiments of a tree with each of some couplings, first the independent one.
+
+    Without names they are all but the semidiscrete one, which learns from all rows for minutes or more, first.
 
     Parameters of couplings in the tree go to those that have them. All trials have the same pool, the largest of them,
     so that they see the same draws; each keeps its reuse.
@@ -66,7 +70,8 @@ def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
         InputError: for unknown names and settings, a parameter that none of the couplings has, a coupling in the tree,
             or one that would solve too many rows together.
     """
-    names = [BASELINE, *(name for name in dict.fromkeys(names or COUPLINGS) if name != BASELINE)]
+    names = names or [name for name, made in COUPLINGS.items() if made is not SemidiscreteConfig]
+    names = [BASELINE, *(name for name in dict.fromkeys(names) if name != BASELINE)]
     known = {name: _parameters(lookup("coupling", name, COUPLINGS)) for name in names}
     given = tree.get("coupling", {})
     if not isinstance(given, Mapping) or "name" in given:
@@ -78,17 +83,7 @@ def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
         taken = {key: value for key, value in given.items() if key in parameters}
         found.append(Trial(name, make_config({**tree, "coupling": {"name": name, **taken}})))
     most = max(trial.config.pool.batches for trial in found)
-    return [_bounded(Trial(name, _pooled(config, most, config.pool.reuse))) for name, config in found]
-
-
-def _bounded(trial: Trial) -> Trial:
-    """The trial, once it is known that the matrix of its costs fits into memory."""
-    if (trial.group or 0) > LARGEST and not isinstance(trial.config.coupling, MultiscaleOT):
-        raise InputError(
-            f"coupling {trial.name} would solve {trial.group} rows together, and can solve {LARGEST}: give a smaller "
-            "--ot-batch, or --coupling multiscale"
-        )
-    return trial
+    return [Trial(name, _pooled(config, most, config.pool.reuse)) for name, config in found]
 
 
 def default_of(tree: Mapping[str, Any]) -> str:
@@ -136,21 +131,38 @@ class _Watched:
             return self.coupling.prepared(rows, draw)
 
 
-def ends_of(config: Config, data: LoadedData) -> Ends:
-    """The ends that training draws, in model units, on its device."""
-    device, law = find_device(config.device), data.law
-    law = law.to(device) if isinstance(law, Rows) else law
-    law = Flipped(law) if config.images.flip and len(law.event) == 3 else law
-    return Ends(config.source_law(law.event, data.scaling), Scaled(law, deepcopy(data.scaling).to(device)))
+class Stream(NamedTuple):
+    """Batches without end, and what is known of them before the first."""
+
+    pairs: Iterator[Pair]
+    facts: dict[str, float]
 
 
-def stream_of(config: Config, ends: Ends, preparing: Clock) -> Iterator[Pair]:
+Say = Callable[[str], None]
+"""What is told how far a preparation has come."""
+
+
+def stream_of(config: Config, data: LoadedData, ends: Ends, preparing: Clock, say: Say) -> Stream:
     """The batches that training reads, each pair once, solved in their turn; `preparing` runs while the coupling learns
     what it needs before the first of them."""
-    coupling = config.coupling
+    coupling, size = config.coupling, config.train.batch_size
+    if isinstance(coupling, SemidiscreteConfig):
+        with preparing.running():
+            made, facts = _semidiscrete(config, data, ends, say)
+        return Stream(made.stream(size, seed=config.seed), facts)
     watched = _Watched(coupling, preparing) if isinstance(coupling, Prepared) else coupling
     pool = Pool(config.pool.batches, 1)
-    return batches(ends, config.train.batch_size, seed=config.seed, coupling=watched, pool=pool, threads=0)
+    return Stream(batches(ends, size, seed=config.seed, coupling=watched, pool=pool, threads=0), {})
+
+
+def _semidiscrete(config: Config, data: LoadedData, ends: Ends, say: Say) -> tuple[Semidiscrete, dict[str, float]]:
+    """The pairs of potentials that are found first, and the chi-square of these."""
+    settings: SemidiscreteConfig = config.coupling
+    rows, labels = settings.rows(data, find_device(config.device), config.seed)
+    bounds = {"tolerance": settings.tolerance, "draws_per_row": settings.draws_per_row}
+    for state in ascend(ends.source, rows, seed=config.seed, labels=labels, **bounds):
+        say(f"chi-square {state.chi_square:.3g}")
+    return Semidiscrete(ends.source, rows, state.values, labels), {"chi_square": state.chi_square}
 
 
 class Measured(NamedTuple):
@@ -160,7 +172,7 @@ class Measured(NamedTuple):
     seconds: of a batch, in the median over pools: to draw its ends, to couple and to shuffle them.
     cost: mean |x0 - x1|^2, in model units.
     data: how often the pairs hold each data row, by its hash.
-    facts: what the coupling says of its plan for one batch, or for one group where that is larger.
+    facts: what the coupling says of its plan for one batch, or for one group where that is larger; of its preparation.
     warnings: what it warned of, the first from each place in the code.
     shown: the first batch.
     """
@@ -175,16 +187,17 @@ class Measured(NamedTuple):
     shown: Pair
 
 
-def measure(trial: Trial, ends: Ends, pools: int) -> Measured:
+def measure(trial: Trial, data: LoadedData, ends: Ends, pools: int, say: Say = lambda text: None) -> Measured:
     """Makes so many pools, after a small one that loads what is needed."""
     config, preparing = trial.config, Clock()
     with warnings.catch_warnings(record=True) as caught:
         for kind in (RuntimeWarning, UserWarning):
             warnings.simplefilter("always", kind)
-        next(stream_of(_pooled(config, 1, 1), ends, Clock()))
-        stream = stream_of(config, ends, preparing)
-        made = [_pool(config, stream, preparing) for _ in range(pools)]
-        facts = _facts(trial, ends)
+        if not trial.draws:
+            next(stream_of(_pooled(config, 1, 1), data, ends, Clock(), say).pairs)
+        stream = stream_of(config, data, ends, preparing, say)
+        made = [_pool(config, stream.pairs, preparing) for _ in range(pools)]
+        facts = {**stream.facts, **_facts(trial, ends)}
     return Measured(
         trial,
         preparing.seconds,
@@ -233,7 +246,7 @@ def _facts(trial: Trial, ends: Ends) -> dict[str, float]:
 
 
 class Comparison(NamedTuple):
-    """All couplings that were measured on the same draws, the independent one first.
+    """Couplings that were measured on the same draws, the independent one first.
 
     data: the name of the data.
     default: the coupling that training takes where none is named.
@@ -261,10 +274,11 @@ class Comparison(NamedTuple):
         """A transport cost over that of independent pairs; NaN where all points are one."""
         return of.cost / self.measured[0].cost if self.measured[0].cost else math.nan
 
-    def used(self, of: Measured) -> float:
-        """The share of the data rows that were drawn that the pairs hold, a row that was drawn twice being two."""
+    def used(self, of: Measured) -> float | None:
+        """The share of the data rows that were drawn that the pairs hold, a row that was drawn twice being two; None
+        of a coupling with draws of its own."""
         drawn = self.measured[0].data
-        return (drawn & of.data).total() / drawn.total()
+        return None if of.trial.draws else (drawn & of.data).total() / drawn.total()
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON holds it; None for what a coupling does not have."""

@@ -125,7 +125,7 @@ class _Seen:
 
 def _facts(config: Config, data: LoadedData, pair: Pair) -> dict[str, float]:
     """The mean squared distance of a batch of pairs, and what the coupling says of its plan for them."""
-    facts = {"transport_cost": (pair.x1 - pair.x0).square().flatten(1).sum(1).mean().item()}
+    facts = {"transport_cost": (pair.x1 - pair.x0.to(pair.x1)).square().flatten(1).sum(1).mean().item()}
     if config.reflow or not isinstance(config.coupling, Reporting):
         return facts
     if pair.cond is not None:  # pairs whose label was dropped were coupled with their class
