@@ -273,9 +273,10 @@ first two to the bare loop. torchcfm's step draws noise of scale 0.1 around the 
 without options is a loop over the weights; flowgen's is the fused one, bit for bit, without its bookkeeping.
 """
 
-TRANSPORT_NOTE = """flowgen's first row is the default of the command line: 100 batches are solved together, nearly exactly,
-and every pair is used ten times; its chunk of 1,000 steps holds one whole pool. It is solved on the thread that trains; usually
-another one does it meanwhile. torchcfm solves each batch of 512, and draws pairs from the plan with replacement.
+TRANSPORT_NOTE = """flowgen's first row is the default of the command line: 100 batches are solved together, nearly
+exactly, and every pair is used ten times; its chunk of 1,000 steps holds one whole pool. It is solved by the thread
+that trains, where usually another one does it meanwhile. torchcfm solves each batch of 512, and draws pairs from the
+plan with replacement.
 """
 
 COUPLING_NOTE = """8gaussians from Gaussian noise, the same batches for all. Training divides the time by the uses of a

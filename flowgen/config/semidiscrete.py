@@ -29,7 +29,7 @@ class SemidiscreteConfig:
     """
 
     points: int = 10_000
-    tolerance: float = 0.01
+    tolerance: float = 0.02
     draws_per_row: float = 1000.0
 
     def __post_init__(self) -> None:
