@@ -60,7 +60,7 @@ QUICK = Sizes(steps=1_000, pairs=10_000, npe_draws=2, w2_draws=1)
 
 def train_teacher(law: Law, seed: int, steps: int) -> Model:
     state = State(Model(MLP(2, seed=seed)))
-    pairs = batches(Ends(SOURCE, law), BATCH, seed=seed, coupling=ExactOT(), pool=Pool(100, 10))
+    pairs = batches(Ends(SOURCE, law), BATCH, seed=seed, coupling=ExactOT(128), pool=Pool(100, 10))
     for _ in fit(state, pairs, FlowMatching(), steps, seed=seed):
         pass
     return state.ema
@@ -185,7 +185,7 @@ def flows(sizes: Sizes, seeds: tuple[int, ...]) -> str:
 
 
 def energy_note(sizes: Sizes) -> str:
-    return f"""MLP 3x64, {sizes.steps:,} steps at batch {BATCH}, ExactOT() with Pool(100, 10), averaged weights. NPE =
+    return f"""MLP 3x64, {sizes.steps:,} steps at batch {BATCH}, ExactOT(128) with Pool(100, 10), averaged weights. NPE =
 |int |v|^2 dt - W2^2| / W2^2 with {POINTS} points and 100 Euler steps, on {sizes.npe_draws} independent draws of both
 ends, the same draws for every seed. W2^2 of finite sets varies from draw to draw, and |.| counts that noise as error:
 "mean over draws" is the mean of |.| of each draw, "NPE of averages" takes the averages of path energy and W2^2 first.

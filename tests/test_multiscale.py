@@ -240,7 +240,7 @@ def test_labels_stay_with_their_sources_in_large_and_small_classes(normal, rng, 
 
 
 @pytest.mark.parametrize(
-    ("group", "rows", "anchors"), [(0, 1024, 0), (1024, 9999, 0), (1600, 9999, 100), (0, 1600, 100)]
+    ("group", "rows", "anchors"), [(0, 1024, 0), (1024, 9999, 0), (1600, 9999, 200), (0, 1600, 200)]
 )
 def test_anchors_are_prepared_for_groups_that_need_them_and_are_few(made, group, rows, anchors):
     drawn = []

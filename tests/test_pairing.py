@@ -208,7 +208,7 @@ def test_potentials_are_found_once(tmp_path, monkeypatch, normal):
     sought, ascend = [], pairing.ascend
     monkeypatch.setattr(pairing, "ascend", lambda *rest, **named: sought.append(named) or ascend(*rest, **named))
     compared(small(str(tmp_path / "t.npy"), coupling={"draws_per_row": 300.0}, seed=2), ("semidiscrete",), pools=3)
-    assert sought == [{"seed": 2, "labels": None, "tolerance": 0.01, "draws_per_row": 300.0}]
+    assert sought == [{"seed": 2, "labels": None, "tolerance": 0.02, "draws_per_row": 300.0}]
 
 
 # trials

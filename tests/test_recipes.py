@@ -12,7 +12,7 @@ from flowgen.config import NETS, make_config
 from flowgen.config.data import kind
 from flowgen.config.recipes import RECIPES
 from flowgen.core import InputError
-from flowgen.couplings import ExactOT, Pool
+from flowgen.couplings import ExactOT, MultiscaleOT, Pool
 from flowgen.nn import DIT_SIZES, UNET_SIZES
 from flowgen.runs import Run
 from flowgen.settings import dump_toml, flat, override, read_toml
@@ -80,7 +80,7 @@ def test_the_recipe_of_data_fills_in_what_is_not_said(named, name):
     assert isinstance(config.net, kind_of_net)
     assert config.labels is labels
     if not recipe:
-        assert (config.coupling, config.pool, config.train.batch_size) == (ExactOT(), Pool(100, 10), 512)
+        assert (config.coupling, config.pool, config.train.batch_size) == (MultiscaleOT(), Pool(100, 10), 512)
 
 
 @pytest.mark.parametrize("name", ["toy", "table", "images", "digits.v2"])
