@@ -185,7 +185,7 @@ def flows(sizes: Sizes, seeds: tuple[int, ...]) -> str:
 
 
 def energy_note(sizes: Sizes) -> str:
-    return f"""MLP 3x64, {sizes.steps:,} steps at batch {BATCH}, ExactOT(128) with Pool(100, 10), averaged weights. NPE =
+    return f"""MLP 3x64, {sizes.steps:,} steps at batch {BATCH}, ExactOT(128), Pool(100, 10), averaged weights. NPE =
 |int |v|^2 dt - W2^2| / W2^2 with {POINTS} points and 100 Euler steps, on {sizes.npe_draws} independent draws of both
 ends, the same draws for every seed. W2^2 of finite sets varies from draw to draw, and |.| counts that noise as error:
 "mean over draws" is the mean of |.| of each draw, "NPE of averages" takes the averages of path energy and W2^2 first.

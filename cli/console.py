@@ -128,7 +128,6 @@ def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
 def potential_run(run: Run, group: Processes) -> None:
     """Finds the potentials of a run whose coupling is semidiscrete, with a bar, and says how good they are."""
     from flowgen import runs
-    from flowgen.runs.potentials import solved
 
     states = runs.find_potentials(run, group)
     state = next(states, None)
@@ -137,11 +136,8 @@ def potential_run(run: Run, group: Processes) -> None:
     with bar(f"{run.folder}: potentials", 1, shown=group.first) as move:
         for state in states:
             move(0, f"chi-square {state.chi_square:.3g} after {state.draws:,} draws")
-    if group.first:
-        found = solved(run)
-        print(
-            f"{run.folder}: potentials of chi-square {found.chi_square:.2g}, by {found.draws:,} draws", file=sys.stderr
-        )
+        move(1)
+    print(f"{run.folder}: potentials of chi-square {state.chi_square:.2g}, by {state.draws:,} draws", file=sys.stderr)
 
 
 def check_parts(config: Config, group: Processes) -> None:

@@ -66,7 +66,8 @@ def couplings(
             move(len(done), trial.name)
             done.append(pairing.measure(trial, loaded, ends, pools, partial(move, len(done))))
         move(len(done))
-    found = pairing.Comparison(Path(data).name, pairing.default_of(tree), pools, len(loaded.classes), done)
+    absent = () if coupling else pairing.left_out(trials)
+    found = pairing.Comparison(Path(data).name, pairing.default_of(tree), pools, len(loaded.classes), done, absent)
     _write(found, picture, to_json)
     if not (picture or no_picture or str(to_json) == "-"):
         print("no picture: the data do not lie in the plane")
@@ -178,6 +179,8 @@ def _notes(found: Comparison) -> list[str]:
         lines.append("semidiscrete has draws of its own: in the long run all rows, each as often.")
     else:
         lines.append("--coupling semidiscrete is measured where it is named: it learns long, once.")
+    if found.left_out:
+        lines.append(f"Left out, since these settings do not allow them: {', '.join(found.left_out)}.")
     if found.classes:
         lines.append(f"Rows are paired within their class, of which there are {found.classes}.")
     return [*dict.fromkeys(lines), f"Training on {found.data} takes {found.default} where no coupling is named."]

@@ -205,8 +205,8 @@ def test_rows_that_are_drawn_often_are_not_counted_once(tmp_path, normal):
 
 def test_potentials_are_found_once(tmp_path, monkeypatch, normal):
     np.save(tmp_path / "t.npy", normal("few", 20, 2).numpy())
-    sought, ascend = [], pairing.ascend
-    monkeypatch.setattr(pairing, "ascend", lambda *rest, **named: sought.append(named) or ascend(*rest, **named))
+    sought, ascend = [], semidiscrete.ascend
+    monkeypatch.setattr(semidiscrete, "ascend", lambda *rest, **named: sought.append(named) or ascend(*rest, **named))
     compared(small(str(tmp_path / "t.npy"), coupling={"draws_per_row": 300.0}, seed=2), ("semidiscrete",), pools=3)
     assert sought == [{"seed": 2, "labels": None, "tolerance": 0.02, "draws_per_row": 300.0}]
 

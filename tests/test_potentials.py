@@ -38,7 +38,7 @@ def test_potentials_are_found_once_and_told_on_the_way(created):
     states = list(runs.find_potentials(run))
     assert all(before.draws < after.draws for before, after in pairwise(states))
     assert abs(states[-1].chi_square) < 0.05
-    kept = solved(run)
+    kept = solved(run, run.config.load_data())
     assert torch.equal(kept.values, states[-1].values)
     assert (kept.chi_square, kept.draws) == (states[-1].chi_square, states[-1].draws)
     assert list(runs.find_potentials(run)) == []
@@ -56,7 +56,7 @@ def test_pairs_are_training_rows_in_model_units_in_their_cells(created, labels):
     data = run.config.load_data()
     pair = next(semidiscrete_pairs(run, data, CPU).stream(64, seed=0))
     rows = data.scaling.apply_to(data.law.values)
-    found = assigned(pair.x0, rows, solved(run).values, data.law.labels, pair.cond)
+    found = assigned(pair.x0, rows, solved(run, data).values, data.law.labels, pair.cond)
     assert torch.equal(pair.x1, rows[found])
     assert (pair.cond is not None) == labels
     if labels:

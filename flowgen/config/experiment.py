@@ -163,7 +163,9 @@ class Config(Section):
         data = self.load_data()
         Ends(self.source_law(data.law.event, data.scaling), data.law)
         self.model(data.law.event, data.scaling, len(data.classes))
-        find_device(self.device)
+        device = find_device(self.device)
+        if isinstance(self.coupling, SemidiscreteConfig) and not self.reflow:
+            self.coupling.check(data, device)
         return data
 
 

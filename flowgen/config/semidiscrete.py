@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import final
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from flowgen.config.data import LoadedData
 from flowgen.core import InputError, generator
-from flowgen.data import Rows
+from flowgen.couplings import Potentials, ascend
+from flowgen.data import Law, Rows
 from flowgen.data.streams import Listed
 
 __all__ = ["SemidiscreteConfig"]
@@ -33,17 +36,27 @@ class SemidiscreteConfig:
     draws_per_row: float = 1000.0
 
     def __post_init__(self) -> None:
-        if self.points < 1 or not self.tolerance > 0 or not self.draws_per_row > 0:
-            raise InputError("semidiscrete transport needs points, a tolerance and draws_per_row above 0")
+        if self.points < 1 or not (0 < self.tolerance < math.inf and 0 < self.draws_per_row < math.inf):
+            raise InputError("semidiscrete transport needs points, a tolerance and draws_per_row above 0, and finite")
+
+    def check(self, data: LoadedData, device: torch.device) -> None:
+        """
+        Raises:
+            InputError: if the rows are not in memory, or the device has no float64.
+        """
+        if isinstance(data.law, Listed) and not isinstance(data.law, Rows):
+            raise InputError("semidiscrete transport needs all images in memory: raise images.memory")
+        if device.type == "mps":
+            raise InputError("semidiscrete transport needs float64, which mps has not: take another device")
 
     def rows(self, data: LoadedData, device: torch.device, seed: int) -> tuple[Tensor, Tensor | None]:
-        """All training rows in model units, `(N, *event)`, and their labels.
-
-        Raises:
-            InputError: if they are not in memory.
-        """
+        """All training rows in model units, `(N, *event)`, and their labels; see `check`."""
+        self.check(data, device)
         law = data.law
-        if isinstance(law, Listed) and not isinstance(law, Rows):
-            raise InputError("semidiscrete transport needs all images in memory: raise images.memory")
         x = law.values if isinstance(law, Rows) else law.sample(self.points, generator(seed, "points of the law"))
         return deepcopy(data.scaling).to(device).apply_to(x.to(device)), law.labels if isinstance(law, Rows) else None
+
+    def ascend(self, source: Law, rows: Tensor, labels: Tensor | None, seed: int) -> Iterator[Potentials]:
+        """The potentials of such rows, round by round."""
+        bounds = {"tolerance": self.tolerance, "draws_per_row": self.draws_per_row}
+        return ascend(source, rows, seed=seed, labels=labels, **bounds)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from flowgen.core import InputError, Pair
 from flowgen.couplings.exact import check_group
-from flowgen.couplings.sinkhorn import Plan, check_stop, costs, coupled, facts, only, permutation, sinkhorn
+from flowgen.couplings.sinkhorn import Entropic, Plan, check_stop, coupled, permutation, sinkhorn
 
 __all__ = ["SchroedingerBridge"]
 
 
 @final
 @dataclass(frozen=True)
-class SchroedingerBridge:
+class SchroedingerBridge(Entropic):
     """The ends of the Schroedinger bridge whose reference is sigma times a Brownian motion (arXiv 2106.01357).
 
     They are the entropic plan of the squared distance with epsilon = 2 sigma^2, for which exp(-|x0 - x1|^2 / epsilon)
@@ -49,16 +49,8 @@ class SchroedingerBridge:
         if not 0 < self.sigma < math.inf:
             raise InputError(f"a Schroedinger bridge needs a positive sigma, not {self.sigma}")
 
-    def plan(self, x0: Tensor, x1: Tensor) -> Plan:
-        """The plan of all rows as one group, with its marginal error; x0 and x1 `(B, *event)`."""
-        return only(self._plans(costs(x0.unsqueeze(0), x1.unsqueeze(0))))
-
-    def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
-        """Of the groups of a batch, the largest `marginal_error` and the mean `plan_entropy` (see `Plan`)."""
-        return facts(Pair(x0, x1, cond), self.group, self._plans)
-
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
-        return coupled(pair, self.group, self._plans, permutation, generator)
+        return coupled(pair, self.group, self.plans, permutation, generator)
 
-    def _plans(self, cost: Tensor) -> Plan:
+    def plans(self, cost: Tensor) -> Plan:
         return sinkhorn(cost, 2 * self.sigma**2, self.tolerance, self.iterations)

@@ -88,7 +88,7 @@ class ExactOT:
 def check_group(group: int) -> None:
     """Raises InputError if group is negative."""
     if group < 0:
-        raise InputError(f"group must be a number of rows, or 0 for the whole batch, not {group}")
+        raise InputError(f"group must be a number of rows, or 0 for all, not {group}")
 
 
 def rematched(pair: Pair, group: int, match: Callable[[Tensor, Tensor], Tensor]) -> Pair:
@@ -133,7 +133,13 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2 on the device of y: x `(..., n, d)` and y `(..., m, d)` to `(..., n, m)`."""
+    """|x_i - y_j|^2 on the device of y: x `(..., n, d)` and y `(..., m, d)` to `(..., n, m)`.
+
+    Raises:
+        InputError: for more rows than memory has room for.
+    """
+    if max(x.shape[-2], y.shape[-2]) > LARGEST:
+        raise InputError(f"at most {LARGEST} rows are solved together, not {y.shape[-2]}: give a smaller group")
     x, y = (z.detach().to(y.device, widest(y.device)) for z in (x, y))
     centre = y.mean(-2, keepdim=True)  # distances do not change, and rounding is that of the spread, not of the offset
     x, y = x - centre, y - centre

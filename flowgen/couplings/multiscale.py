@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Pair
+from flowgen.core import InputError, Pair, generator
 from flowgen.couplings.exact import assign, check_group, classes, rematched, squared_distances, transport_cost
 
 __all__ = ["Anchors", "MultiscaleOT", "anchored"]
@@ -20,7 +20,11 @@ EXACT_UP_TO = 1024
 """Rows that are cheap enough to solve exactly: 70 ms on one CPU core."""
 
 ANCHORS, SHARE = 3072, 8
-"""At most so many anchors, some two seconds of work; and at most one for so many rows, so that they are soon repaid."""
+"""At most so many anchors, some two seconds of work in the plane and five in 784 dimensions; and at most one for so
+many rows, so that they are soon repaid."""
+
+SPREAD = 8
+"""Rows that an anchor is chosen from."""
 
 TREE_BELOW = 4
 """Dimensions in which a tree finds the nearest anchor fast, and it leads as well as the dual potentials do."""
@@ -58,16 +62,14 @@ class Anchors(NamedTuple):
 
 
 def anchored(x0: Tensor, x1: Tensor) -> Anchors:
-    """The exact solution of rows `(m, d)`, in memory that is linear in m (POT's network simplex)."""
+    """The exact solution of rows `(m, d)` (POT's network simplex)."""
     import ot
 
-    weights, ends = np.full(len(x0), 1 / len(x0)), [x.double().numpy() for x in (x0, x1)]
+    weights, cost = np.full(len(x0), 1 / len(x0)), transport_cost(x0, x1).numpy()
     # 10^7 pivots are out of reach: the simplex ends at an optimum, whose plan is a permutation
-    log = ot.lp.emd2_lazy(*ends, weights, weights, numItermax=10**7, log=True, return_matrix=True)[1]
-    plan = log["G"].tocsr()
-    potentials = torch.from_numpy(log["v"]).to(x1)
-    index = torch.from_numpy(np.asarray(plan.argmax(1)).ravel())
-    return Anchors(x0, x1[index], potentials[index])
+    plan, log = ot.emd(weights, weights, cost, numItermax=10**7, log=True)
+    index = torch.from_numpy(plan.argmax(1))
+    return Anchors(x0, x1[index], torch.from_numpy(log["v"]).to(x1)[index])
 
 
 @final
@@ -75,9 +77,9 @@ def anchored(x0: Tensor, x1: Tensor) -> Anchors:
 class MultiscaleOT:
     """Optimal transport for the squared distance, between more rows than can be solved exactly.
 
-    Some rows, the anchors, are solved exactly, and say about where each source row goes. There both sets are halved
-    again and again, at the median of a random direction, until at most `leaf` rows of each are left; these are paired
-    exactly. Then the pairs are divided anew by where they end, `sweeps` times, and each part is solved once more, which
+    Some rows, the anchors, evenly spread, are solved exactly, and say about where each source row goes. There both sets
+    are halved again and again, at the median of a random direction, until at most `leaf` rows of each are left; these
+    are paired exactly. Then the pairs are divided anew by where they end, `sweeps` times, and each part is solved once more, which
     never raises the cost. Up to 1024 rows are solved exactly as they are. No pairs cost more than those that came.
 
     In the plane, the pairs of 51,200 rows cost less than exact transport in groups of 512, for a sixth of the time;
@@ -98,8 +100,9 @@ class MultiscaleOT:
 
     def __post_init__(self) -> None:
         check_group(self.group)
-        if self.leaf < 2 or self.sweeps < 0:
-            raise InputError(f"leaf must be at least 2 and sweeps at least 0, not {self.leaf} and {self.sweeps}")
+        if not 2 <= self.leaf <= EXACT_UP_TO or self.sweeps < 0:
+            bounds = f"leaf must be from 2 to {EXACT_UP_TO} and sweeps at least 0"
+            raise InputError(f"{bounds}, not {self.leaf} and {self.sweeps}")
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
         return rematched(pair, self.group, lambda x0, x1: self._matched(x0, x1, None, generator))
@@ -112,16 +115,18 @@ class MultiscaleOT:
         rows = min(rows, self.group or rows)
         if rows <= EXACT_UP_TO:
             return self
-        pair = draw(min(ANCHORS, rows // SHARE))
-        return self if len(classes(pair)) > 1 else _Led(self, anchored(_rows(pair.x0), _rows(pair.x1)))
+        m = min(ANCHORS, rows // SHARE)
+        pair = draw(SPREAD * m)
+        if len(classes(pair)) > 1:
+            return self
+        return _Led(self, _anchors(_rows(pair.x0), _rows(pair.x1), m, generator(0, "anchors")))
 
     def _matched(self, x0: Tensor, x1: Tensor, anchors: Anchors | None, generator: torch.Generator) -> Tensor:
         """The permutation for some rows."""
         if len(x0) <= EXACT_UP_TO:
             return assign(transport_cost(x0, x1))
         x, y = _rows(x0), _rows(x1)
-        some = slice(min(EXACT_UP_TO, len(x) // 4))
-        led = (anchors or anchored(x[some], y[some])).lead(x)
+        led = (anchors or _anchors(x, y, min(EXACT_UP_TO, len(x) // 4), generator)).lead(x)
         levels = max(0, math.ceil(math.log2(len(x) / self.leaf)))
         order_x, order_y = _divided([led, y], levels, generator)
         found = _solved(x, y, order_x, order_y, 2**levels)
@@ -162,6 +167,18 @@ def _rows(x: Tensor) -> Tensor:
     if not x.isfinite().all():
         raise InputError("cannot couple rows that hold NaN or infinite values")
     return x
+
+
+def _anchors(x: Tensor, y: Tensor, m: int, generator: torch.Generator) -> Anchors:
+    """The anchors of m rows of each set: one from each of m cells of equal size.
+
+    So spread, they leave hardly anything of the luck of m random rows, whose masses differ from place to place by a
+    share of 1 / sqrt(m): on moons to 8gaussians the cost of pairs varied by 3 % with that, and by 0.3 % without.
+    """
+    levels = math.ceil(math.log2(m))
+    orders = [_divided([z], levels, generator)[0] for z in (x, y)]
+    middle = (torch.arange(m) * len(x) + len(x) // 2) // m
+    return anchored(*(z[order[middle]] for z, order in zip((x, y), orders, strict=True)))
 
 
 def _cells(n: int, parts: int) -> Tensor:

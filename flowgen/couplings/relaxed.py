@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowgen.core import InputError, Pair
 from flowgen.couplings.exact import check_group, rematched, transport_cost
-from flowgen.couplings.sinkhorn import Plan, check_stop, costs, coupled, facts, mean_cost, only, permutation, sinkhorn
+from flowgen.couplings.sinkhorn import Entropic, Plan, check_stop, coupled, mean_cost, permutation, sinkhorn
 
 __all__ = ["Partial", "Unbalanced"]
 
@@ -125,7 +125,7 @@ def _edges(shares: np.ndarray) -> list[list[tuple[int, tuple[int, int]]]]:
 
 @final
 @dataclass(frozen=True)
-class Unbalanced:
+class Unbalanced(Entropic):
     """Entropic optimal transport that holds the source and relaxes the data (arXiv 1607.05816, 2311.15100).
 
     P = argmin <P, cost> - epsilon H(P) + penalty KL(columns | uniform) over plans whose rows sum to 1/n: a data row
@@ -160,17 +160,9 @@ class Unbalanced:
             )
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
-        return coupled(pair, self.group, self._plans, _matched, generator)
+        return coupled(pair, self.group, self.plans, _matched, generator)
 
-    def plan(self, x0: Tensor, x1: Tensor) -> Plan:
-        """The plan of all rows as one group, with its marginal error; x0 and x1 `(B, *event)`."""
-        return only(self._plans(costs(x0.unsqueeze(0), x1.unsqueeze(0))))
-
-    def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
-        """Of the groups of a batch, the largest `marginal_error` and the mean `plan_entropy` (see `Plan`)."""
-        return facts(Pair(x0, x1, cond), self.group, self._plans)
-
-    def _plans(self, cost: Tensor) -> Plan:
+    def plans(self, cost: Tensor) -> Plan:
         epsilon = self.epsilon * _median_cost(cost)
         return sinkhorn(cost, epsilon, self.tolerance, self.iterations, slack=self.epsilon / self.penalty)
 

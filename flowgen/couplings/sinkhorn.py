@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,15 +17,13 @@ from flowgen.core import InputError, Pair
 from flowgen.couplings.exact import check_group, classes, squared_distances
 
 __all__ = [
+    "Entropic",
     "Plan",
     "Planner",
     "Sinkhorn",
     "check_stop",
-    "costs",
     "coupled",
-    "facts",
     "mean_cost",
-    "only",
     "permutation",
     "sinkhorn",
 ]
@@ -250,22 +249,36 @@ def permutation(log_plan: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([torch.from_numpy(linear_sum_assignment(one)[1]) for one in cost.numpy()])
 
 
-def facts(pair: Pair, group: int, plans: Planner) -> dict[str, float]:
-    """The largest marginal error and the mean entropy of the plans of all groups of a batch."""
-    found = [plans(costs(pair.x0[rows], pair.x1[rows])) for rows in _stacked(pair, group)]
-    error, entropy = (torch.cat([*x]) for x in zip(*((plan.error, plan.entropy) for plan in found), strict=True))
-    return {"marginal_error": float(error.max()), "plan_entropy": float(entropy.mean())}
-
-
 def check_stop(tolerance: float, iterations: int) -> None:
     """Raises InputError unless the tolerance is positive and there is an iteration."""
     if not tolerance > 0 or iterations < 1:
         raise InputError("Sinkhorn needs a positive tolerance, and at least one iteration")
 
 
+class Entropic(ABC):
+    """A coupling by an entropic plan of each group."""
+
+    group: int
+
+    @abstractmethod
+    def plans(self, cost: Tensor) -> Plan:
+        """The plans of the groups with costs `(G, n, n)`."""
+
+    def plan(self, x0: Tensor, x1: Tensor) -> Plan:
+        """The plan of all rows as one group, with its marginal error; x0 and x1 `(B, *event)`."""
+        return only(self.plans(costs(x0.unsqueeze(0), x1.unsqueeze(0))))
+
+    def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
+        """Of the groups of a batch, the largest `marginal_error` and the mean `plan_entropy` (see `Plan`)."""
+        pair = Pair(x0, x1, cond)
+        found = [self.plans(costs(x0[rows], x1[rows])) for rows in _stacked(pair, self.group)]
+        error, entropy = (torch.cat([*x]) for x in zip(*((plan.error, plan.entropy) for plan in found), strict=True))
+        return {"marginal_error": float(error.max()), "plan_entropy": float(entropy.mean())}
+
+
 @final
 @dataclass(frozen=True)
-class Sinkhorn:
+class Sinkhorn(Entropic):
     """Entropic optimal transport coupling (arXiv 1306.0895, 2302.00482).
 
     A permutation drawn from the plan argmin <P, cost> - epsilon H(P) of each group. As epsilon -> 0 it is ExactOT, as
@@ -293,16 +306,8 @@ class Sinkhorn:
         if not 0 < self.epsilon < math.inf:
             raise InputError(f"Sinkhorn needs a positive epsilon, not {self.epsilon}")
 
-    def plan(self, x0: Tensor, x1: Tensor) -> Plan:
-        """The plan of all rows as one group, with its marginal error; x0 and x1 `(B, *event)`."""
-        return only(self._plans(costs(x0.unsqueeze(0), x1.unsqueeze(0))))
-
-    def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
-        """Of the groups of a batch, the largest `marginal_error` and the mean `plan_entropy` (see `Plan`)."""
-        return facts(Pair(x0, x1, cond), self.group, self._plans)
-
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
-        return coupled(pair, self.group, self._plans, permutation, generator)
+        return coupled(pair, self.group, self.plans, permutation, generator)
 
-    def _plans(self, cost: Tensor) -> Plan:
+    def plans(self, cost: Tensor) -> Plan:
         return sinkhorn(cost, self.epsilon * mean_cost(cost), self.tolerance, self.iterations)

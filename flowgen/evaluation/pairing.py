@@ -21,7 +21,7 @@ from flowgen import __version__
 from flowgen.config import COUPLINGS, Config, LoadedData, find_device, lookup, make_config
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, Pair
-from flowgen.couplings import Coupling, Ends, Pool, Prepared, Reporting, Semidiscrete, ascend, batches
+from flowgen.couplings import Coupling, Ends, Pool, Prepared, Reporting, Semidiscrete, batches
 
 __all__ = [
     "BASELINE",
@@ -30,6 +30,7 @@ __all__ = [
     "Measured",
     "Trial",
     "default_of",
+    "left_out",
     "measure",
     "stream_of",
     "trials",
@@ -61,7 +62,8 @@ class Trial(NamedTuple):
 def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
     """The experiments of a tree with each of some couplings, first the independent one.
 
-    Without names they are all but the semidiscrete one, which learns from all rows for minutes or more, first.
+    Without names they are all that the tree allows, but the semidiscrete one, which learns from all rows for minutes or
+    more, first.
 
     Parameters of couplings in the tree go to those that have them. All trials have the same pool, the largest of them,
     so that they see the same draws; each keeps its reuse.
@@ -70,6 +72,7 @@ def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
         InputError: for unknown names and settings, a parameter that none of the couplings has, a coupling in the tree,
             or one that would solve too many rows together.
     """
+    asked = bool(names)
     names = names or [name for name, made in COUPLINGS.items() if made is not SemidiscreteConfig]
     names = [BASELINE, *(name for name in dict.fromkeys(names) if name != BASELINE)]
     known = {name: _parameters(lookup("coupling", name, COUPLINGS)) for name in names}
@@ -81,9 +84,21 @@ def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
     found = []
     for name, parameters in known.items():
         taken = {key: value for key, value in given.items() if key in parameters}
-        found.append(Trial(name, make_config({**tree, "coupling": {"name": name, **taken}})))
+        try:
+            found.append(Trial(name, make_config({**tree, "coupling": {"name": name, **taken}})))
+        except InputError as error:
+            if name == BASELINE:
+                raise
+            if asked:
+                raise InputError(f"{name}: {error}") from error
     most = max(trial.config.pool.batches for trial in found)
     return [Trial(name, _pooled(config, most, config.pool.reuse)) for name, config in found]
+
+
+def left_out(made: Sequence[Trial]) -> list[str]:
+    """The couplings that `trials` without names has left out, since the tree does not allow them."""
+    names = {trial.name for trial in made}
+    return [name for name, kind in COUPLINGS.items() if kind is not SemidiscreteConfig and name not in names]
 
 
 def default_of(tree: Mapping[str, Any]) -> str:
@@ -159,8 +174,7 @@ def _semidiscrete(config: Config, data: LoadedData, ends: Ends, say: Say) -> tup
     """The pairs of potentials that are found first, and the chi-square of these."""
     settings: SemidiscreteConfig = config.coupling
     rows, labels = settings.rows(data, find_device(config.device), config.seed)
-    bounds = {"tolerance": settings.tolerance, "draws_per_row": settings.draws_per_row}
-    for state in ascend(ends.source, rows, seed=config.seed, labels=labels, **bounds):
+    for state in settings.ascend(ends.source, rows, labels, config.seed):
         say(f"chi-square {state.chi_square:.3g}")
     return Semidiscrete(ends.source, rows, state.values, labels), {"chi_square": state.chi_square}
 
@@ -252,6 +266,7 @@ class Comparison(NamedTuple):
     default: the coupling that training takes where none is named.
     pools: how many were made.
     classes: within how many classes rows are paired; 0 without labels.
+    left_out: couplings that were meant, and that the settings do not allow.
     """
 
     data: str
@@ -259,6 +274,7 @@ class Comparison(NamedTuple):
     pools: int
     classes: int
     measured: list[Measured]
+    left_out: Sequence[str] = ()
 
     @property
     def config(self) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from flowgen import __version__
 from flowgen.config import Config
@@ -32,7 +33,8 @@ Made by flowgen {__version__} with
 | source | {config.source} |
 | path | {config.path} |
 | target | {config.target.__name__} |
-| coupling | {"reflow" if config.reflow else config.coupling} |
+| coupling | {"reflow" if config.reflow else _told(config.model_dump()["coupling"])} |
+| noise on the path | {_told(config.model_dump()["bridge"]) if config.bridge.sigma else "none"} |
 | training | {config.train.steps} steps of {config.train.batch_size}, seed {config.seed} |
 
 Every setting is in `config.toml`; `model.safetensors` holds the averaged weights, `metrics.jsonl` the losses.
@@ -48,3 +50,9 @@ grid, labels = grids.uniform(50, *trained.model.span), trained.draw_labels(64, s
 x = next(sampling.sample(trained.model, trained.source, 64, grid, solvers.heun, cond=labels))
 ```
 """
+
+
+def _told(named: dict[str, Any]) -> str:
+    """What has a name, with its parameters."""
+    parameters = ", ".join(f"{key} {value}" for key, value in named.items() if key != "name")
+    return f"{named['name']} ({parameters})" if parameters else named["name"]

@@ -101,7 +101,7 @@ class Run:
         if longer and not (risen and new["train.schedule"] == "constant"):
             changed.append("train.steps")  # what was done already had the rates of the old length
         if changed:
-            key = min(changed)
+            key = min(changed, key=lambda key: (not key.endswith(".name"), key))
             raise InputError(f"--resume cannot change {key} from {old.get(key)} to {new.get(key)}: start another run")
         done = run.newest()
         if done > run.config.train.steps:

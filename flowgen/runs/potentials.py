@@ -11,7 +11,7 @@ from flowgen import checkpoints
 from flowgen.config import LoadedData
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError
-from flowgen.couplings import Potentials, Semidiscrete, ascend
+from flowgen.couplings import Potentials, Semidiscrete
 from flowgen.distributed import ALONE, Processes
 from flowgen.runs.folder import Run
 
@@ -28,32 +28,40 @@ def find_potentials(run: Run, processes: Processes = ALONE) -> Iterator[Potentia
         OSError: if the disk is full.
     """
     config, settings = run.config, run.config.coupling
-    if config.reflow or not isinstance(settings, SemidiscreteConfig) or run.potentials.exists():
+    if config.reflow or not isinstance(settings, SemidiscreteConfig):
         return
-    if processes.first:
-        data, device = config.load_data(), config.device_of(processes)
-        rows, labels = settings.rows(data, device, config.seed)
-        bounds = {"tolerance": settings.tolerance, "draws_per_row": settings.draws_per_row}
-        source = config.source_law(data.law.event, data.scaling)
-        for state in ascend(source, rows, seed=config.seed, labels=labels, **bounds):
-            yield state
-        facts = {"chi_square": state.chi_square, "draws": state.draws, "data_hash": data.hash}
-        checkpoints.write_tensors(run.potentials, {"potentials": state.values.cpu()}, {"flowgen": json.dumps(facts)})
-    processes.barrier()
+    if processes.any(processes.first and run.potentials.exists()):
+        return
+    if not processes.first:
+        while not processes.any(False):  # until the first has them; it says so far no after each state
+            pass
+        return
+    data, device = config.load_data(), config.device_of(processes)
+    rows, labels = settings.rows(data, device, config.seed)
+    for state in settings.ascend(config.source_law(data.law.event, data.scaling), rows, labels, config.seed):
+        yield state
+        processes.any(False)
+    facts = {"chi_square": state.chi_square, "draws": state.draws, "data_hash": data.hash}
+    checkpoints.write_tensors(run.potentials, {"potentials": state.values.cpu()}, {"flowgen": json.dumps(facts)})
+    processes.any(True)
 
 
-def solved(run: Run) -> Potentials:
-    """The potentials of a run.
+def solved(run: Run, data: LoadedData) -> Potentials:
+    """The potentials of a run with these data.
 
     Raises:
-        InputError: if they are not there, or are damaged.
+        InputError: if they are not there, are damaged, or were found for other data.
     """
     try:
         tensors, metadata = checkpoints.read_tensors(run.potentials)
         facts = json.loads(metadata["flowgen"])
-        return Potentials(tensors["potentials"], float(facts["chi_square"]), int(facts["draws"]))
+        found = Potentials(tensors["potentials"], float(facts["chi_square"]), int(facts["draws"]))
+        same = facts["data_hash"] == data.hash
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{run.potentials}: not the potentials of a run ({error}): remove it to find them anew") from error
+    if not same:
+        raise InputError(f"{run.potentials}: the data have changed since it was made: remove it to find them anew")
+    return found
 
 
 def semidiscrete_pairs(run: Run, data: LoadedData, device: torch.device, processes: Processes = ALONE) -> Semidiscrete:
@@ -62,4 +70,4 @@ def semidiscrete_pairs(run: Run, data: LoadedData, device: torch.device, process
         pass
     config = run.config
     rows, labels = config.coupling.rows(data, device, config.seed)
-    return Semidiscrete(config.source_law(data.law.event, data.scaling), rows, solved(run).values.to(device), labels)
+    return Semidiscrete(config.source_law(data.law.event, data.scaling), rows, solved(run, data).values.to(device), labels)

@@ -130,7 +130,7 @@ def _facts(config: Config, data: LoadedData, pair: Pair) -> dict[str, float]:
         return facts
     if pair.cond is not None:  # pairs whose label was dropped were coupled with their class
         pair = pair.take(pair.cond < len(data.classes))
-    return {**facts, **config.coupling.facts(*pair)}
+    return {**facts, **config.coupling.facts(*pair)} if len(pair.x0) else facts
 
 
 def _pairs(run: Run, data: LoadedData, device: torch.device, start: int, processes: Processes) -> Iterator[Pair]:
