@@ -182,7 +182,7 @@ def test_where_the_clouds_are_is_seen_by_rounding_alone(made, d, end):
         moved = Pair(moved.x0.to(dtype), moved.x1.to(dtype), pair.cond)
         here, there = (MultiscaleOT()(p, generator(0, "moved")).cond.long() for p in (pair, moved))
         cost, other = (mean_cost(Pair(pair.x0, pair.x1[index])) for index in (here, there))
-        # a rounding that changes one cut changes all below it, and each draw of the cuts costs some percent more or less
+        # a rounding that moves one cut moves all below it, and other cuts cost some percent more or less
         assert other == pytest.approx(cost, rel=0.08)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flowgen import data, plots, runs
-from flowgen.config import COUPLINGS, Config, make_config
+from flowgen.config import COUPLINGS, Config, make_config, semidiscrete
 from flowgen.core import InputError, Pair, generator
 from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn
 from flowgen.evaluation import pairing

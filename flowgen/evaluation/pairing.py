@@ -81,7 +81,7 @@ def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
         raise InputError("couplings are chosen by --coupling, and not by the setting coupling")
     for key in given:
         lookup("parameter of these couplings", key, dict.fromkeys(chain(*known.values())))
-    found = []
+    found, refused, used = [], [], False
     for name, parameters in known.items():
         taken = {key: value for key, value in given.items() if key in parameters}
         try:
@@ -89,8 +89,11 @@ def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
         except InputError as error:
             if name == BASELINE:
                 raise
-            if asked:
-                raise InputError(f"{name}: {error}") from error
+            refused.append(InputError(f"{name}: {error}"))
+        else:
+            used = used or bool(taken)
+    if refused and (asked or (given and not used)):
+        raise refused[0]
     most = max(trial.config.pool.batches for trial in found)
     return [Trial(name, _pooled(config, most, config.pool.reuse)) for name, config in found]
 
