@@ -180,7 +180,6 @@ def alone_ms(ends: Ends, batch: int, index: int) -> float:
 
 COUPLED: dict[str, tuple[Coupling, Pool]] = {
     "exact 512, each pair used once": (ExactOT(512), Pool()),
-    "exact 512": (ExactOT(512), DEFAULT),
     "multiscale": (MultiscaleOT(), DEFAULT),
 }
 VARIANTS = (*COUPLED, "semidiscrete")
