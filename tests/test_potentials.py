@@ -1,5 +1,7 @@
 """Runs whose coupling is semidiscrete: potentials on disk, found once, of the rows that training sees."""
 
+import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -8,12 +10,12 @@ import torch
 
 from flowgen import checkpoints, runs
 from flowgen.config import make_config
-from flowgen.core import InputError
+from flowgen.core import InputError, Part
 from flowgen.couplings.semidiscrete import assigned
 from flowgen.runs import Run
 from flowgen.runs.potentials import semidiscrete_pairs, solved
 
-CPU = torch.device("cpu")
+CPU, LOGGED = torch.device("cpu"), {"log_every": 1}
 
 
 @pytest.fixture
@@ -27,8 +29,8 @@ def table(tmp_path, normal):
 @pytest.fixture
 def created(tmp_path, table):
     def create(name="run", **tree):
-        tree = {"data": table, "coupling": {"name": "semidiscrete", "tolerance": 0.05}, **tree}
-        return Run.create(tmp_path / name, make_config({**tree, "train": {"steps": 4, "batch_size": 16}}), "")
+        settings = {"coupling": {"name": "semidiscrete", "tolerance": 0.05}, "train": {"steps": 4, "batch_size": 16}}
+        return Run.create(tmp_path / name, make_config({"data": table, **settings, **tree}), "")
 
     return create
 
@@ -79,6 +81,59 @@ def test_damaged_potentials_are_named(created):
     run.potentials.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"potentials\.safetensors"):
         next(runs.train(run))
+
+
+def test_potentials_of_other_data_are_refused(created, table):
+    run = created()
+    for _ in runs.find_potentials(run):
+        pass
+    with np.load(table) as arrays:
+        np.savez(table, x=arrays["x"] + 1, y=arrays["y"])
+    with pytest.raises(InputError, match="the data have changed"):
+        semidiscrete_pairs(run, run.config.load_data(), CPU)
+
+
+class Team:
+    """Two processes, as threads: each hears what both say."""
+
+    def __init__(self, first, meeting, said):
+        self.first, self.part, self.device, self.meeting, self.said = first, Part(int(not first), 2), CPU, meeting, said
+
+    def any(self, flag):
+        self.said[self.part.index] = flag
+        self.meeting.wait(30)
+        heard = any(self.said)
+        self.meeting.wait(30)
+        return heard
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_of_two_processes_the_first_finds_them_and_both_wait(created, late):
+    run, meeting, said, found = created(), threading.Barrier(2), [False, False], {}
+
+    def process(index):
+        if index == late:
+            time.sleep(0.3)
+        states = list(runs.find_potentials(run, Team(index == 0, meeting, said)))
+        found[index] = (len(states) > 0, run.potentials.exists())
+
+    threads = [threading.Thread(target=process, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {0: (True, True), 1: (False, True)}
+
+
+def test_a_step_whose_labels_are_all_hidden_is_logged(created):
+    """Of one pair a step: the label of some is dropped, and then there is no plan to tell of."""
+    run = created(
+        coupling="sinkhorn", labels=True, train={"steps": 30, "batch_size": 1, "label_dropout": 0.5, **LOGGED}
+    )
+    for _ in runs.train(run):
+        pass
+    told = ["marginal_error" in line for line in run.history()]
+    assert set(told) == {True, False}
 
 
 def test_a_search_that_is_left_leaves_nothing(created):
