@@ -1,7 +1,7 @@
 """Whether `flowgen train digits` keeps its word: minutes on a CPU to labelled samples that look like digits.
 
-Trains, samples and reflows by the command line, from nothing, and measures beside held-out digits, in 20 principal
-components of the pixels, and by a support vector machine that was fitted on the real training digits.
+Trains, samples, reflows and distills by the command line, from nothing, and measures beside held-out digits, in 20
+principal components of the pixels, and by a support vector machine that was fitted on the real training digits.
 
     python benchmarks/digits.py [--write]
 """
@@ -21,14 +21,20 @@ from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 from torch import Tensor
 
-from flowgen import grids, metrics, runs, sampling
+from flowgen import metrics, runs, sampling
 from flowgen.bench.report import machine, table
 from flowgen.config import SOLVERS, load_data
 from flowgen.core import InputError
 
 RESULTS = Path(__file__).parent / "results" / "digits.md"
 NUM, COMPONENTS, NEIGHBOURS, SEEDS = 1000, 20, 5, (0, 1, 2)
-WAYS = (("runs/digits", "heun", 20), ("runs/digits", "euler", 1), ("runs/digits-reflow1", "euler", 1))
+WAYS = (
+    ("runs/digits", "heun", 50),
+    ("runs/digits", "heun", 20),
+    ("runs/digits", "euler", 1),
+    ("runs/digits-reflow1", "euler", 1),
+    ("runs/digits-1step", "jump", 1),
+)
 
 
 def timed(folder: str, *arguments: str) -> float:
@@ -75,8 +81,8 @@ def measure(root: Path, judge: Judge) -> list[list[str]]:
         trained = runs.load(root / folder)
         found = []
         for seed in SEEDS:
-            grid = grids.uniform(steps, *trained.model.span)
-            made = sampling.sample(trained.model, trained.source, NUM, grid, SOLVERS[solver], seed=seed, cond=labels)
+            way = runs.sampler(trained.config, trained.model, trained.source, SOLVERS[solver], steps)
+            made = sampling.sample(trained.model, trained.source, NUM, way.grid, way.solver, seed=seed, cond=labels)
             found.append(judge.figures(torch.cat(list(made)).flatten(1), labels))
         cells = []
         for name in found[0]:
@@ -97,6 +103,7 @@ def main() -> None:
                 folder, "sample", "runs/digits", "--num", "1000", "--steps", "20", "--out", "samples.npz"
             ),
             "`flowgen reflow`": timed(folder, "reflow", "runs/digits"),
+            "`flowgen distill`": timed(folder, "distill", "runs/digits"),
         }
         judge = Judge(Path(folder, "runs/digits"))
         rows = measure(Path(folder), judge)

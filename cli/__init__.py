@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from . import bench, couplings, demo, evaluate, info, reflow, sample, train
+from . import bench, couplings, demo, distill, evaluate, info, reflow, sample, train
 
 __all__ = ["app", "main"]
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(reflow.reflow)
+app.command()(distill.distill)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(couplings.couplings)

@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from flowgen.config import Config
     from flowgen.distributed import Processes
-    from flowgen.runs import Run
+    from flowgen.runs import Accuracy, Run
 
 DATA_HELP = (
     "moons, circles, 8gaussians, 25gaussians, checkerboard, spirals, pinwheel, swissroll, s-curve, rings, gaussian; "
@@ -22,7 +22,7 @@ DATA_HELP = (
     "hub:NAME."
 )
 COUPLING_HELP = "independent, multiscale, exact, sinkhorn, semidiscrete, unbalanced, partial or bridge"
-SOLVER_HELP = "euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun."
+SOLVER_HELP = "euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun; jump."
 
 
 @contextmanager
@@ -117,12 +117,19 @@ def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
         for done in runs.make_pairs(run, group):
             move(done)
     if group.first:
-        found = runs.accuracy(run)
-        print(
-            f"{run.folder}: the ends of its pairs are {found.mean:.2g} from those of {found.steps} steps in the mean, "
-            f"{found.worst:.2g} at worst (root mean square, in model units)",
-            file=sys.stderr,
-        )
+        for found in runs.accuracy(run):
+            print(f"{run.folder}: {_told(found, run.config.reflow.tolerance)}", file=sys.stderr)
+
+
+def _told(found: Accuracy, tolerance: float) -> str:
+    """How accurate the pairs of one kind are, and whether that is as accurate as they should be."""
+    text = (
+        f"the ends of its {found.pairs:,} {found.kind} pairs, in {found.steps} steps, are {found.mean:.2g} from those "
+        f"of {found.other} in the mean, {found.worst:.2g} at worst (root mean square, in model units)"
+    )
+    if not 0 < tolerance < found.mean:
+        return text
+    return f"{text}; WARNING: that is more than reflow.tolerance = {tolerance:g}: see reflow.steps and reflow.solver"
 
 
 def potential_run(run: Run, group: Processes) -> None:

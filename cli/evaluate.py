@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, all on one chart.")],
     steps: Annotated[
-        str | None, typer.Option(help="Steps of the solver to measure at.", show_default="1,2,4,8,16,100; adaptive: 1")
+        str | None,
+        typer.Option(
+            help="Steps of the solver to measure at.", show_default="1,2,4,8,16,100; adaptive: 1; jumps: 1,2,4,8"
+        ),
     ] = None,
-    solver: Annotated[str, typer.Option(help=SOLVER_HELP)] = "euler",
+    solver: Annotated[str | None, typer.Option(help=SOLVER_HELP, show_default="euler; one-step models: jump")] = None,
     num: Annotated[int, typer.Option(help="Rows of each set that is compared.")] = 2000,
     repeats: Annotated[int, typer.Option(help="Sets to draw, for the confidence intervals.")] = 5,
     against: Annotated[str, typer.Option(help="held-out, or a FILE of true rows.")] = "held-out",
@@ -45,17 +48,17 @@ def evaluate(
     from flowgen import evaluation, plots
     from flowgen.config import SOLVERS, lookup
     from flowgen.core import InputError
-    from flowgen.solvers import Adaptive
 
-    method = lookup("solver", solver, SOLVERS)
-    counts = _counts(steps or ("1" if isinstance(method, Adaptive) else "1,2,4,8,16,100"))
-    settings = evaluation.Settings(counts, method, num, repeats, seed, neighbours)
+    method, counts = lookup("solver", solver, SOLVERS) if solver else None, _counts(steps) if steps else None
     if out and out.suffix != ".png":
         raise InputError(f"--out is a chart, FILE.png, not {out}")
     folders = _run_folders(runs)
     subjects = [evaluation.load_subject(run, _file(against), features, weights, device, guidance) for run in folders]
+    suited = []
     for subject in subjects:
-        settings.check(subject)
+        walked, at = subject.suited(method, counts)
+        suited.append(evaluation.Settings(at, walked, num, repeats, seed, neighbours))
+        suited[-1].check(subject)
     if len({subject.view.features for subject in subjects}) > 1:
         raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")
     out = out or _default_chart(folders)
@@ -64,10 +67,10 @@ def evaluate(
     if len({subject.name for subject in subjects}) < len(subjects):
         subjects = [subject._replace(name=str(run)) for subject, run in zip(subjects, folders, strict=True)]
     done = []
-    for subject in subjects:
+    for subject, settings in zip(subjects, suited, strict=True):
         done.append(_measure(subject, settings))
         if str(to_json) != "-":
-            _show(done[-1], solver)
+            _show(done[-1])
     text = json.dumps([each.plain() for each in done], indent=1, allow_nan=False)
     if str(to_json) == "-":
         print(text)
@@ -147,17 +150,17 @@ def _measure(subject: Subject, settings: Settings) -> Evaluation:
     return evaluation.Evaluation(subject, settings, floor, measured, geometry, kl)
 
 
-def _show(done: Evaluation, solver: str) -> None:
+def _show(done: Evaluation) -> None:
     """The figures of one run as a table, with the floor below them."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from flowgen.evaluation import EXACT, TITLES
+    from flowgen.evaluation import EXACT, TITLES, solver_name
 
     subject, settings = done.subject, done.settings
-    title = escape(f"{subject.name}, {solver}: at so many network evaluations")
+    title = escape(f"{subject.name}, {solver_name(settings.solver)}: at so many network evaluations")
     table = Table(box=SIMPLE_HEAD, title=title, padding=0)
     table.add_column("")
     for q in done.quality:
@@ -171,7 +174,7 @@ def _show(done: Evaluation, solver: str) -> None:
     Console().print(table)
     for name, value in done.geometry.items():
         print(f"  {name.replace('_', ' '):<24}{_number(value)}")
-    if "normalised_path_energy" not in done.geometry:
+    if done.geometry and "normalised_path_energy" not in done.geometry:
         print("  normalised path energy  not given: more than a tenth of the transport cost is noise")
     if done.kl:
         print(f"  {'KL(data | model), nats':<24}{_number(done.kl)}")

@@ -25,6 +25,8 @@ def info(
 
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
+        if value is None:
+            continue
         table.add_row(key.replace("_", " "), ", ".join(value) if key == "classes" else _text(value))
     Console().print(table)
 

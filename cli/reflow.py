@@ -5,11 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from statistics import fmean as mean
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import check_parts, pair_run, together, train_run
+
+if TYPE_CHECKING:
+    from flowgen.evaluation import Figures, Round
+    from flowgen.runs import Run
 
 
 def reflow(
@@ -23,7 +28,13 @@ def reflow(
         int | None, typer.Option(help="Trajectories to learn from.", show_default="100000; images: 20000; digits: 6000")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps in a round.", show_default="the parent's")] = None,
+    inverted: Annotated[
+        float | None, typer.Option(help="Share of the pairs that are found from data back.", show_default="0")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Learn from guided trajectories of this weight.")] = None,
+    stall: Annotated[
+        float, typer.Option(help="Stop after a round that straightens less than this share of the first flow's bends.")
+    ] = 0.01,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="the parent's")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as reflow.steps=100.")
@@ -31,14 +42,20 @@ def reflow(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds that are there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the runs that are there.")] = False,
 ) -> None:
-    """Train on the pairs that a run's flow makes, so that its trajectories become straight."""
+    """Train on the pairs that a run's flow makes, so that its trajectories become straight.
+
+    Each round is measured beside its parent, and what came of it kept in round.json.
+    """
     from flowgen.core import InputError
     from flowgen.runs import Run, illustrate, reflow_config
     from flowgen.settings import parse_setting
 
     if rounds < 1:
         raise InputError(f"--rounds must be at least 1, not {rounds}")
-    flags = {"reflow.pairs": pairs, "reflow.guidance": guidance, "train.steps": steps, "seed": seed}
+    if not 0 <= stall < 1:
+        raise InputError(f"--stall is a share, at least 0 and below 1, not {stall:g}")
+    chosen = {"reflow.pairs": pairs, "reflow.inverted": inverted, "reflow.guidance": guidance}
+    flags = {**chosen, "train.steps": steps, "seed": seed}
     given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(parse_setting(setting) for setting in settings or [])
     with together(str(given.get("device", Run.open(parent).config.device))) as group:
@@ -64,4 +81,55 @@ def reflow(
             if group.first:
                 illustrate(run)
                 print(f"{folder}: reflow of {parent}. Next: flowgen sample {folder} --steps 1 --solver euler")
+            found = _measured(run) if group.first else None
+            if group.any(found is not None and not found.gain >= stall) and number < rounds:
+                if found is not None:
+                    gain = f"{found.gain:.2%} of the first flow's bends, which is less than --stall {stall:g}"
+                    print(f"{folder}: no more rounds: this one straightened {gain}")
+                return
             parent = folder
+
+
+def _measured(run: Run) -> Round | None:
+    """Measures a round and shows what came of it; None where that cannot be told."""
+    from flowgen import evaluation
+    from flowgen.core import InputError
+
+    try:
+        found = evaluation.measure_round(run)
+    except InputError as error:
+        print(f"{run.folder} is not measured: {error}", file=sys.stderr)
+        return None
+    _show(found)
+    if found.drifted:
+        first, made = found.first, found.made
+        print(
+            f"{run.folder}: WARNING: its flow is {mean(made.marginal):.4g} from the data, and that of {first.run} was "
+            f"{mean(first.marginal):.4g}: rounds add up the errors of their pairs; give more --pairs, --steps or "
+            "--inverted, or use an earlier round",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _show(found: Round) -> None:
+    """The figures of a round as a table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, title=f"{found.how['distance']} to the data", padding=(0, 1))
+    table.add_column("")
+    for name in ("straightness", "in one step", "of the flow"):
+        table.add_column(name, justify="right")
+    for figures in dict.fromkeys((found.first, found.parent, found.made)):
+        table.add_row(escape(_name(figures)), *(f"{mean(values):.4g}" for values in figures[3:]))
+    table.add_row("true data", "", "", f"{mean(found.floor):.4g}")
+    Console().print(table)
+
+
+def _name(figures: Figures) -> str:
+    """A run, and how it is guided."""
+    guided = "" if figures.guidance == 1 else f", guided by {figures.guidance:g}"
+    return Path(figures.run).name + guided

@@ -25,8 +25,10 @@ IMAGES, STRIPS, MOST_STRIPS = 64, 8, 128
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     num: Annotated[int | None, typer.Option(help="Samples to draw.", show_default="2000; images: 64")] = None,
-    solver: Annotated[str, typer.Option(help=SOLVER_HELP)] = "heun",
-    steps: Annotated[int | None, typer.Option(help="Steps of the grid.", show_default="50; adaptive: 1")] = None,
+    solver: Annotated[str | None, typer.Option(help=SOLVER_HELP, show_default="heun; one-step models: jump")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the grid.", show_default="50; adaptive: 1; jumps: as learned")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="The label of all samples, a number or a name.")] = None,
     labels: Annotated[str | None, typer.Option(help="Labels like 0-9 or cat,dog, --per-label samples of each.")] = None,
     per_label: Annotated[int, typer.Option(help="With --labels.")] = 8,
@@ -46,13 +48,12 @@ def sample(
     trajectories: Annotated[bool, typer.Option("--trajectories", help="Draw how samples come to be (.png).")] = False,
 ) -> None:
     """Draw samples from a run, into a file or a picture."""
-    from flowgen import grids, sampling
+    from flowgen import sampling
     from flowgen.config import SOLVERS, lookup
     from flowgen.core import InputError
-    from flowgen.runs import Run, load
-    from flowgen.solvers import Adaptive
+    from flowgen.runs import Run, load, sampler
 
-    method = lookup("solver", solver, SOLVERS)
+    chosen = lookup("solver", solver, SOLVERS) if solver else None
     with together(device or Run.open(run).config.device) as group:
         trained = load(run, str(group.device) if group.part.of > 1 else device, ema)
         event, images = trained.source.event, len(trained.source.event) == 3
@@ -70,15 +71,14 @@ def sample(
             raise InputError("--trajectories draws a .png of a run with two columns, or of images")
         if out.suffix and not out.parent.is_dir():  # before the work, not after
             raise InputError(f"{out}: there is no folder {out.parent}")
-        if steps is None:
-            steps = 1 if isinstance(method, Adaptive) else 50
-        grid = grids.uniform(steps, *trained.model.span)
-        counted = sampling.Counted(trained.model.velocity)
+        method, grid = sampler(trained.config, trained.model, trained.source, chosen, steps, seed)
+        way = f"{len(grid) - 1} step{'s' if len(grid) > 2 else ''} of {solver or ('jump' if method.jumps else 'heun')}"
+        counted = sampling.Counted(sampling.asked(trained.model, method))
         field = trained.guided(counted, guidance, _interval(guidance_interval))
         if trajectories:
             if group.first:
                 num = _draw_trajectories(out, trained, field, grid, method, num, cond, seed)
-                print(f"{out}: {num} trajectories in {steps} steps of {solver}")
+                print(f"{out}: {num} trajectories in {way}")
             return
         if out.suffix == ".png" and num > PLOTTED:
             num, cond = PLOTTED, None if cond is None else cond[:PLOTTED]
@@ -93,7 +93,7 @@ def sample(
         write(out, trained, _followed(chunks, num, f"sampling {run}"), num, cond, per_label if labels else None)
         rows = sampling.whole_blocks(num)
         each = f", {counted.rows / rows:.3g} evaluations of the network for each" if group.part.of == 1 else ""
-        print(f"{out}: {num} samples in {steps} steps of {solver}{each}")
+        print(f"{out}: {num} samples in {way}{each}")
 
 
 def _followed(chunks: Iterator[Tensor], num: int, title: str) -> Iterator[Tensor]:

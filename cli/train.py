@@ -26,6 +26,10 @@ def train(
     ot_batch: Annotated[
         int | None, typer.Option(help="Rows that the coupling solves together; 0: all of a pool.")
     ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="flow-matching; one step: meanflow, shortcut, alpha-flow, consistency.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Folded into a one-step model, of this weight.")] = None,
     path: Annotated[str | None, typer.Option(help="linear, cosine, vp or ve.")] = None,
     target: Annotated[str | None, typer.Option(help="velocity, data, noise, v or score.")] = None,
     net: Annotated[str | None, typer.Option(help="mlp, resmlp, unet or dit.")] = None,
@@ -64,6 +68,8 @@ def train(
         "source": source,
         "coupling": coupling,
         "coupling.group": ot_batch,
+        "objective": objective,
+        "objective.guidance": guidance,
         "path": path,
         "target": target,
         "net": net,
@@ -87,8 +93,8 @@ def train(
     tree = read_toml(config) if config else {}
     for key, value in given.items():
         tree = override(tree, key, value)
-    if "reflow" in tree:
-        raise InputError("these are the settings of a reflow: use flowgen reflow RUN, or --out RUN --resume to go on")
+    for section in {"reflow", "distill"} & tree.keys():
+        raise InputError(f"these are the settings of a {section}: use flowgen {section} RUN, or --out RUN --resume")
     if out is None:
         if "data" not in tree:
             raise InputError("name the DATA to train on, or the run to go on with: --out RUN --resume")
@@ -101,9 +107,11 @@ def train(
         group.barrier()
         run = Run.open(out)
         if run.config.reflow and not run.pairs.exists():
-            raise InputError(f"go on with: flowgen reflow {run.config.reflow.parent} --out {out} --resume")
+            command = "distill" if run.config.objective.maps else "reflow"
+            raise InputError(f"go on with: flowgen {command} {run.config.reflow.parent} --out {out} --resume")
         potential_run(run, group)
         train_run(run, f"training {out}", group)
         if group.first:
             illustrate(run)
-            print(f"{out}: {run.config.source} to {run.config.data}. Next: flowgen sample {out}, flowgen reflow {out}")
+            then = "" if run.config.objective.maps else f", flowgen reflow {out}"
+            print(f"{out}: {run.config.source} to {run.config.data}. Next: flowgen sample {out}{then}")

@@ -15,6 +15,7 @@ from flowgen import (
     grids,
     guidance,
     likelihood,
+    losses,
     metrics,
     nn,
     objectives,
@@ -33,7 +34,7 @@ from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
 from flowgen.paths import VE, VP, Cosine, Linear
-from flowgen.reflow import Reflow
+from flowgen.reflow import Inversion, Reflow
 from flowgen.sampling import sample, solve, walk
 from flowgen.solvers import AdamsBashforth2, Adaptive, RungeKutta, euler, heun, midpoint, rk4
 from flowgen.training import Diverged, State, fit
@@ -51,6 +52,7 @@ __all__ = [
     "Guided",
     "Independent",
     "InputError",
+    "Inversion",
     "Linear",
     "Model",
     "MultiscaleOT",
@@ -73,6 +75,7 @@ __all__ = [
     "guidance",
     "heun",
     "likelihood",
+    "losses",
     "metrics",
     "midpoint",
     "nn",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "WHOLE",
+    "Evaluated",
     "Failure",
     "Field",
     "FlowMap",
@@ -98,6 +99,10 @@ class FlowMap(Protocol):
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor: ...
 
 
+Evaluated = Callable[..., Tensor]
+"""A Field or a FlowMap: whichever a solver asks for."""
+
+
 def like(t: Tensor, x: Tensor) -> Tensor:
     """Times `(B,)` shaped `(B, 1, ..., 1)`, so that they multiply x `(B, *event)`."""
     return t.reshape(-1, *[1] * (x.ndim - 1))
@@ -105,7 +110,7 @@ def like(t: Tensor, x: Tensor) -> Tensor:
 
 def expand_time(t: float, x: Tensor) -> Tensor:
     """The time t for each row of x, `(B,)`; float32, or float64 where x is (half types never hold a time)."""
-    return torch.full((len(x),), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    return torch.full(x.shape[:1], t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowgen import targets
-from flowgen.core import Pair, like
+from flowgen.core import InputError, Pair, like
 from flowgen.data.scaling import Scaling
 from flowgen.paths import Linear, Path
 from flowgen.targets import Target
@@ -67,6 +67,16 @@ class Model(nn.Module):
     def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The velocity dx/dt at x_t: a Field."""
         return self._as(targets.velocity, x, t, cond)
+
+    def average(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The average velocity from t to s of a model that learned it, x_s = x_t + (s - t) u(x_t, t, s): a FlowMap.
+
+        Raises:
+            InputError: of another target than the velocity.
+        """
+        if self.target is not targets.velocity:
+            raise InputError(f"a flow map needs the target velocity, not {self.target.__name__}")
+        return self(x, t, s, cond)
 
     def score(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The score grad log p_t(x), for a Gaussian source and independent pairs."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowgen import targets
 from flowgen.core import InputError, Pair, Point, like
+from flowgen.losses import Loss, Squared
 from flowgen.model import Model
 from flowgen.paths import Bridge
 
@@ -22,6 +23,7 @@ __all__ = [
     "FlowMatching",
     "LogitNormal",
     "Objective",
+    "Scheduled",
     "Splittable",
     "Stratified",
     "TimeLaw",
@@ -49,6 +51,14 @@ class Splittable(Objective, Protocol):
 
     def loss(self, model: Model, pair: Pair, drawn: Any) -> Tensor:
         """One loss for each pair `(B,)`, given its rows of what was drawn."""
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """An objective that changes as training goes on."""
+
+    def at(self, step: int) -> Objective:
+        """The objective after so many steps."""
 
 
 class TimeLaw(ABC):
@@ -122,16 +132,18 @@ class Draws(NamedTuple):
 @final
 @dataclass(frozen=True)
 class FlowMatching:
-    """Conditional flow matching (arXiv 2210.02747, 2209.03003, 2302.00482): the mean squared error of the prediction,
+    """Conditional flow matching (arXiv 2210.02747, 2209.03003, 2302.00482): the loss of the error of the prediction,
 
-    loss_i = mean over the event of (model(x_t, t) - (a(t) x1 + b(t) x0))^2,  t ~ times,
+    loss_i = distance(model(x_t, t) - (a(t) x1 + b(t) x0)),  t ~ times,
 
-    where (a, b) is the model's target; for the target velocity that is |u(x_t, t) - dx_t/dt|^2 / dim. Times are
-    stretched over the model's span.
+    where (a, b) is the model's target; for the target velocity that is u(x_t, t) - dx_t/dt. Times are stretched over
+    the model's span.
 
     Args:
         times: where to look.
         bridge: noise on the path, x_t + gamma z with z ~ N(0, I), whose velocity dx_t/dt + gamma' z is then learned.
+        distance: of the prediction from its target. Another than the square is not least at the mean, and so at the
+            velocity of the flow, unless a point of the path has but one pair, as after a reflow.
 
     Raises:
         InputError: for a bridge with another target than the velocity, from which the ends could not be told.
@@ -139,6 +151,7 @@ class FlowMatching:
 
     times: TimeLaw = field(default_factory=Uniform)
     bridge: Bridge | None = None
+    distance: Loss = field(default_factory=Squared)
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
@@ -157,7 +170,7 @@ class FlowMatching:
             y = targets.encode(pair, model.path.coeffs(like(point.t, pair.x1)), model.target)
         else:
             raise InputError(f"a bridge needs the target velocity, not {model.target.__name__}")
-        return _squared_error(model, point, y, pair.cond)
+        return self.distance(model(point.x, point.t, point.t, pair.cond) - y)
 
 
 @final
@@ -185,7 +198,7 @@ class BridgeNoise:
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
         """The losses `(B,)` at given times and noise."""
         point = _point(model, pair, drawn, self.bridge)
-        return _squared_error(model, point, drawn.noise.to(point.x), pair.cond)  # type: ignore[union-attr]
+        return Squared()(model(point.x, point.t, point.t, pair.cond) - drawn.noise.to(point.x))  # type: ignore[union-attr]
 
 
 def _point(model: Model, pair: Pair, drawn: Draws, bridge: Bridge | None) -> Point:
@@ -195,11 +208,6 @@ def _point(model: Model, pair: Pair, drawn: Draws, bridge: Bridge | None) -> Poi
         lo, hi = max(lo, bridge.span[0]), min(hi, bridge.span[1])
     point = model.path.at(pair, (lo + (hi - lo) * drawn.times).to(pair.x1.device))
     return point if bridge is None or drawn.noise is None else widened(point, bridge, drawn.noise)
-
-
-def _squared_error(model: Model, point: Point, y: Tensor, cond: Tensor | None) -> Tensor:
-    """(model(x_t, t) - y)^2, its mean over the event, `(B,)`."""
-    return (model(point.x, point.t, point.t, cond) - y).square().flatten(1).mean(1)
 
 
 def widened(point: Point, bridge: Bridge, noise: Tensor) -> Point:

@@ -16,7 +16,7 @@ from flowgen.core import InputError, Pair
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "FewSteps", "few_steps", "losses", "pairs", "quality", "samples", "trajectories"]
+__all__ = ["Curve", "FewSteps", "beside", "few_steps", "losses", "pairs", "quality", "samples", "trajectories"]
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 """The lower left and the upper right corner of a frame."""
@@ -195,6 +195,16 @@ def pairs(path: Path, panels: Mapping[str, Pair]) -> None:
             axis.plot(*x.T, ".", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0, zorder=2)
         _frame(axis, limits)
         axis.spines[:].set_color(GREY)
+        axis.set_title(title, fontsize="medium")
+    write(path, made)
+
+
+def beside(path: Path, panels: Mapping[str, Tensor]) -> None:
+    """A panel for each set of points `(N, 2)`, with its title, all in one frame."""
+    made, axes = figure(1, len(panels), size=3)
+    limits = _limits(torch.cat(list(panels.values())))
+    for axis, (title, x) in zip(axes[0], panels.items(), strict=True):
+        draw_points(axis, x, limits)
         axis.set_title(title, fontsize="medium")
     write(path, made)
 

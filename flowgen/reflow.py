@@ -8,12 +8,27 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowgen.core import Pair
+from flowgen.core import Field, Pair
 from flowgen.model import Model
-from flowgen.sampling import flow
+from flowgen.sampling import flow, solve
 from flowgen.solvers import Solver
 
-__all__ = ["Reflow"]
+__all__ = ["Inversion", "Reflow", "invert"]
+
+
+@torch.no_grad()
+def invert(
+    model: Model, x1: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None, field: Field | None = None
+) -> Tensor:
+    """The source points `(B, *event)` from where the model's flow comes to x1 `(B, *event)`, both in model units.
+
+    The field is walked back along the grid; what it comes to is sigma(0) x0.
+
+    Args:
+        field: walked in place of the model's velocity: one that counts, or guides.
+    """
+    x = solve(field or model.velocity, x1.to(model.device), grid.flip(0), solver, cond)
+    return x / model.start(torch.ones((), dtype=x.dtype))
 
 
 @final
@@ -32,3 +47,20 @@ class Reflow:
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
         return Pair(pair.x0, flow(self.teacher, pair.x0, self.grid, self.solver, pair.cond), pair.cond)
+
+
+@final
+@dataclass(frozen=True)
+class Inversion:
+    """Pairs each data point with the start of its trajectory (arXiv 2405.20320): (_, x1) -> (flow^-1(x1), x1).
+
+    They are the pairs of `Reflow`, but that the data are true, so that the errors of the teacher's marginal are not
+    learned with them; what is not quite the source instead are their starts.
+    """
+
+    teacher: Model
+    grid: Tensor
+    solver: Solver
+
+    def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
+        return Pair(invert(self.teacher, pair.x1, self.grid, self.solver, pair.cond), pair.x1, pair.cond)

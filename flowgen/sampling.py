@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, InputError, Pair, generator
+from flowgen.core import Evaluated, FlowMap, InputError, Pair, expand_time, generator
 from flowgen.data.laws import Law
 from flowgen.distributed import ALONE, Processes
 from flowgen.model import Model
+from flowgen.paths import Path
 from flowgen.solvers import Solver
 
-__all__ = ["Counted", "chunk_rows", "flow", "pairs", "sample", "solve", "starts", "walk", "whole_blocks"]
+__all__ = [
+    "Counted",
+    "Renoise",
+    "asked",
+    "chunk_rows",
+    "flow",
+    "pairs",
+    "sample",
+    "solve",
+    "starts",
+    "walk",
+    "whole_blocks",
+]
 
 
-def walk(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Iterator[Tensor]:
+def walk(field: Evaluated, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Iterator[Tensor]:
     """Yields x at each time of the grid after the first.
 
     Shapes: x `(B, *event)` at grid[0], grid `(steps + 1,)`. A decreasing grid walks back from data to source.
@@ -29,7 +44,7 @@ def walk(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | N
         yield x
 
 
-def solve(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Tensor:
+def solve(field: Evaluated, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Tensor:
     """x at the last time of the grid. Differentiable; call it under `torch.no_grad()` to sample."""
     for end in walk(field, x, grid, solver, cond):
         x = end
@@ -38,26 +53,73 @@ def solve(field: Field, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | 
 
 @torch.no_grad()
 def flow(
-    model: Model, x0: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None, field: Field | None = None
+    model: Model,
+    x0: Tensor,
+    grid: Tensor,
+    solver: Solver,
+    cond: Tensor | None = None,
+    field: Evaluated | None = None,
 ) -> Tensor:
     """Where the model's flow takes source points `(B, *event)`, in model units.
 
     Args:
-        field: walked in place of the model's velocity: one that counts, or guides.
+        field: walked in place of what the solver asks of the model: one that counts, or guides.
     """
-    return solve(field or model.velocity, model.start(x0), grid, solver, cond)
+    return solve(field or asked(model, solver), model.start(x0), grid, solver, cond)
+
+
+def asked(model: Model, solver: Solver) -> Evaluated:
+    """What a solver asks of a model: its velocity, or its average velocity, to jump."""
+    return model.average if solver.jumps else model.velocity
 
 
 class Counted:
-    """A field that counts its evaluations (the NFE of the papers), and the rows that it was evaluated on."""
+    """A field or a flow map that counts its evaluations (the NFE of the papers), and the rows that they were of."""
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: Evaluated) -> None:
         self.field, self.evaluations, self.rows = field, 0, 0
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, *args: Any, **named: Any) -> Tensor:
         self.evaluations += 1
-        self.rows += len(x)
-        return self.field(x, t, cond)
+        self.rows += len(args[0])
+        return self.field(*args, **named)
+
+
+@final
+@dataclass(frozen=True)
+class Renoise(Solver):
+    """The steps of a consistency model (arXiv 2303.01469): to the data, and back along the path with a new source,
+
+    x1 = x_t + (1 - t) u(x_t, t, 1),  x_s = alpha(s) x1 + sigma(s) x0.
+
+    The source of a row is a function of the seed, the number of the row and the time s, and of nothing else.
+
+    Args:
+        path: of the model.
+        source: the law of x0, in model units.
+        seed: of x0.
+        first: the number of the first row of a batch.
+    """
+
+    order = 1
+    jumps: ClassVar[bool] = True
+    path: Path
+    source: Law
+    seed: int = 0
+    first: int = 0
+
+    def at(self, row: int) -> Renoise:
+        return replace(self, first=self.first + row)
+
+    def step(  # type: ignore[override]  # its field is of two times
+        self, field: FlowMap, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
+    ) -> tuple[Tensor, None]:
+        x1 = torch.add(x, field(x, expand_time(t, x), expand_time(1.0, x), cond), alpha=1 - t)
+        c = self.path.coeffs(torch.tensor(s, dtype=torch.float64))
+        if c.sigma == 0:
+            return x1, None
+        x0 = starts(self.source, self.first, self.first + len(x), self.seed, f"source at {s!r}")
+        return c.alpha.item() * x1 + c.sigma.item() * x0.to(x), None
 
 
 BLOCK = 64
@@ -94,7 +156,7 @@ def pairs(
     stream: str = "sample",
     chunk: int | None = None,
     start: int = 0,
-    field: Field | None = None,
+    field: Evaluated | None = None,
     cond: Tensor | None = None,
 ) -> Iterator[Pair]:
     """Source points and where the flow takes them, in model units on the CPU: pairs of at most `chunk` rows.
@@ -124,7 +186,7 @@ def pairs(
 
 
 def _jointly(
-    model: Model, x0: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None, field: Field | None
+    model: Model, x0: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None, field: Evaluated | None
 ) -> Tensor:
     """As `flow`, but a block at a time, and once for each of its conditions, so that no row sees what others are."""
     ends = []
@@ -162,7 +224,7 @@ def sample(
     *,
     seed: int = 0,
     chunk: int | None = None,
-    field: Field | None = None,
+    field: Evaluated | None = None,
     cond: Tensor | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from flowgen.core import Failure, Field, InputError, expand_time
+from flowgen.core import Failure, Field, FlowMap, InputError, expand_time
 
 __all__ = ["AdamsBashforth2", "Adaptive", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]
 
@@ -25,10 +25,12 @@ class Solver(ABC):
     Attributes:
         order: order of convergence of the end point.
         joint: whether the rows of a batch share what the step decides, so that each depends on the others.
+        jumps: whether it steps with the average velocity of a flow map, in place of a field.
     """
 
     order: int
     joint: ClassVar[bool] = False
+    jumps: ClassVar[bool] = False
 
     def at(self, row: int) -> Solver:
         """The solver of a batch whose first row has this number: itself, unless a row's noise is its own."""
@@ -104,6 +106,20 @@ euler = RungeKutta(a=((),), b=(1.0,), order=1)
 midpoint = RungeKutta(a=((), (0.5,)), b=(0.0, 1.0), order=2)
 heun = RungeKutta(a=((), (1.0,)), b=(0.5, 0.5), order=2)
 rk4 = RungeKutta(a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4)
+
+
+@final
+@dataclass(frozen=True)
+class Jump(Solver):
+    """A flow map's own step: x_s = x_t + (s - t) u(x_t, t, s), with u in place of the field."""
+
+    order = 1
+    jumps: ClassVar[bool] = True
+
+    def step(  # type: ignore[override]  # its field is of two times
+        self, field: FlowMap, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
+    ) -> tuple[Tensor, None]:
+        return torch.add(x, field(x, expand_time(t, x), expand_time(s, x), cond), alpha=s - t), None
 
 
 @final

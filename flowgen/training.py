@@ -17,7 +17,7 @@ from flowgen.distributed import ALONE, Processes
 from flowgen.ema import average, exponent
 from flowgen.model import Model
 from flowgen.nn import seeded
-from flowgen.objectives import Objective, Splittable
+from flowgen.objectives import Objective, Scheduled, Splittable
 from flowgen.optim import AdamW, Rate
 
 __all__ = ["Diverged", "State", "channels_last", "compile_net", "fit"]
@@ -124,7 +124,7 @@ def channels_last(model: Model) -> Model:
 def fit(
     state: State,
     pairs: Iterable[Pair],
-    objective: Objective,
+    objective: Objective | Scheduled,
     steps: int,
     *,
     seed: int,
@@ -147,7 +147,7 @@ def fit(
     Args:
         pairs: coupled pairs in model units, see `flowgen.couplings.batches`: this process's part of each batch, of as
             many rows as every other's.
-        objective: a `Splittable` one, if a batch is to be split.
+        objective: what is minimised; a `Splittable` one, if a batch is to be split.
         clip: the norm to which longer gradients are cut.
         accumulate: the number of gradients that make a step.
         precision: torch.bfloat16 for matrix products and convolutions in that type; weights, times and losses stay as
@@ -184,7 +184,7 @@ class _Gradient:
     def __init__(
         self,
         model: Model,
-        objective: Objective,
+        objective: Objective | Scheduled,
         accumulate: int,
         precision: torch.dtype | None,
         processes: Processes,
@@ -193,22 +193,22 @@ class _Gradient:
             raise InputError(f"accumulate must be at least 1, not {accumulate}")
         if precision not in (None, torch.bfloat16):
             raise InputError(f"precision must be torch.bfloat16 or None, not {precision}")
-        self.objective, self.accumulate, self.precision, self.processes = objective, accumulate, precision, processes
+        self.objective_at = objective.at if isinstance(objective, Scheduled) else lambda step: objective
+        self.accumulate, self.precision, self.processes = accumulate, precision, processes
         self.drops = _drops(model)
         self.special = self.drops or precision is not None
-        self.split: Splittable | None = None
-        if accumulate > 1 or processes.part.of > 1:
-            if not isinstance(objective, Splittable):
-                raise InputError("to split a batch, its objective needs methods draw and loss: objectives.Splittable")
-            self.split = objective
+        self.split = accumulate > 1 or processes.part.of > 1
+        if self.split and not isinstance(self.objective_at(0), Splittable):
+            raise InputError("to split a batch, its objective needs methods draw and loss: objectives.Splittable")
 
     def __call__(self, state: State, pair: Pair, draws: torch.Generator) -> Tensor:
-        if self.split:
-            loss = self._share(self.split, state.model, pair, draws)
+        objective = self.objective_at(state.step)
+        if self.split and isinstance(objective, Splittable):
+            loss = self._share(objective, state.model, pair, draws)
             _add_up(state.parameters, loss, len(pair.x1), self.processes)
             return loss
         with self._forward(pair, draws, 0) if self.special else nullcontext():
-            loss = self.objective(state.model, pair, draws).mean()
+            loss = objective(state.model, pair, draws).mean()
         loss.backward()
         return loss
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from flowgen import objectives, runs, solvers, targets
 from flowgen.config import make_config
-from flowgen.core import Pair, generator, like
+from flowgen.core import FlowMap, Pair, generator, like
 from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import TOYS
 from flowgen.metrics import pairwise
@@ -234,15 +234,22 @@ class GaussianFlow:
     mean: Tensor
     std: Tensor
 
-    def moments(self, t: float) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x_t."""
-        c = self.path.coeffs(torch.tensor(t, dtype=torch.float64))
+    def moments(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x_t; of several times, `(B, 1)`."""
+        c = self.path.coeffs(torch.as_tensor(t, dtype=torch.float64))
         return c.alpha * self.mean, torch.sqrt((c.alpha * self.std) ** 2 + c.sigma**2)
 
-    def map(self, x: Tensor, t: float, s: float) -> Tensor:
+    def map(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         """Where the flow takes x from time t to s: the affine map between the two marginals."""
         (mean, std), (mean_s, std_s) = self.moments(t), self.moments(s)
         return mean_s + std_s / std * (x - mean)
+
+    def average(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The slope of `map`, for times of each row; the velocity where they are equal."""
+        t, s = t.double(), s.double()
+        gap = like(s - t, x)
+        slope = (self.map(x, like(t, x), like(s, x)) - x) / torch.where(gap == 0, 1, gap)
+        return torch.where(gap == 0, self.velocity(x, t), slope)
 
     def ends(self, x: Tensor, t: Tensor) -> Pair:
         """E[x0 | x_t = x] and E[x1 | x_t = x], by Gaussian conditioning."""
@@ -291,11 +298,34 @@ class ExactNet(nn.Module):
         return targets.encode(self.flow.ends(x, t), c, self.target)
 
 
+class MapNet(nn.Module):
+    """The network of a flow map that is known."""
+
+    def __init__(self, average: FlowMap) -> None:
+        super().__init__()
+        self.average, self.weight = average, nn.Parameter(torch.zeros(()))  # unused, as in ExactNet
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.average(x, t, s, cond)
+
+
 @pytest.fixture
 def gaussian_flow() -> Callable[[Path], GaussianFlow]:
     """The exact flow of a path to a Gaussian of the plane."""
     mean, std = torch.tensor([1.5, -0.7], dtype=torch.float64), torch.tensor([0.4, 1.3], dtype=torch.float64)
     return lambda path: GaussianFlow(path, mean, std)
+
+
+@pytest.fixture(params=["linear", "cosine"])
+def whole_flow(request, gaussian_flow) -> GaussianFlow:
+    """The same on each path whose velocity is known from t = 0 to 1, as flow maps need it."""
+    return gaussian_flow(PATHS[request.param])
+
+
+@pytest.fixture
+def map_model() -> Callable[[Path, FlowMap], Model]:
+    """The model of a flow map that is known."""
+    return lambda path, average: Model(MapNet(average), path)
 
 
 @pytest.fixture

@@ -114,8 +114,9 @@ def test_a_pool_holds_the_group_unless_its_size_is_given(settings, pool):
 def test_the_bridge_coupling_has_the_noise_of_its_path():
     assert make_config({"data": "moons", "coupling": "bridge"}).bridge == paths.Brownian(1.0)
     config = make_config({"data": "moons", "coupling": {"name": "bridge", "sigma": 0.3}})
-    assert (config.bridge, config.objective().bridge) == (paths.Brownian(0.3), paths.Brownian(0.3))
-    assert make_config({"data": "moons", "coupling": "bridge", "bridge": {"sigma": 0.0}}).objective().bridge is None
+    assert (config.bridge, config.make_objective().bridge) == (paths.Brownian(0.3), paths.Brownian(0.3))
+    still = make_config({"data": "moons", "coupling": "bridge", "bridge": {"sigma": 0.0}})
+    assert still.make_objective().bridge is None
 
 
 def test_noise_on_the_path_wants_the_velocity():

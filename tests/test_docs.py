@@ -54,7 +54,8 @@ def flowgen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
             argv += ["--steps", "200"]
     if argv[1:3] == ["train", "digits"]:  # a net that takes no time
         argv += ["--net", "resmlp", "--set", "net.width=32", "--set", "net.depth=1"]
-    if argv[1] == "reflow" and "--pairs" not in argv:
+    ends = argv[1] == "distill" and not {"--method", "--steps"} & set(argv)
+    if (ends or argv[1] == "reflow") and "--pairs" not in argv:
         argv += ["--pairs", "500"]
     if argv[1] == "evaluate" and "--num" not in argv:
         argv += ["--num", "60", "--repeats", "2"]
@@ -116,8 +117,16 @@ def rows(page: str) -> list[list[str]]:
 def settings() -> dict[str, str]:
     """Every key of a configuration, with its default as the documentation writes it."""
     defaults = {"data": None, **flat(config.make_config({"data": "moons"}).model_dump())}
-    keys = {key.removesuffix(".name"): value for key, value in defaults.items() if key != "reflow"} | {"data": None}
-    parts = {"path": config.PATHS, "coupling": config.COUPLINGS, "times": config.TIMES, "net": config.NETS}
+    keys = {key.removesuffix(".name"): value for key, value in defaults.items() if key not in ("reflow", "distill")}
+    keys["data"] = None
+    parts = {
+        "path": config.PATHS,
+        "coupling": config.COUPLINGS,
+        "objective": config.OBJECTIVES,
+        "times": config.TIMES,
+        "loss": config.LOSSES,
+        "net": config.NETS,
+    }
     for part, table in parts.items():
         fields = [field for made in table.values() for field in dataclasses.fields(made)]
         for name in dict.fromkeys(field.name for field in fields):
@@ -125,6 +134,7 @@ def settings() -> dict[str, str]:
             keys[f"{part}.{name}"] = " or ".join(defaults)
     parent = config.ReflowConfig(parent="", parent_hash="").model_dump()
     keys |= {f"reflow.{key}": value or None for key, value in parent.items()}
+    keys |= {f"distill.{key}": value or None for key, value in config.DistillConfig(parent="", parent_hash="")}
     return {key: written(x) for key, x in keys.items()}
 
 

@@ -62,3 +62,10 @@ def test_images(tmp_path: Path) -> None:
     numbers = example("images")(steps=20, picture=tmp_path / "grid.png")
     assert abs(numbers["mean of samples"] - numbers["mean"]) < 0.15
     assert (tmp_path / "grid.png").stat().st_size > 5000
+
+
+def test_one_step(tmp_path: Path) -> None:
+    numbers = example("one_step")(steps=300, points=1000, picture=tmp_path / "one.png")
+    assert numbers["shortcut, 1"] < numbers["flow, 1"] / 2
+    assert numbers["taught meanflow, 1"] < numbers["flow, 1"] / 2
+    assert (tmp_path / "one.png").stat().st_size > 10_000

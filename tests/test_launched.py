@@ -66,7 +66,7 @@ def test_two_processes_train_and_draw_as_one_and_outlive_a_kill(launched, flowge
     os.kill(worker(running, 1), signal.SIGKILL)
     assert running.wait(60) == 1
     done = max(int(path.name.removeprefix("step-")) for path in Path("two/checkpoints").glob("step-*"))
-    assert done % 10 == 0 < done
+    assert done > 0  # a checkpoint of every tenth step, or that of the other process, where it found out between steps
 
     resumed = launched(*QUICK, "--steps", done + 10, "--out", "two", "--resume")
     assert flowgen(*QUICK, "--steps", done + 10, "--out", "one")[0] == 0
@@ -81,4 +81,4 @@ def test_two_processes_train_and_draw_as_one_and_outlive_a_kill(launched, flowge
     assert drawn.wait(60) == 0, (tmp_path / "words-2").read_text()
     with np.load("by-one.npz") as one, np.load("by-two.npz") as two:
         assert all(np.array_equal(one[name], two[name]) for name in ("arr_0", "arr_1"))
-    assert (tmp_path / "words-2").read_text().count("by-two.npz: 5000 samples in 1 steps of heun") == 1
+    assert (tmp_path / "words-2").read_text().count("by-two.npz: 5000 samples in 1 step of heun") == 1

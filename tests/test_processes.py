@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from flowgen import checkpoints
 from flowgen.core import Failure, InputError, Pair, generator
 from flowgen.distributed import ALONE, processes
+from flowgen.flowmaps import AlphaFlow, Annealed, MeanFlow
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching, Stratified
@@ -28,6 +29,8 @@ CASES = {
     "plain": (FlowMatching(), {}),
     "accumulated": (FlowMatching(), {"accumulate": 3, "clip": 0.5}),
     "bridge, stratified": (FlowMatching(Stratified(), Brownian(0.5)), {"accumulate": 2, "rate": Cosine(0.01, 6, 2)}),
+    "flow map": (MeanFlow(), {"accumulate": 2}),
+    "flow map, annealed": (Annealed(AlphaFlow(), 6), {}),
 }
 """Objectives, and what `fit` is told beside."""
 
@@ -43,7 +46,7 @@ def pairs(part, start=0):
 
 
 def fresh():
-    return State(Model(MLP(2, 16, 2)).double(), ema=(0.05, 0.2))
+    return State(Model(MLP(2, 16, 2, two_times=True)).double(), ema=(0.05, 0.2))
 
 
 def trained(team, objective, steps=6, state=None, **options):

@@ -59,7 +59,7 @@ def labelled(tmp_path_factory):
 
 
 def child(parent, folder, **settings):
-    settings = {"pairs": NUM, "steps": 4, **settings}
+    settings = {"pairs": NUM, "steps": 4, "tolerance": 0, **settings}
     given = {key if "." in key or key == "seed" else f"reflow.{key}": value for key, value in settings.items()}
     return Run.create(folder, runs.reflow_config(parent.folder, given), "")
 
@@ -70,10 +70,18 @@ def make(run, *team):
 
 def together(run, of):
     """What each of so many processes counts that make the pairs of a run at the same time."""
-    meet = threading.Barrier(of).wait
+    meet, said = threading.Barrier(of).wait, []
 
     def one(index):
-        return make(run, SimpleNamespace(part=Part(index, of), device=torch.device("cpu"), barrier=lambda: meet(60)))
+        def broadcast(tensors):
+            said.extend(tensors if index == 0 else ())
+            meet(60)
+            for x, first in zip(tensors, said[-len(tensors) :], strict=True):
+                x.copy_(first)
+            meet(60)
+
+        part, device = Part(index, of), torch.device("cpu")
+        return make(run, SimpleNamespace(part=part, device=device, barrier=lambda: meet(60), broadcast=broadcast))
 
     with ThreadPoolExecutor(of) as threads:
         return list(threads.map(one, range(of)))
@@ -141,9 +149,11 @@ for _ in runs.make_pairs(runs.Run.open(Path(sys.argv[1]))):
 """
 
 
-def test_pairs_go_on_after_a_kill_to_the_bit(teacher, tmp_path, flowgen):
+@pytest.mark.parametrize("inverted", [0.0, 0.7])
+def test_pairs_go_on_after_a_kill_to_the_bit(teacher, tmp_path, flowgen, inverted):
     arguments = ("reflow", teacher.folder, "--pairs", NUM, "--steps", 20, "--set", "reflow.steps=4", "--out")
-    parts = child(teacher, tmp_path / "parts", **{"train.steps": 20})
+    arguments = ("reflow", "--inverted", inverted, *arguments[1:])
+    parts = child(teacher, tmp_path / "parts", **{"train.steps": 20, "tolerance": 0.01, "inverted": inverted})
     assert flowgen(*arguments, "whole")[0] == 0
     whole = Run.open(tmp_path / "whole")
     killed = subprocess.run([sys.executable, "-c", KILLED, str(parts.folder)], check=False, env=os.environ)
@@ -168,7 +178,8 @@ def test_a_reflow_may_compute_elsewhere_than_its_parent(teacher, flowgen):
 
 @pytest.mark.parametrize("of", [2, 3, 5])
 def test_processes_share_the_shards_and_make_the_same(teacher, tmp_path, of):
-    alone, shared = child(teacher, tmp_path / "alone"), child(teacher, tmp_path / "shared")
+    free = {"steps": 2, "tolerance": 0.02}
+    alone, shared = child(teacher, tmp_path / "alone", **free), child(teacher, tmp_path / "shared", **free)
     make(alone)
     rounds = {2: [0, 128, 150], 3: [0, 150], 5: [0, 150]}[of]
     assert together(shared, of) == [rounds] * of
@@ -204,7 +215,7 @@ def test_fewer_pairs_are_the_first_of_more(teacher, labelled, tmp_path):
             assert one is other is None or torch.equal(one, other[:70])
 
 
-@pytest.mark.parametrize("change", [{"seed": 9}, {"steps": 5}, {"solver": "rk4"}, {"round": 2}])
+@pytest.mark.parametrize("change", [{"seed": 9}, {"steps": 5}, {"solver": "rk4"}, {"round": 2}, {"tolerance": 9.0}])
 def test_pairs_of_other_settings_are_refused(teacher, tmp_path, change):
     run, other = child(teacher, tmp_path / "child"), child(teacher, tmp_path / "other", **change)
     make(run)
@@ -212,7 +223,7 @@ def test_pairs_of_other_settings_are_refused(teacher, tmp_path, change):
     before = files(other)
     make(other)  # what is there is not made again
     for use in (stored_pairs, runs.accuracy):
-        with pytest.raises(InputError, match="made by another parent; remove them to make them anew"):
+        with pytest.raises(InputError, match="made by another parent, or with other settings; remove them"):
             use(other)
     assert files(other) == before
 
@@ -226,12 +237,31 @@ def test_labelled_pairs_of_other_settings_are_refused(labelled, tmp_path, change
         stored_pairs(other)
 
 
-def test_a_shard_of_other_rows_is_refused(teacher, tmp_path):
-    run = child(teacher, tmp_path / "child")
+@pytest.mark.parametrize("put", [(2, 0), (1, 0), (3, 0), (0, 3)])
+def test_a_shard_of_other_rows_or_of_another_kind_is_refused(teacher, tmp_path, put):
+    run = child(teacher, tmp_path / "child", pairs=2 * NUM, inverted=0.5)
     make(run)
-    shutil.copy(run.pairs / "shard-00002.safetensors", run.pairs / "shard-00000.safetensors")
-    with pytest.raises(InputError, match="made by another parent"):
-        stored_pairs(run)
+    one, other = (run.pairs / f"shard-{index:05d}.safetensors" for index in put)
+    shutil.copy(one, other)
+    for use in (stored_pairs, runs.accuracy):
+        with pytest.raises(InputError, match="made by another parent"):
+            use(run)
+
+
+@pytest.mark.parametrize("inverted", [0.0, 1.0])
+def test_a_shard_that_two_parents_have_swapped_is_refused(teacher, trained, tmp_path, inverted):
+    other = trained("moons", tmp_path / "other", seed=1)
+    mine, theirs = (child(p, tmp_path / f"of {p.folder.name}", inverted=inverted, seed=5) for p in (teacher, other))
+    make(mine), make(theirs)
+    here, there = (run.pairs / "shard-00001.safetensors" for run in (mine, theirs))
+    blob = here.read_bytes()
+    here.write_bytes(there.read_bytes()), there.write_bytes(blob)
+    for run in (mine, theirs):
+        with pytest.raises(InputError, match="made by another parent"):
+            stored_pairs(run)
+        (run.pairs / "shard-00000.safetensors").unlink()
+        with pytest.raises(InputError, match="made by another parent"):
+            make(run)  # their number of steps would be taken over
 
 
 # errors
@@ -245,8 +275,8 @@ def test_the_error_of_a_pair_is_its_distance_from_where_other_steps_end(teacher,
     coarse = steps // 2 or 2
     error = distance(ends(run, steps), ends(run, coarse))
     torch.testing.assert_close(column(run, "error"), error, rtol=1e-3, atol=1e-6)
-    found = runs.accuracy(run)
-    assert found.steps == coarse
+    (found,) = runs.accuracy(run)
+    assert (found.kind, found.pairs, found.steps, found.other) == ("generated", NUM, steps, coarse)
     assert found.mean == pytest.approx(error.mean().item(), rel=1e-3)
     assert found.worst == pytest.approx(error.max().item(), rel=1e-3)
 
@@ -257,13 +287,13 @@ def test_the_error_shrinks_with_the_order_of_the_solver(teacher, tmp_path, solve
     for steps in (16, 32):
         run = child(teacher, tmp_path / f"{steps}", solver=solver, steps=steps, pairs=256)
         make(run)
-        means.append(runs.accuracy(run).mean)
+        means.append(runs.accuracy(run)[0].mean)
     assert means[0] / means[1] == pytest.approx(2**order, rel=0.25)
 
 
 def test_an_end_that_is_not_finite_is_said(teacher, tmp_path, monkeypatch):
     run = child(teacher, tmp_path / "child")
-    monkeypatch.setattr(shards.sampling, "flow", lambda model, x0, *rest: x0 / 0)
+    monkeypatch.setattr(sampling, "flow", lambda model, x0, *rest: x0 / 0)
     with pytest.raises(Failure, match="does not end at finite values"):
         make(run)
     assert list(run.pairs.iterdir()) == []

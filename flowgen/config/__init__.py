@@ -1,24 +1,31 @@
 """Experiments: the one place where names become objects."""
 
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, load_data, read_rows
-from flowgen.config.experiment import Config, ReflowConfig, find_device, make_config
+from flowgen.config.experiment import Config, find_device, make_config
 from flowgen.config.fields import lookup
-from flowgen.config.names import COUPLINGS, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES
+from flowgen.config.names import COUPLINGS, LOSSES, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES
 from flowgen.config.nets import NETS
+from flowgen.config.objectives import OBJECTIVES, Teaching
+from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 
 __all__ = [
     "COUPLINGS",
+    "LOSSES",
     "NETS",
+    "OBJECTIVES",
     "PATHS",
     "SCHEDULES",
     "SOLVERS",
     "TARGETS",
     "TIMES",
     "Config",
+    "DistillConfig",
     "ImagesConfig",
     "LoadedData",
     "ReflowConfig",
     "SplitConfig",
+    "Teacher",
+    "Teaching",
     "find_device",
     "load_data",
     "lookup",

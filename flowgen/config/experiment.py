@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from flowgen import objectives, paths, solvers, targets
+from flowgen import losses, objectives, paths, targets
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, kind, load_data
 from flowgen.config.fields import Section, choice, explain, named, record
-from flowgen.config.names import BRIDGES, COUPLINGS, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES
+from flowgen.config.names import BRIDGES, COUPLINGS, LOSSES, PATHS, SCHEDULES, TARGETS, TIMES
 from flowgen.config.nets import NETS, MLPConfig, sized
+from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, Parts, Teaching
+from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError
@@ -23,6 +25,7 @@ from flowgen.couplings.exact import LARGEST
 from flowgen.data import Flipped, Gaussian, Law, Rows, Scaled, Scaling
 from flowgen.distributed import Processes
 from flowgen.model import Model
+from flowgen.objectives import Objective, Scheduled
 from flowgen.settings import merged
 
 __all__ = ["Config", "find_device", "make_config"]
@@ -85,18 +88,6 @@ class TrainConfig(Section):
         return self.schedule(self.lr, self.steps, self.rising)(step)
 
 
-class ReflowConfig(Section):
-    """The pairs of a reflow: `pairs` trajectories of the parent's flow, guided or not, in `steps` steps of `solver`."""
-
-    parent: str
-    parent_hash: str
-    round: int = Field(1, ge=1)
-    pairs: int = Field(100_000, ge=1, le=10**8)
-    steps: int = Field(50, ge=1)
-    solver: named("solver", SOLVERS) = solvers.heun  # type: ignore[valid-type]
-    guidance: float = 1.0
-
-
 class Config(Section):
     """A whole experiment. `make_config` builds it from names and numbers."""
 
@@ -110,12 +101,25 @@ class Config(Section):
     coupling: choice("coupling", COUPLINGS) = MultiscaleOT()  # type: ignore[valid-type]
     pool: record("pool", Pool)  # type: ignore[valid-type]
     bridge: choice("bridge", BRIDGES) = paths.Constant()  # type: ignore[valid-type]
+    objective: choice("objective", OBJECTIVES) = FlowMatchingConfig()  # type: ignore[valid-type]
     times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
+    loss: choice("loss", LOSSES) = losses.Squared()  # type: ignore[valid-type]
     net: choice("net", NETS) = MLPConfig()  # type: ignore[valid-type]
     images: ImagesConfig = ImagesConfig()
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     reflow: ReflowConfig | None = None
+    distill: DistillConfig | None = None
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The run that this one learns from, if it does."""
+        return self.distill or self.reflow
+
+    @property
+    def whole(self) -> bool:
+        """Whether what is learned is the velocity of trajectories from t = 0 to 1, as flow maps need it."""
+        return self.target is targets.velocity and targets.span(self.path, self.target) == (0.0, 1.0)
 
     def load_data(self) -> LoadedData:
         """The data; without their labels, where the configuration does not use them."""
@@ -138,9 +142,10 @@ class Config(Section):
         law = Flipped(law) if self.images.flip and len(law.event) == 3 else law
         return Ends(self.source_law(law.event, data.scaling), Scaled(law, deepcopy(data.scaling).to(device)))
 
-    def objective(self) -> objectives.FlowMatching:
-        """What training minimises."""
-        return objectives.FlowMatching(self.times, self.bridge if self.bridge.sigma else None)
+    def make_objective(self, classes: int = 0, teaching: Teaching | None = None) -> Objective | Scheduled:
+        """What training minimises, with so many labels, taught by another run where one is distilled."""
+        bridge = self.bridge if self.bridge.sigma else None
+        return self.objective.build(Parts(self.times, bridge, self.loss, self.train.steps, classes, teaching))
 
     def device_of(self, processes: Processes) -> torch.device:
         """Where one of the processes computes: alone, where the configuration says."""
@@ -194,14 +199,15 @@ def make_config(tree: Mapping[str, Any]) -> Config:
 
     Raises:
         InputError: for unknown keys and names (with the nearest known one), values out of range, and a target that is
-            singular on the path or says nothing of a bridge, groups that are too large for their coupling, and mirrored
-            images whose rows are to be given.
+            singular on the path or says nothing of a bridge, groups that are too large for their coupling, mirrored
+            images whose rows are to be given, and a flow map with what it cannot be trained with.
     """
     try:
         config = Config.model_validate(_resolved(tree))
     except ValidationError as error:
         raise InputError("; ".join(explain(dict(detail), Config) for detail in error.errors())) from error
     targets.span(config.path, config.target)
+    _check_map(config)
     if config.bridge.sigma and config.target is not targets.velocity:
         raise InputError("noise on the path (bridge.sigma) needs the target velocity")
     rows = config.pool.batches * config.train.batch_size
@@ -216,6 +222,30 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     return config
 
 
+def _check_map(config: Config) -> None:
+    """
+    Raises:
+        InputError: if the objective trains a flow map, and what is set beside it does not go with that.
+    """
+    kind, name = config.objective, config.model_dump()["objective"]["name"]
+    if not kind.maps:
+        return
+    if not config.whole:
+        raise InputError(f"objective {name} needs the target velocity on the path linear or cosine")
+    if config.bridge.sigma:
+        raise InputError(f"objective {name} follows trajectories, which have no noise: set bridge.sigma to 0")
+    if kind.differentiates and config.train.compile:
+        raise InputError(f"objective {name} needs derivatives that a compiled net does not give: choose shortcut")
+    if isinstance(config.net, MLPConfig) and not config.net.two_times:
+        raise InputError(f"objective {name} needs a net that reads two times: leave out net.two_times = false")
+    if kind.pairs and not config.reflow:
+        raise InputError(f"objective {name} learns from the pairs of another run: use flowgen distill RUN")
+    if kind.taught and not config.distill:
+        raise InputError(f"objective {name} learns from another run: use flowgen distill RUN")
+    if kind.guidance != 1 and config.distill:
+        raise InputError("a distillation has the guidance of its teacher: set distill.guidance, not objective.guidance")
+
+
 def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree with what it leaves open filled in: the defaults of its data, then of its path, then of its coupling."""
     name, given = tree.get("data"), tree.get("pool", {})
@@ -225,8 +255,19 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     if _name(tree.get("coupling")) == "bridge" and not tree.get("reflow"):
         sigma = _table(tree["coupling"]).get("sigma", SchroedingerBridge().sigma)
         natural["bridge"] = {"name": "brownian", "sigma": sigma}
-    tree = merged(merged(recipe, natural), tree)
-    named = {"path": "linear", "coupling": "multiscale", "times": "uniform", "net": "mlp", "bridge": "constant"}
+    kind = OBJECTIVES.get(str(_name(tree.get("objective"))), FlowMatchingConfig)
+    tree = merged(merged(recipe, {**natural, **kind.natural}), tree)
+    if kind.maps and _name(tree.get("net")) in (None, "mlp"):
+        tree["net"] = {"name": "mlp", "two_times": True, **_table(tree.get("net"))}
+    named = {
+        "path": "linear",
+        "coupling": "multiscale",
+        "objective": "flow-matching",
+        "times": "uniform",
+        "net": "mlp",
+        "bridge": "constant",
+        "loss": "squared",
+    }
     tables = {key: {"name": name, **tree[key]} for key, name in named.items() if isinstance(tree.get(key), Mapping)}
     if "net" in tables:
         tables["net"] = sized(tables["net"])

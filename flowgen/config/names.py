@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowgen import objectives, optim, paths, solvers, targets
+from flowgen import losses, objectives, optim, paths, solvers, targets
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.couplings import (
     ExactOT,
@@ -16,7 +16,7 @@ from flowgen.couplings import (
     Unbalanced,
 )
 
-__all__ = ["BRIDGES", "COUPLINGS", "PATHS", "SCHEDULES", "SOLVERS", "TARGETS", "TIMES"]
+__all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "PATHS", "SCHEDULES", "SOLVERS", "TARGETS", "TIMES"]
 
 PATHS: dict[str, type] = {"linear": paths.Linear, "cosine": paths.Cosine, "vp": paths.VP, "ve": paths.VE}
 TARGETS: dict[str, targets.Target] = {
@@ -36,6 +36,11 @@ COUPLINGS: dict[str, type] = {
     "partial": Partial,
     "bridge": SchroedingerBridge,
 }
+LOSSES: dict[str, type] = {
+    "squared": losses.Squared,
+    "pseudo-huber": losses.PseudoHuber,
+    "adaptive": losses.Adaptive,
+}
 BRIDGES: dict[str, type] = {"constant": paths.Constant, "brownian": paths.Brownian}
 TIMES: dict[str, type] = {
     "uniform": objectives.Uniform,
@@ -51,6 +56,7 @@ SOLVERS: dict[str, solvers.Solver] = {
     "ab2": solvers.AdamsBashforth2(),
     **{name: solvers.Adaptive(name) for name in ("dopri5", "dopri8", "bosh3")},
     "adaptive-heun": solvers.Adaptive("adaptive_heun"),
+    "jump": solvers.Jump(),
 }
 SCHEDULES: dict[str, Callable[[float, int, int], optim.Rate]] = {
     "constant": lambda lr, steps, warmup: optim.Constant(lr, warmup),

@@ -27,11 +27,14 @@ class MLPConfig:
     width: Width = 64
     depth: Depth = 3
     frequencies: Annotated[int, Field(ge=0, le=256)] = 4
+    two_times: bool = False
 
     def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         if len(event) != 1:
             raise InputError(f"net mlp reads rows of a table, not {event}: choose resmlp, unet or dit for images")
-        return MLP(event[0], self.width, self.depth, self.frequencies, classes=classes, seed=seed)
+        return MLP(
+            event[0], self.width, self.depth, self.frequencies, classes=classes, two_times=self.two_times, seed=seed
+        )
 
 
 @dataclass(frozen=True)

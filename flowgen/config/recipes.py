@@ -41,7 +41,10 @@ DIGITS: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {"toy": {}, "table": {}, "images": IMAGES, "digits": DIGITS}
 """The settings of each kind of data, where they are not the defaults; `digits` have their own."""
 
-REFLOWS: dict[str, dict[str, Any]] = {"images": {"pairs": 20_000}, "digits": {"pairs": 6000, "steps": 20}}
+REFLOWS: dict[str, dict[str, Any]] = {
+    "images": {"pairs": 20_000},
+    "digits": {"pairs": 6000, "steps": 20, "tolerance": 0.04},  # their shades are 0.125 apart
+}
 """The same for the pairs of a reflow."""
 
 

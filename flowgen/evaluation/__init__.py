@@ -1,12 +1,13 @@
 """What a trained run is worth, beside data that it never saw.
 
 A subject is a run with what it is compared with and in what view: rows, or features of them. It is measured beside the
-floor, true data beside other true data, and every figure has a confidence interval over repeats. `pairing` measures
-what couplings cost and reach, before there is a run.
+floor, true data beside other true data, and every figure has a confidence interval over repeats. `rounds` measures what
+a reflow has come to, beside its parent. `pairing` measures what couplings cost and reach, before there is a run.
 """
 
 from flowgen.evaluation.measure import Estimate, Quality, Settings, floor, geometry, kl_divergence, quality
-from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves
+from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves, solver_name
+from flowgen.evaluation.rounds import Figures, Round, measure_round
 from flowgen.evaluation.subject import FEATURES, Reference, Subject, load_subject
 from flowgen.evaluation.views import View
 from flowgen.metrics.distances import EXACT
@@ -18,8 +19,10 @@ __all__ = [
     "TITLES",
     "Estimate",
     "Evaluation",
+    "Figures",
     "Quality",
     "Reference",
+    "Round",
     "Settings",
     "Subject",
     "View",
@@ -28,5 +31,7 @@ __all__ = [
     "geometry",
     "kl_divergence",
     "load_subject",
+    "measure_round",
     "quality",
+    "solver_name",
 ]

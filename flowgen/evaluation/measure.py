@@ -19,7 +19,22 @@ from flowgen.likelihood import Density, log_likelihood
 from flowgen.metrics.distances import EXACT
 from flowgen.solvers import Solver
 
-__all__ = ["Estimate", "Quality", "Settings", "estimate", "floor", "geometry", "kl_divergence", "quality"]
+__all__ = [
+    "Estimate",
+    "Quality",
+    "Settings",
+    "Start",
+    "draw_start",
+    "draw_truth",
+    "estimate",
+    "fine_steps",
+    "floor",
+    "follow",
+    "geometry",
+    "kl_divergence",
+    "quality",
+    "trajectories",
+]
 
 FINE = 100
 """Steps of what stands for the exact flow: RK4's for ends, Euler's for the geometry of trajectories."""
@@ -84,7 +99,8 @@ class Quality(NamedTuple):
 
     nfe: evaluations of the network for a sample.
     seconds: of sampling, for 1000 samples.
-    figures: by name, those of the floor, and `endpoint_error` against a fine solve of the same starts, in model units.
+    figures: by name, those of the floor, and `endpoint_error` against a fine solve of the same starts, in model units,
+        where the model has a velocity to solve.
     """
 
     steps: int
@@ -98,7 +114,7 @@ def floor(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     settings.check(subject)
     repeats = []
     for index in range(settings.repeats):
-        truth, other = _truth(subject, settings, index)
+        truth, other = draw_truth(subject, settings, index)
         repeats.append(_compare(subject, other, truth, settings))
     return _estimates(repeats)
 
@@ -107,48 +123,52 @@ def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
     """The quality at each number of steps. The samples are of the same starts at all of them."""
     settings.check(subject)
     model, repeats = subject.model, range(settings.repeats)
-    starts = [_start(subject, settings, index) for index in repeats]
-    fine_steps = FINE_IMAGES if len(subject.source.law.event) == 3 else FINE
-    ends = [_follow(subject, start, fine_steps, solvers.rk4).x for start in starts]
+    starts = [draw_start(subject, settings, index) for index in repeats]
+    fine = None
+    if subject.fields:
+        fine = [follow(subject, start, fine_steps(subject), solvers.rk4).x for start in starts]
     thousand = starts[0].take(torch.arange(1000) % len(starts[0].x0))
     for steps in settings.steps:
-        made = [_follow(subject, start, steps, settings.solver) for start in starts]
+        made = [follow(subject, start, steps, settings.solver) for start in starts]
         figures = []
-        for index, (drawn, fine) in enumerate(zip(made, ends, strict=True)):
+        for index, drawn in enumerate(made):
             x = model.scaling.undo(drawn.x.to(model.device)).cpu()
-            compared = _compare(subject, x, _truth(subject, settings, index)[0], settings)
+            compared = _compare(subject, x, draw_truth(subject, settings, index)[0], settings)
             asked, classify = starts[index].cond, subject.view.classify
             if asked is not None and classify is not None:
                 compared["agreement"] = (classify(x) == asked).double().mean().item()
-            figures.append({**compared, "endpoint_error": metrics.endpoint_error(drawn.x, fine)})
-        seconds = _follow(subject, thousand, steps, settings.solver).seconds
+            if fine is not None:
+                compared["endpoint_error"] = metrics.endpoint_error(drawn.x, fine[index])
+            figures.append(compared)
+        seconds = follow(subject, thousand, steps, settings.solver).seconds
         yield Quality(steps, fmean(drawn.nfe for drawn in made), seconds, _estimates(figures))
 
 
-def _truth(subject: Subject, settings: Settings, index: int) -> tuple[Tensor, ...]:
+def draw_truth(subject: Subject, settings: Settings, index: int) -> tuple[Tensor, ...]:
     """Two sets of true rows, in data units."""
     return subject.reference.draw(subject.size(settings.num), settings.seed, index)
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """Source points in model units, and the labels that their samples are asked for."""
 
     x0: Tensor
     cond: Tensor | None
 
-    def take(self, index: Tensor) -> _Start:
-        return _Start(self.x0[index], None if self.cond is None else self.cond[index])
+    def take(self, index: Tensor) -> Start:
+        return Start(self.x0[index], None if self.cond is None else self.cond[index])
 
-    def chunks(self) -> Iterator[_Start]:
+    def chunks(self) -> Iterator[Start]:
         """As many at a time as are followed together."""
         for index in torch.arange(len(self.x0)).split(sampling.chunk_rows(tuple(self.x0.shape[1:]))):
             yield self.take(index)
 
 
-def _start(subject: Subject, settings: Settings, index: int) -> _Start:
+def draw_start(subject: Subject, settings: Settings, index: int) -> Start:
+    """As many starts as there are true rows in a set, and the labels that are asked for."""
     (x0,), labels = subject.source.draw(subject.size(settings.num), settings.seed, index), subject.labels
     cond = None if labels is None else labels.sample(len(x0), generator(settings.seed, "evaluate labels", index))
-    return _Start(x0, cond)
+    return Start(x0, cond)
 
 
 def _compare(subject: Subject, x: Tensor, truth: Tensor, settings: Settings) -> dict[str, float]:
@@ -180,14 +200,21 @@ class _Followed(NamedTuple):
     seconds: float
 
 
-def _follow(subject: Subject, start: _Start, steps: int, solver: Solver) -> _Followed:
-    model = subject.model
-    grid, counted = grids.uniform(steps, *model.span), sampling.Counted(model.velocity)
+def fine_steps(subject: Subject) -> int:
+    """The steps of RK4 that stand for the exact flow."""
+    return FINE_IMAGES if len(subject.source.law.event) == 3 else FINE
+
+
+def follow(subject: Subject, start: Start, steps: int, solver: Solver) -> _Followed:
+    """Where the model takes starts in so many steps."""
+    model, done = subject.model, 0
+    grid, counted = grids.uniform(steps, *model.span), sampling.Counted(sampling.asked(model, solver))
     field = subject.guided(counted)
     began, ends = time.perf_counter(), []
     for x0, cond in start.chunks():
         cond = None if cond is None else cond.to(model.device)
-        ends.append(sampling.flow(model, x0, grid, solver, cond, field).cpu())  # a GPU's work is done by then
+        ends.append(sampling.flow(model, x0, grid, solver.at(done), cond, field).cpu())  # a GPU's work is done by then
+        done += len(x0)
     return _Followed(torch.cat(ends), counted.rows / len(start.x0), time.perf_counter() - began)
 
 
@@ -195,15 +222,17 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     """The geometry of 100 Euler steps, in model units: path energy, straightness, curvature; transport_cost, W2^2 from
     where trajectories start to data; transport_noise, W2^2 of two true sets, which is in that cost too;
     normalised_path_energy, only where the noise is less than NOISE of the cost, since else the cost says little of the
-    laws."""
+    laws. Nothing of a model that has no velocity."""
     settings.check(subject)
+    if not subject.fields:
+        return {}
     model, repeats = subject.model, []
     for index in range(settings.repeats):
-        begin = _start(subject, settings, index)
+        begin = draw_start(subject, settings, index)
         start = begin._replace(x0=model.start(begin.x0))
-        x1, other = (in_model_units(model.scaling, x)[:EXACT] for x in _truth(subject, settings, index))
+        x1, other = (in_model_units(model.scaling, x)[:EXACT] for x in draw_truth(subject, settings, index))
         cost, noise = (metrics.wasserstein2(x, x1) ** 2 for x in (start.x0[:EXACT].cpu(), other))
-        figures = _trajectories(subject, start)
+        figures = trajectories(subject, start)
         relative = (figures["path_energy"] - cost) / cost
         repeats.append({**figures, "transport_cost": cost, "transport_noise": noise, "excess": relative})
     found = _estimates(repeats)
@@ -214,7 +243,7 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     return found
 
 
-def _trajectories(subject: Subject, start: _Start) -> dict[str, float]:
+def trajectories(subject: Subject, start: Start) -> dict[str, float]:
     """The mean geometry of trajectories, a chunk of them at a time, since each keeps its states."""
     model = subject.model
     grid, field = grids.uniform(FINE, *model.span), subject.guided(model.velocity)
@@ -228,9 +257,9 @@ def _trajectories(subject: Subject, start: _Start) -> dict[str, float]:
 
 def kl_divergence(subject: Subject, settings: Settings) -> Estimate | None:
     """KL(data || model) = E log p_data(x) - log p_model(x) over data x, in nats; None unless the densities of both ends
-    are known."""
+    are known, and the model has a velocity."""
     model, source, law = subject.model, subject.source.law, subject.reference.law
-    if not (isinstance(source, Density) and isinstance(law, Density)):
+    if not (subject.fields and isinstance(source, Density) and isinstance(law, Density)):
         return None
     grid, values = grids.uniform(DENSITY_STEPS, *model.span), []
     for index in range(settings.repeats):

@@ -15,8 +15,9 @@ from flowgen.evaluation.measure import Estimate, Quality, Settings, density_poin
 from flowgen.evaluation.subject import Subject
 from flowgen.metrics.distances import EXACT
 from flowgen.plots import Curve
+from flowgen.solvers import Solver
 
-__all__ = ["SHARES", "TITLES", "Evaluation", "curves"]
+__all__ = ["SHARES", "TITLES", "Evaluation", "curves", "solver_name"]
 
 TITLES = {
     "w2": "W2",
@@ -52,7 +53,6 @@ class Evaluation(NamedTuple):
         """Everything as JSON holds it: what was compared, how, and what came out; None for what is not finite."""
         subject, settings = self.subject, self.settings
         law, size = subject.reference.law, subject.size(settings.num)
-        solver = next((name for name, made in SOLVERS.items() if made == settings.solver), repr(settings.solver))
         return {
             "run": subject.name,
             **(subject.facts or {}),
@@ -70,7 +70,7 @@ class Evaluation(NamedTuple):
             "repeats": settings.repeats,
             "neighbours": settings.neighbours,
             "seed": settings.seed,
-            "solver": solver,
+            "solver": solver_name(settings.solver),
             "floor": _plain(self.floor),
             "quality": [
                 {"steps": q.steps, "nfe": q.nfe, "seconds_per_1000": q.seconds, **_plain(q.figures)}
@@ -79,6 +79,11 @@ class Evaluation(NamedTuple):
             "geometry": _plain(self.geometry),
             "kl": None if self.kl is None else _plain({"kl": self.kl})["kl"],
         }
+
+
+def solver_name(solver: Solver) -> str:
+    """What a solver is called on the command line."""
+    return "jump" if solver.jumps else next((name for name, made in SOLVERS.items() if made == solver), repr(solver))
 
 
 def _plain(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from flowgen import checkpoints
+from flowgen import checkpoints, solvers
 from flowgen.config import LoadedData, load_data, lookup, read_rows
 from flowgen.core import Field, InputError, generator
 from flowgen.data import Categorical, Gaussian, ImageFolder, Law, Rows, Scaled
@@ -19,7 +19,8 @@ from flowgen.evaluation import views
 from flowgen.evaluation.views import View
 from flowgen.model import Model
 from flowgen.nn import Classifier, fit_classifier
-from flowgen.runs import Run, Trained, load
+from flowgen.runs import Run, Sampler, Trained, jumps, load, sampler
+from flowgen.solvers import Solver
 
 __all__ = ["FEATURES", "Reference", "Subject", "load_subject"]
 
@@ -61,6 +62,9 @@ class Subject(NamedTuple):
     facts: what else a reader of the figures should know.
     labels: the law of the labels that samples are asked for; None without.
     guided: what is walked, made of the model's velocity.
+    fields: whether the model has a velocity.
+    jumps: in how many steps a flow map can jump; empty for a velocity.
+    sampler: what a solver and a number of steps become for this model; it refuses what was not learned.
     """
 
     name: str
@@ -72,6 +76,25 @@ class Subject(NamedTuple):
     facts: dict[str, Any] | None = None
     labels: Categorical | None = None
     guided: Callable[[Field], Field] = lambda field: field
+    fields: bool = True
+    jumps: tuple[int, ...] = ()
+    sampler: Callable[[Solver | None, int | None], Sampler] | None = None
+
+    def suited(self, solver: Solver | None, steps: Sequence[int] | None) -> tuple[Solver, tuple[int, ...]]:
+        """A solver and its numbers of steps; where they are left open, those to measure this model with.
+
+        Raises:
+            InputError: for what the model has not learned.
+        """
+        solver = solver or (solvers.Jump() if self.jumps else solvers.euler)
+        if steps is None:
+            adaptive = isinstance(solver, solvers.Adaptive)
+            steps = self.jumps or (1,) if solver.jumps else (1,) if adaptive else (1, 2, 4, 8, 16, 100)
+        if min(steps, default=0) < 1:
+            raise InputError(f"steps must be at least 1, not {min(steps, default=0)}")
+        if self.sampler is not None:
+            solver = [self.sampler(solver, count).solver for count in steps][-1]
+        return solver, tuple(steps)
 
     def size(self, num: int) -> int:
         """How many rows a set has that should have `num`."""
@@ -125,6 +148,9 @@ def load_subject(
         facts,
         trained.labels,
         lambda field: trained.guided(field, guidance),
+        config.objective.fields,
+        jumps(config),
+        lambda solver, steps: sampler(config, trained.model, trained.source, solver, steps),
     )
 
 

@@ -33,8 +33,8 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 def unpatchify(h: Tensor, patch: int, event: tuple[int, ...]) -> Tensor:
     """The inverse of `patchify`, for images of shape (C, H, W)."""
     channels, height, width = event
-    h = h.reshape(len(h), height // patch, width // patch, channels, patch, patch)
-    return h.permute(0, 3, 1, 4, 2, 5).reshape(len(h), *event)
+    h = h.reshape(h.shape[0], height // patch, width // patch, channels, patch, patch)
+    return h.permute(0, 3, 1, 4, 2, 5).reshape(h.shape[0], *event)
 
 
 def positions(height: int, width: int, size: int) -> Tensor:

@@ -32,7 +32,7 @@ class Waves(nn.Module):
 
 def labels_or_null(cond: Tensor | None, classes: int, like: Tensor) -> Tensor:
     """The labels `(B,)`; without any, the null label `classes` for each row of `like`."""
-    return torch.full((len(like),), classes, device=like.device) if cond is None else cond
+    return torch.full(like.shape[:1], classes, device=like.device) if cond is None else cond
 
 
 @final

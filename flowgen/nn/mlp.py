@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowgen.nn.embeddings import labels_or_null
+from flowgen.nn.embeddings import labels_or_null, zeroed
 from flowgen.nn.seeded import seeded
 
 __all__ = ["MLP", "TimeFeatures"]
@@ -47,10 +47,11 @@ class MLP(nn.Module):
         frequencies: number of time frequencies, see TimeFeatures; 0 for t alone.
         activation: between the layers.
         classes: number of labels; label `classes` is the null label, "no label". 0 for a net that ignores cond.
+        two_times: whether it reads s, as a flow map must: the features of s - t, less those of 0, by weights that start
+            at zero, so that with those of a net of one time it starts as the velocity that that is.
         seed: of the first weights.
 
-    Shapes: x `(B, dim)`, t and s `(B,)`, cond int64 `(B,)` or None (all null), to `(B, dim)`. It has one time, and does
-    not read s.
+    Shapes: x `(B, dim)`, t and s `(B,)`, cond int64 `(B,)` or None (all null), to `(B, dim)`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class MLP(nn.Module):
         frequencies: int = 4,
         activation: type[nn.Module] = nn.SiLU,
         classes: int = 0,
+        two_times: bool = False,
         *,
         seed: int = 0,
     ) -> None:
@@ -71,10 +73,17 @@ class MLP(nn.Module):
         with seeded(seed):
             hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), activation())]
             self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], dim))
+            self.gap = zeroed(nn.Linear(self.time.size, width, bias=False)) if two_times else None
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         features = [x, self.time(t).to(x.dtype)]
         if self.classes:
             label = F.one_hot(labels_or_null(cond, self.classes, x), self.classes + 1)
             features.append(label.to(x.dtype))
-        return self.layers(torch.cat(features, dim=1))
+        if self.gap is None or s is None:
+            return self.layers(torch.cat(features, dim=1))
+        apart = self.time(s - t) - self.time(torch.zeros_like(t))
+        h = self.layers[0](torch.cat(features, dim=1)) + self.gap(apart.to(x.dtype))
+        for layer in islice(self.layers, 1, None):
+            h = layer(h)
+        return h

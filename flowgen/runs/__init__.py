@@ -4,30 +4,40 @@ config.toml          every setting, resolved
 model.safetensors    the averaged weights; configuration and columns in the metadata
 checkpoints/         the whole training state, the newest few
 pairs/               of a reflow: the pairs that its parent's flow made, in shards
+round.json           of a reflow: how straight it is, and how far from the data, beside its parent
 potentials.*         of a semidiscrete coupling: what shares the source out among the rows of the data
 model-ema-*          the same by the other averages, where there are several
 metrics.jsonl        one line for every `log_every` steps; tensorboard/ where it is asked for
 plots/  README.md    pictures, and the model card with the command that made it
 """
 
-from flowgen.runs.folder import Run, Trained, load
+from flowgen.runs.folder import Run, Trained, check_vacant, load
 from flowgen.runs.pairs import Accuracy, accuracy, make_pairs
 from flowgen.runs.potentials import find_potentials
 from flowgen.runs.report import describe, illustrate
-from flowgen.runs.rounds import reflow_config
+from flowgen.runs.rounds import reflow_config, round_file
+from flowgen.runs.sampler import Sampler, jumps, sampler
+from flowgen.runs.teaching import distill_config, stages
 from flowgen.runs.train import Progress, train
 
 __all__ = [
     "Accuracy",
     "Progress",
     "Run",
+    "Sampler",
     "Trained",
     "accuracy",
+    "check_vacant",
     "describe",
+    "distill_config",
     "find_potentials",
     "illustrate",
+    "jumps",
     "load",
     "make_pairs",
     "reflow_config",
+    "sampler",
+    "stages",
+    "round_file",
     "train",
 ]

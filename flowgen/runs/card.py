@@ -13,15 +13,9 @@ __all__ = ["card"]
 
 def card(config: Config, command: str) -> str:
     """The model card."""
-    origin = (
-        f"The reflow (round {config.reflow.round}) of `{config.reflow.parent}`, whose weights have the SHA-256 "
-        f"`{config.reflow.parent_hash}`."
-        if config.reflow
-        else f"A flow from {config.source} to {config.data}, trained by flow matching."
-    )
     return f"""# {Path(config.data).stem}
 
-{origin}
+{_origin(config)}
 
 Made by flowgen {__version__} with
 
@@ -33,6 +27,7 @@ Made by flowgen {__version__} with
 | source | {config.source} |
 | path | {config.path} |
 | target | {config.target.__name__} |
+| objective | {_told(config.model_dump()["objective"])} |
 | coupling | {"reflow" if config.reflow else _told(config.model_dump()["coupling"])} |
 | noise on the path | {_told(config.model_dump()["bridge"]) if config.bridge.sigma else "none"} |
 | training | {config.train.steps} steps of {config.train.batch_size}, seed {config.seed} |
@@ -43,13 +38,23 @@ Every setting is in `config.toml`; `model.safetensors` holds the averaged weight
 
 ```python
 from pathlib import Path
-from flowgen import grids, runs, sampling, solvers
+from flowgen import runs, sampling
 
 trained = runs.load(Path("."))
-grid, labels = grids.uniform(50, *trained.model.span), trained.draw_labels(64, seed=0)
-x = next(sampling.sample(trained.model, trained.source, 64, grid, solvers.heun, cond=labels))
+solver, grid = runs.sampler(trained.config, trained.model, trained.source)
+x = next(sampling.sample(trained.model, trained.source, 64, grid, solver, cond=trained.draw_labels(64, seed=0)))
 ```
 """
+
+
+def _origin(config: Config) -> str:
+    """What the run is, and where it comes from."""
+    name, teacher = config.model_dump()["objective"]["name"], config.teacher
+    if teacher is None:
+        what = "flow map" if config.objective.maps else "flow"
+        return f"A {what} from {config.source} to {config.data}, trained by {name}."
+    what = f"reflow (round {config.reflow.round})" if config.reflow and name == "flow-matching" else f"distillation ({name})"
+    return f"The {what} of `{teacher.parent}`, whose weights have the SHA-256 `{teacher.parent_hash}`."
 
 
 def _told(named: dict[str, Any]) -> str:

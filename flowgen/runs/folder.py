@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, final
 from torch import Tensor
 
 from flowgen import checkpoints
-from flowgen.config import Config, LoadedData, find_device, make_config
+from flowgen.config import Config, LoadedData, Teacher, find_device, make_config
 from flowgen.core import Field, InputError
 from flowgen.data import Categorical, Law, Scaling
 from flowgen.data.tables import new_file
@@ -23,7 +23,7 @@ from flowgen.runs.log import board
 from flowgen.sampling import starts
 from flowgen.settings import dump_toml, flat, override, read_toml
 
-__all__ = ["Run", "Trained", "load"]
+__all__ = ["Run", "Trained", "check_vacant", "load"]
 
 EXTENSIBLE = {
     "device",
@@ -54,13 +54,9 @@ class Run:
             InputError: for data, a source or a device that training could not use; if there is something at `folder`
                 already, unless that is a run and `overwrite` is set. Nothing has changed on the disk then.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not (folder / "config.toml").is_file():
-                raise InputError(f"{folder} exists and is not a run folder; choose another with --out")
-            if not overwrite:
-                raise InputError(f"{folder} exists already; go on with --resume, start anew with --overwrite")
-            if config.reflow and folder.resolve() == Path(config.reflow.parent).resolve():
-                raise InputError(f"{folder} is the run to reflow, and cannot be replaced by it")
+        check_vacant(folder, overwrite)
+        if config.teacher and folder.resolve() == Path(config.teacher.parent).resolve():
+            raise InputError(f"{folder} is the run to learn from, and cannot be replaced by what does")
         _check(config)
         try:
             if folder.exists():
@@ -162,6 +158,19 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def check_vacant(folder: Path, overwrite: bool = False) -> None:
+    """
+    Raises:
+        InputError: if there is something at a folder where a run is to be, unless that is a run, and may be replaced.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / "config.toml").is_file():
+        raise InputError(f"{folder} exists and is not a run folder; choose another with --out")
+    if not overwrite:
+        raise InputError(f"{folder} exists already; go on with --resume, start anew with --overwrite")
+
+
 class Trained(NamedTuple):
     """What a run gives: the model with averaged weights, its source in model units, its columns, and the SHA-256 of the
     file of its data (None of a toy).
@@ -192,6 +201,8 @@ class Trained(NamedTuple):
         guided = Guided(field, len(self.classes), guidance, interval)
         if guidance == 1:
             return field
+        if self.config.objective.maps:
+            raise InputError("guidance of a flow map is part of its training: see flowgen distill RUN --guidance")
         if not self.classes:
             raise InputError("guidance needs a model that was trained with labels")
         if not self.config.train.label_dropout:
@@ -246,12 +257,26 @@ def _check(config: Config) -> LoadedData:
     if config.train.log == "tensorboard":
         board()
     if config.reflow:
-        teacher = load(Path(config.reflow.parent), "cpu")
-        teacher.check_data(data)
-        teacher.guided(teacher.model.velocity, config.reflow.guidance)
-        if data.classes and not teacher.classes:
-            raise InputError(f"{config.reflow.parent} knows no labels, and its reflow cannot learn any: labels is true")
+        _check_teacher(config.reflow, data, needs_velocity=True)
+    if config.distill:
+        _check_teacher(config.distill, data, needs_velocity=not config.objective.taught)
+    if config.objective.guidance != 1 and not (data.classes and config.train.label_dropout):
+        raise InputError("guidance needs labels, some of which are hidden in training: see labels and train.label_dropout")
     return data
+
+
+def _check_teacher(settings: Teacher, data: LoadedData, needs_velocity: bool) -> None:
+    """
+    Raises:
+        InputError: if a run cannot be learned from.
+    """
+    teacher = load(Path(settings.parent), "cpu")
+    teacher.check_data(data)
+    teacher.guided(teacher.model.velocity, settings.guidance)
+    if needs_velocity and not teacher.config.objective.fields:
+        raise InputError(f"{settings.parent} jumps, and has no velocity to learn from: take the run that it learned from")
+    if data.classes and not teacher.classes:
+        raise InputError(f"{settings.parent} knows no labels, and what learns from it cannot learn any: labels is true")
 
 
 def _recorded(tree: dict[str, Any]) -> dict[str, Any]:

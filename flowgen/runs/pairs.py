@@ -10,178 +10,180 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowgen import checkpoints, grids, sampling
-from flowgen.config import Config, ReflowConfig
-from flowgen.core import Failure, InputError, Pair
+from flowgen import checkpoints
+from flowgen.core import InputError, Pair
 from flowgen.couplings import StoredPairs
-from flowgen.data import Categorical
 from flowgen.distributed import ALONE, Processes
-from flowgen.runs.folder import Run, Trained, load
+from flowgen.runs.folder import Run
+from flowgen.runs.trajectories import Kind, Trajectories, halved
 
-__all__ = ["Accuracy", "accuracy", "make_pairs", "parent", "stored_pairs"]
+__all__ = ["Accuracy", "accuracy", "make_pairs", "stored_pairs"]
 
 SHARD, IMAGE_SHARD = 8192, 512
 """Pairs of a shard, in whole blocks: what an interrupt may cost. Ends of images are dear."""
 
 
-def parent(reflow: ReflowConfig, device: str = "cpu") -> Trained:
-    """The parent of a reflow, whose weights are still those of the hash, on a device.
+class _Shard(NamedTuple):
+    """A file of trajectories of one kind: those with the numbers `rows`."""
 
-    Raises:
-        InputError: if they are not.
-    """
-    run = Run.open(Path(reflow.parent))
-    if checkpoints.file_hash(run.weights) != reflow.parent_hash:
-        raise InputError(f"{run.folder} has changed since its reflow began: its weights have another hash")
-    return load(run.folder, device)
+    path: Path
+    kind: Kind
+    rows: range
 
 
 def make_pairs(run: Run, processes: Processes = ALONE) -> Iterator[int]:
     """Makes the shards of a reflow run that are not there yet with its parent's flow, and yields how many pairs there
     are so far.
 
-    A shard holds the ends `x1`, in half precision where they are images, the labels of a labelled flow, and `error`:
-    for each pair the root mean square distance, in model units, from where other steps end: half as many, or two for
-    one. Sources are not kept, since pair i's is a function of the seed and of i. Several processes make a shard each at
-    a time of those that are missing.
+    A shard holds what `Trajectories.follow` gives of one kind; sources of generated pairs are not kept, since they are
+    functions of the seed. All shards of a kind take as many steps as the first that was made. Several processes make a
+    shard each at a time of those that are missing.
 
     Raises:
-        InputError: if the parent's weights are not those that the run names by their hash.
+        InputError: if the parent's weights are not those that the run names by their hash, or there are shards of
+            another parent.
         Failure: if an end is not finite.
         OSError: if the disk is full; the shards that are there stay.
     """
-    plan, part = _Plan.of(run, str(run.config.device_of(processes))), processes.part
+    plan, part = Trajectories.of(run, str(run.config.device_of(processes))), processes.part
     run.pairs.mkdir(exist_ok=True)
-    missing = [(index, rows) for index, rows in enumerate(plan.shards) if not _path(run, index).exists()]
-    made = plan.reflow.pairs - sum(len(rows) for _, rows in missing)
+    missing = [shard for shard in _shards(run, plan) if not shard.path.exists()]
+    made = plan.reflow.pairs - sum(len(shard.rows) for shard in missing)
     yield made
-    processes.barrier()  # all have looked before one of them writes
+    steps = _steps(run, plan, missing, processes)  # when all have looked, and before one of them writes
     for first in range(0, len(missing), part.of):
         shared = missing[first : first + part.of]
-        for index, rows in shared[part.index : part.index + 1]:
-            checkpoints.write_tensors(_path(run, index), plan.make(rows), {"flowgen": plan.signature})
+        for shard in shared[part.index : part.index + 1]:
+            tensors = plan.follow(shard.kind, shard.rows, steps[shard.kind])
+            checkpoints.write_tensors(shard.path, tensors, _metadata(plan, shard, steps[shard.kind]))
         processes.barrier()  # none waits for longer than a shard takes
-        made += sum(len(rows) for _, rows in shared)
+        made += sum(len(shard.rows) for shard in shared)
         yield made
 
 
-class _Plan(NamedTuple):
-    """What the pairs of a run are made of."""
-
-    config: Config
-    reflow: ReflowConfig
-    teacher: Trained
-
-    @classmethod
-    def of(cls, run: Run, device: str = "cpu") -> _Plan:
-        if run.config.reflow is None:
-            raise InputError("this run is no reflow: it has no parent")
-        return cls(run.config, run.config.reflow, parent(run.config.reflow, device))
-
-    @property
-    def stream(self) -> str:
-        """Not the noise that `flowgen sample` draws with the same seed."""
-        return f"reflow {self.reflow.round}"
-
-    @property
-    def signature(self) -> str:
-        """What the pairs are functions of."""
-        return json.dumps({"seed": self.config.seed, **self.config.model_dump()["reflow"], "parent": None})
-
-    @property
-    def shards(self) -> list[range]:
-        """The pairs of each shard."""
-        rows = IMAGE_SHARD if len(self.teacher.source.event) == 3 else SHARD
-        return [range(first, min(first + rows, self.reflow.pairs)) for first in range(0, self.reflow.pairs, rows)]
-
-    def make(self, rows: range) -> dict[str, Tensor]:
-        """The tensors of a shard."""
-        reflow, cond = self.reflow, self.labels(rows)
-        fine = self.ends(rows, reflow.steps, cond)
-        coarse = self.ends(rows, reflow.steps // 2 or 2, cond)
-        if not fine.isfinite().all():
-            raise Failure(f"the flow of {reflow.parent} does not end at finite values")
-        error = (fine - coarse).flatten(1).square().mean(1).sqrt()
-        x1 = fine.half() if fine.ndim == 4 else fine
-        return {"x1": x1, "error": error} if cond is None else {"x1": x1, "error": error, "cond": cond}
-
-    def ends(self, rows: range, steps: int, cond: Tensor | None) -> Tensor:
-        """Where the teacher's flow takes the pairs, in model units."""
-        model, source, solver = self.teacher.model, self.teacher.source, self.reflow.solver
-        made = sampling.pairs(
-            model,
-            source,
-            rows.stop,
-            grids.uniform(steps, *model.span),
-            solver,
-            seed=self.config.seed,
-            stream=self.stream,
-            start=rows.start,
-            field=self.teacher.guided(model.velocity, self.reflow.guidance),
-            cond=cond,
-        )
-        return torch.cat([pair.x1 for pair in made])
-
-    def labels(self, rows: range) -> Tensor | None:
-        """The labels of pairs, by their shares in the data; as many are dropped as in the parent's training."""
-        if self.teacher.labels is None:
-            return None
-        shares = torch.tensor(self.teacher.labels.weights)
-        dropout = self.teacher.config.train.label_dropout
-        kept = (1 - dropout) * shares / shares.sum()
-        law = Categorical((*kept.tolist(), dropout))
-        first = rows.start - rows.start % sampling.BLOCK
-        drawn = sampling.starts(law, first, rows.stop, self.config.seed, f"{self.stream}: labels")
-        return drawn[rows.start - first :]
-
-    def sources(self) -> Tensor:
-        """Where all pairs start, in model units."""
-        return sampling.starts(self.teacher.source, 0, self.reflow.pairs, self.config.seed, self.stream)
+def _shards(run: Run, plan: Trajectories) -> list[_Shard]:
+    """All shards, those of generated pairs first."""
+    size = IMAGE_SHARD if len(plan.teacher.source.event) == 3 else SHARD
+    parts = [
+        (kind, range(first, min(first + size, count)))
+        for kind, count in plan.counts.items()
+        for first in range(0, count, size)
+    ]
+    return [_Shard(run.pairs / f"shard-{i:05d}.safetensors", kind, rows) for i, (kind, rows) in enumerate(parts)]
 
 
-def _path(run: Run, index: int) -> Path:
-    return run.pairs / f"shard-{index:05d}.safetensors"
+def _metadata(plan: Trajectories, shard: _Shard, steps: int) -> dict[str, str]:
+    """What the tensors of a shard are functions of."""
+    rows = [shard.rows.start, shard.rows.stop]
+    return {"flowgen": json.dumps({**plan.signature, "kind": shard.kind, "rows": rows, "taken": steps})}
 
 
-def _shards(run: Run, plan: _Plan) -> Iterator[dict[str, Tensor]]:
-    """The tensors of all shards.
+def _steps(run: Run, plan: Trajectories, missing: list[_Shard], processes: Processes) -> dict[Kind, int]:
+    """The steps of each kind of which shards are missing: those of the shards that are there, or what the first process
+    finds out for all."""
+    steps = dict[Kind, int]()
+    for kind in dict.fromkeys(shard.kind for shard in missing):
+        there = [s for s in _shards(run, plan) if s.kind == kind and s not in missing]
+        steps[kind] = _read(plan, there[0])[1] if there else _agreed(plan, kind, processes)
+    processes.barrier()
+    return steps
+
+
+def _agreed(plan: Trajectories, kind: Kind, processes: Processes) -> int:
+    """The steps of a kind that the first process finds out."""
+    found = torch.tensor(plan.steps(kind) if processes.part.index == 0 else 0)
+    processes.broadcast([found])
+    return int(found)
+
+
+def _read(plan: Trajectories, shard: _Shard) -> tuple[dict[str, Tensor], int]:
+    """The tensors of a shard, and how many steps were taken.
 
     Raises:
-        InputError: if one is missing, or was made by another parent or with other settings.
+        InputError: if it was made by another parent, with other settings, or for other rows.
     """
-    there = sum(_path(run, index).exists() for index in range(len(plan.shards)))
-    if there < len(plan.shards):
-        raise InputError(f"{run.pairs} holds {there} of {len(plan.shards)} shards: go on with flowgen reflow --resume")
-    for index, rows in enumerate(plan.shards):
-        tensors, metadata = checkpoints.read_tensors(_path(run, index))
-        if metadata.get("flowgen") != plan.signature or len(tensors["x1"]) != len(rows):
-            raise InputError(f"{run.pairs}: these pairs were made by another parent; remove them to make them anew")
-        yield tensors
+    tensors, metadata = checkpoints.read_tensors(shard.path)
+    steps = _taken(metadata)
+    if metadata != _metadata(plan, shard, steps):
+        raise InputError(
+            f"{shard.path.parent}: these pairs were made by another parent, or with other settings; remove them to "
+            "make them anew"
+        )
+    return tensors, steps
+
+
+def _taken(metadata: dict[str, str]) -> int:
+    """The steps of a shard by its metadata; 0 where these do not say."""
+    try:
+        return int(json.loads(metadata["flowgen"])["taken"])
+    except (KeyError, ValueError, TypeError):
+        return 0
+
+
+def _all(run: Run, plan: Trajectories) -> Iterator[tuple[_Shard, dict[str, Tensor], int]]:
+    """All shards with their tensors and steps.
+
+    Raises:
+        InputError: if one is missing, or is not what it should be.
+    """
+    shards, steps = _shards(run, plan), dict[Kind, int]()
+    there = sum(shard.path.exists() for shard in shards)
+    if there < len(shards):
+        raise InputError(f"{run.pairs} holds {there} of {len(shards)} shards: go on with flowgen reflow --resume")
+    for shard in shards:
+        tensors, taken = _read(plan, shard)
+        if taken != steps.setdefault(shard.kind, taken):
+            raise InputError(f"{run.pairs}: some pairs took {taken} steps, others not; remove them to make them anew")
+        yield shard, tensors, taken
 
 
 def stored_pairs(run: Run) -> StoredPairs:
-    """The pairs of a reflow run.
+    """The pairs of a reflow run, generated ones before inverted ones; training goes through all in random order.
 
     Raises:
         InputError: if they are missing, or were made by another parent.
     """
-    plan = _Plan.of(run)
-    shards = list(_shards(run, plan))
+    plan = Trajectories.of(run)
+    shards = [tensors for _, tensors, _ in _all(run, plan)]
     x1 = torch.cat([shard["x1"] for shard in shards])
     cond = torch.cat([shard["cond"] for shard in shards]) if "cond" in shards[0] else None
-    return StoredPairs(Pair(plan.sources(), x1, cond))
+    kept = [shard["x0"] for shard in shards if "x0" in shard]
+    return StoredPairs(Pair(_joined(plan, kept), x1, cond))
+
+
+def _joined(plan: Trajectories, kept: list[Tensor]) -> Tensor:
+    """The sources that are functions of the seed, and then those that were kept; not copied where there is one kind."""
+    if "generated" not in plan.counts:
+        return torch.cat(kept).float()
+    return torch.cat([plan.sources(), *(x.float() for x in kept)]) if kept else plan.sources()
 
 
 class Accuracy(NamedTuple):
-    """How far the ends of pairs are from where other steps end, in model units: their mean, and the worst."""
+    """How far the ends of pairs of one kind, found in so many steps, are from where other steps lead, in model units:
+    their mean, and the worst."""
 
+    kind: Kind
+    pairs: int
     steps: int
     mean: float
     worst: float
 
+    @property
+    def other(self) -> int:
+        """The other steps."""
+        return halved(self.steps)
 
-def accuracy(run: Run) -> Accuracy:
-    """The accuracy of the pairs of a reflow run."""
-    plan = _Plan.of(run)
-    error = torch.cat([shard["error"] for shard in _shards(run, plan)])
-    return Accuracy(plan.reflow.steps // 2 or 2, error.mean().item(), error.max().item())
+
+def accuracy(run: Run) -> list[Accuracy]:
+    """The accuracy of the pairs of a reflow run, of each kind that there is.
+
+    Raises:
+        InputError: if they are missing, or were made by another parent.
+    """
+    plan = Trajectories.of(run)
+    errors, steps = dict[Kind, list[Tensor]](), dict[Kind, int]()
+    for shard, tensors, taken in _all(run, plan):
+        errors.setdefault(shard.kind, []).append(tensors["error"])
+        steps[shard.kind] = taken
+    joined = {kind: torch.cat(parts) for kind, parts in errors.items()}
+    return [Accuracy(k, len(e), steps[k], e.mean().item(), e.max().item()) for k, e in joined.items()]

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from flowgen import checkpoints, grids, plots, sampling, solvers
+from flowgen import checkpoints, plots, sampling
 from flowgen.config import Config
 from flowgen.core import generator
 from flowgen.data import Law
 from flowgen.data.pictures import write_grid
 from flowgen.model import Model
 from flowgen.runs.folder import Run, load
+from flowgen.runs.rounds import round_file
+from flowgen.runs.sampler import Sampler, sampler
 
 __all__ = ["describe", "illustrate", "preview"]
+
+
+FIGURES = ("straightness", "one_step", "marginal")
+"""What is measured of a round."""
 
 
 def illustrate(run: Run) -> None:
@@ -28,11 +36,11 @@ def illustrate(run: Run) -> None:
     if history:
         plots.losses(folder / "loss.png", [line["step"] for line in history], [line["loss"] for line in history])
     if len(trained.source.event) == 3:
-        _draw_images(folder / "samples.png", trained.model, trained.source, len(trained.classes), run.config.seed)
+        _draw_images(folder / "samples.png", run.config, trained.model, trained.source, len(trained.classes))
         return
-    grid = grids.uniform(50, *trained.model.span)
+    solver, grid = sampler(run.config, trained.model, trained.source, seed=run.config.seed)
     cond = trained.draw_labels(4000, run.config.seed)
-    x = next(sampling.sample(trained.model, trained.source, 4000, grid, solvers.heun, cond=cond))
+    x = next(sampling.sample(trained.model, trained.source, 4000, grid, solver, cond=cond))
     truth = run.config.load_data().law.sample(4000, generator(run.config.seed, "plot"))
     plots.samples(folder / "samples.png", x, truth, trained.columns)
 
@@ -43,20 +51,25 @@ def preview(run: Run, model: Model, source: Law, classes: int, step: int) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.png"
     if len(source.event) == 3:
-        _draw_images(path, model, source, classes, run.config.seed)
+        _draw_images(path, run.config, model, source, classes)
     else:
         cond = None if not classes else torch.arange(2000) % classes
-        grid = grids.uniform(20, *model.span)
-        plots.samples(path, next(sampling.sample(model, source, 2000, grid, solvers.heun, cond=cond)))
+        solver, grid = _quick(run.config, model, source)
+        plots.samples(path, next(sampling.sample(model, source, 2000, grid, solver, cond=cond)))
     return path
 
 
-def _draw_images(path: Path, model: Model, source: Law, classes: int, seed: int) -> None:
-    """A grid of samples by 20 steps of Heun's method: a row for each of the first ten labels, or eight rows."""
+def _quick(config: Config, model: Model, source: Law) -> Sampler:
+    """The sampler of a configuration, for a look: in 20 steps, or its jumps."""
+    return sampler(config, model, source, steps=None if config.objective.maps else 20, seed=config.seed)
+
+
+def _draw_images(path: Path, config: Config, model: Model, source: Law, classes: int) -> None:
+    """A grid of samples: a row for each of the first ten labels, or eight rows."""
     rows = min(classes, 10) or 8
     cond = torch.arange(rows).repeat_interleave(8) if classes else None
-    grid = grids.uniform(20, *model.span)
-    x = torch.cat(list(sampling.sample(model, source, 8 * rows, grid, solvers.heun, seed=seed, cond=cond)))
+    solver, grid = _quick(config, model, source)
+    x = torch.cat(list(sampling.sample(model, source, 8 * rows, grid, solver, seed=config.seed, cond=cond)))
     write_grid(path, deepcopy(model.scaling).cpu().pixels(x), columns=8)
 
 
@@ -71,7 +84,8 @@ def describe(folder: Path) -> dict[str, Any]:
     trained = load(folder, "cpu") if run.weights.exists() else None
     return {
         "run": str(folder),
-        "kind": "reflow" if config.reflow else "flow",
+        "kind": _kind(config),
+        "objective": settings["objective"],
         "data": config.data,
         "source": config.source,
         "path": settings["path"],
@@ -79,6 +93,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "net": settings["net"],
         "coupling": {"name": "reflow", "pairs": config.reflow.pairs} if config.reflow else settings["coupling"],
         "parents": _parents(config),
+        "round": _round(folder),
         "steps": trained.step if trained else 0,
         "steps_planned": config.train.steps,
         "classes": list(trained.classes) if trained else [],
@@ -90,10 +105,28 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
+def _round(folder: Path) -> dict[str, Any] | None:
+    """What a round of reflow has come to, beside its parent: the means of its figures; None where it was not
+    measured."""
+    try:
+        kept = json.loads(round_file(folder).read_text())
+        runs = {run: {name: fmean(kept[run][name]) for name in FIGURES} for run in ("parent", "made")}
+        return {**runs, "floor": fmean(kept["floor"]), **{name: kept[name] for name in ("gain", "drifted")}}
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+def _kind(config: Config) -> str:
+    """What a run is, in a word or two."""
+    if config.objective.maps:
+        return "distillation" if config.teacher else "flow map"
+    return "reflow" if config.reflow else "flow"
+
+
 def _parents(config: Config) -> list[dict[str, str]]:
-    """The runs that a reflow comes from, nearest first, as far as their folders are still there."""
-    if config.reflow is None:
+    """The runs that a run comes from, nearest first, as far as their folders are still there."""
+    if config.teacher is None:
         return []
-    folder = Path(config.reflow.parent)
+    folder = Path(config.teacher.parent)
     rest = _parents(Run.open(folder).config) if (folder / "config.toml").is_file() else []
-    return [{"run": str(folder), "hash": config.reflow.parent_hash}, *rest]
+    return [{"run": str(folder), "hash": config.teacher.parent_hash}, *rest]

@@ -24,7 +24,7 @@ from flowgen.runs.log import opened
 from flowgen.runs.pairs import stored_pairs
 from flowgen.runs.potentials import semidiscrete_pairs
 from flowgen.runs.report import preview
-from flowgen.runs.rounds import warm_start
+from flowgen.runs.teaching import teaching, warm_start
 from flowgen.training import State, channels_last, compile_net, fit
 
 __all__ = ["Progress", "train"]
@@ -66,7 +66,7 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
         losses = fit(
             state,
             seen,
-            config.objective(),
+            config.make_objective(len(data.classes), teaching(config, device)),
             settings.steps,
             seed=config.seed,
             clip=settings.clip,
@@ -153,9 +153,9 @@ def _resume(run: Run, data: LoadedData, device: torch.device) -> tuple[State, li
     """The state and the losses since the last line of the log, of the newest checkpoint or of the start."""
     config, settings, found = run.config, run.config.train, checkpoints.find(run.checkpoints)
     model = config.model(data.law.event, data.scaling, len(data.classes)).to(device)
-    if isinstance(model.net, UNet):
+    if isinstance(model.net, UNet) and not config.objective.differentiates:  # group norms have no derivative so stored
         channels_last(model)
-    if config.reflow and not found:
+    if not found:
         warm_start(model, config)
     state, window = State(model, settings.lr, settings.weight_decay, settings.ema), []
     if found:

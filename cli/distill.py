@@ -1,0 +1,90 @@
+"""flowgen distill: a model of one step or a few, from a trained flow."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import check_parts, pair_run, together, train_run
+
+
+def distill(
+    teacher: Annotated[Path, typer.Argument(metavar="RUN", help="The run to learn from, a flow or a reflow.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="RUN-METHOD")] = None,
+    steps: Annotated[int, typer.Option(help="Network evaluations of a sample: 1, 2, 4, ...")] = 1,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="endpoint, progressive, meanflow, shortcut, alpha-flow or consistency.",
+            show_default="endpoint; of several steps, or from such a run: progressive",
+        ),
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="Learn from so many pairs that the run makes.", show_default="by method")
+    ] = None,
+    guidance: Annotated[float, typer.Option(help="Fold in guidance of this weight.")] = 1.0,
+    train_steps: Annotated[int | None, typer.Option(help="Training steps in all.", show_default="the run's")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="the run's")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.lr=5e-4.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the runs that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the runs that are there.")] = False,
+) -> None:
+    """Train a model that samples in one network evaluation, or a few, from a run that needs many.
+
+    By pairs that the run makes (endpoint), by halving its steps again and again (progressive), or as a flow map that
+    jumps from any time to any other.
+    """
+    from flowgen.core import InputError
+    from flowgen.runs import Run, check_vacant, distill_config, illustrate, stages
+    from flowgen.settings import parse_setting
+
+    if steps < 1:
+        raise InputError(f"--steps must be at least 1, not {steps}")
+    learned = Run.open(teacher).config.objective
+    halved = steps > 1 or (learned.jumps > 1 and not learned.fields)
+    method = method or ("progressive" if halved else "endpoint")
+    if steps > 1 and method != "progressive":
+        raise InputError(f"--method {method} learns to jump in one step: --steps is of progressive")
+    jumps = stages(teacher, steps) if method == "progressive" else [steps]
+    given = {"seed": seed} if seed is not None else {}
+    given |= dict(parse_setting(setting) for setting in settings or [])
+    total = given.pop("train.steps", Run.open(teacher).config.train.steps if train_steps is None else train_steps)
+    if not isinstance(total, int) or total < len(jumps):
+        raise InputError(f"{len(jumps)} students need as many training steps, or more, not {total}")
+    given["train.steps"] = total // len(jumps)
+    named = teacher if teacher.name not in ("", "..") else teacher.resolve()
+    out = out or named.with_name(f"{named.name}-{_suffix(method, steps)}")
+    with together(str(given.get("device", Run.open(teacher).config.device))) as group:
+        folders = [*(out.with_name(f"{out.name}-from{count}") for count in jumps[:-1]), out]
+        if group.first and not resume:
+            for folder in folders:  # before the work, not after
+                check_vacant(folder, overwrite)
+        for stage, (count, folder) in enumerate(zip(jumps, folders, strict=True)):
+            config = distill_config(teacher, method, count, given, pairs, guidance if stage == 0 else 1.0)
+            check_parts(config, group)
+            known = resume and (folder / "config.toml").exists()
+            group.barrier()  # all have looked before one of them writes
+            if group.first and known:
+                Run.open(folder).extended(given)
+            elif group.first:
+                Run.create(folder, config, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+            group.barrier()
+            run = Run.open(folder)
+            if run.config.reflow:
+                pair_run(run, f"{folder}: pairs", group)
+            train_run(run, f"{folder}: training", group)
+            if group.first:
+                illustrate(run)
+            teacher, pairs = folder, None
+    if group.first:
+        print(f"{out}: samples in {steps} step{'s' if steps > 1 else ''}. Next: flowgen sample {out}")
+
+
+def _suffix(method: str, steps: int) -> str:
+    return f"{steps}step" if method in ("endpoint", "progressive") else method

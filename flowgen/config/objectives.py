@@ -1,0 +1,170 @@
+"""Objectives by name: how each is made for a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import Field as Bounds
+
+from flowgen import flowmaps, objectives
+from flowgen.core import Field, FlowMap
+from flowgen.losses import Loss
+from flowgen.objectives import Objective, Scheduled, TimeLaw
+from flowgen.paths import Bridge
+
+__all__ = ["OBJECTIVES", "Kind", "Parts", "Teaching"]
+
+Share = Annotated[float, Bounds(ge=0, le=1)]
+Positive = Annotated[float, Bounds(gt=0, le=1)]
+
+
+class Teaching(NamedTuple):
+    """What a run learns from another: its velocity, and its jumps from one time to another."""
+
+    velocity: Field
+    jump: FlowMap
+
+
+class Parts(NamedTuple):
+    """What objectives are made of.
+
+    steps: of the whole training.
+    null: the label that says that there is none.
+    teaching: of the run that is distilled, if one is.
+    """
+
+    times: TimeLaw
+    bridge: Bridge | None
+    loss: Loss
+    steps: int
+    null: int
+    teaching: Teaching | None = None
+
+    def velocity(self, guidance: float) -> flowmaps.Velocity:
+        """The teacher's, which is guided already, or that of the pairs."""
+        return flowmaps.OfTeacher(self.teaching.velocity) if self.teaching else flowmaps.OfPairs(guidance, self.null)
+
+
+class Kind:
+    """What a kind of objective trains.
+
+    maps: whether that is a flow map, sampled by jumps.
+    fields: whether it is a velocity, too.
+    differentiates: whether it needs the derivative of the net along a direction.
+    pairs: whether it learns from the pairs of another run alone.
+    taught: whether it learns from the jumps of another run alone.
+    natural: settings that it brings with it.
+    jumps: the number of them for a sample, where nothing else is asked for.
+    fixed: whether it can make no other number of them.
+    """
+
+    maps: ClassVar[bool] = True
+    fields: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
+    taught: ClassVar[bool] = False
+    fixed: ClassVar[bool] = False
+    natural: ClassVar[Mapping[str, Any]] = {}
+    jumps: int = 1
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class FlowMatchingConfig(Kind):
+    """A velocity."""
+
+    maps: ClassVar[bool] = False
+
+    def build(self, parts: Parts) -> Objective:
+        return objectives.FlowMatching(parts.times, parts.bridge, parts.loss)
+
+
+@dataclass(frozen=True)
+class MeanFlowConfig(Kind):
+    """A flow map by its derivative: `flowmaps.MeanFlow`."""
+
+    differentiates: ClassVar[bool] = True
+    diagonal: Share = 0.5
+    guidance: float = 1.0
+
+    def build(self, parts: Parts) -> Objective:
+        intervals = flowmaps.Intervals(parts.times, self.diagonal)
+        return flowmaps.MeanFlow(intervals, parts.velocity(self.guidance), parts.loss)
+
+
+@dataclass(frozen=True)
+class ShortcutConfig(Kind):
+    """A flow map by its halves: `flowmaps.Shortcut`."""
+
+    diagonal: Share = 0.5
+    guidance: float = 1.0
+
+    def build(self, parts: Parts) -> Objective:
+        intervals = flowmaps.Intervals(parts.times, self.diagonal)
+        return flowmaps.Shortcut(intervals, parts.velocity(self.guidance), parts.loss)
+
+
+@dataclass(frozen=True)
+class AlphaFlowConfig(Kind):
+    """A flow map by a first share of the way that falls in training: `flowmaps.AlphaFlow`."""
+
+    diagonal: Share = 0.5
+    guidance: float = 1.0
+    last: Positive = 2.0**-7
+
+    def build(self, parts: Parts) -> Scheduled:
+        intervals = flowmaps.Intervals(parts.times, self.diagonal)
+        made = flowmaps.AlphaFlow(intervals, parts.velocity(self.guidance), parts.loss)
+        return flowmaps.Annealed(made, parts.steps, self.last)
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig(Kind):
+    """The same to the data alone."""
+
+    fields: ClassVar[bool] = False
+    guidance: float = 1.0
+    last: Positive = 2.0**-7
+
+    def build(self, parts: Parts) -> Scheduled:
+        made = flowmaps.AlphaFlow(flowmaps.ToData(parts.times), parts.velocity(self.guidance), parts.loss)
+        return flowmaps.Annealed(made, parts.steps, self.last)
+
+
+@dataclass(frozen=True)
+class EndPointConfig(Kind):
+    """The ends of the pairs of a reflow: `flowmaps.EndPoint`."""
+
+    fields: ClassVar[bool] = False
+    pairs: ClassVar[bool] = True
+    fixed: ClassVar[bool] = True
+
+    def build(self, parts: Parts) -> Objective:
+        return flowmaps.EndPoint(parts.loss)
+
+
+@dataclass(frozen=True)
+class ProgressiveConfig(Kind):
+    """Jumps along an even grid, each taught by two of a teacher: `flowmaps.Shortcut` with its halves."""
+
+    fields: ClassVar[bool] = False
+    taught: ClassVar[bool] = True
+    fixed: ClassVar[bool] = True
+    jumps: Annotated[int, Bounds(ge=1, le=1024)] = 1
+
+    def build(self, parts: Parts) -> Objective:
+        assert parts.teaching is not None, "make_config has seen to it"
+        return flowmaps.Shortcut(flowmaps.Steps(self.jumps), distance=parts.loss, halves=parts.teaching.jump)
+
+
+OBJECTIVES: dict[str, type[Kind]] = {
+    "flow-matching": FlowMatchingConfig,
+    "meanflow": MeanFlowConfig,
+    "shortcut": ShortcutConfig,
+    "alpha-flow": AlphaFlowConfig,
+    "consistency": ConsistencyConfig,
+    "endpoint": EndPointConfig,
+    "progressive": ProgressiveConfig,
+}

@@ -1,0 +1,215 @@
+"""What rounds of reflow have come to: how much straighter each made the flow, and how far from the data it is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from flowgen import checkpoints, metrics, solvers
+from flowgen.core import InputError
+from flowgen.data.tables import new_file
+from flowgen.evaluation.measure import (
+    Estimate,
+    Settings,
+    draw_start,
+    draw_truth,
+    estimate,
+    fine_steps,
+    follow,
+    trajectories,
+)
+from flowgen.evaluation.subject import Subject, load_subject
+from flowgen.runs import Run, round_file
+
+__all__ = ["Figures", "Round", "measure_round"]
+
+ROWS = Settings(num=2000, repeats=5)
+IMAGES = Settings(num=500, repeats=3)
+"""Networks of images are dear."""
+WORSE = 0.25
+"""A marginal that is so much worse than that of the first flow has drifted."""
+
+
+Repeats = tuple[float, ...]
+"""A figure of each set that was drawn; those of two runs are of the same sets."""
+
+
+class Figures(NamedTuple):
+    """What is measured of a run, from the same starts and beside the same true rows for all.
+
+    run, hash, guidance: its folder, its weights, and the guidance of its flow: a parent's is that of its pairs.
+    straightness: of 100 Euler steps, see `metrics.geometry`; 0 for lines.
+    one_step: how far samples of one Euler step are from the data.
+    marginal: how far those of many steps are, whatever the solver.
+    """
+
+    run: str
+    hash: str
+    guidance: float
+    straightness: Repeats
+    one_step: Repeats
+    marginal: Repeats
+
+
+class Round(NamedTuple):
+    """A round of reflow beside its parent, and beside the first flow of all, since the errors of rounds add up.
+
+    how: what was compared with what; `distance` is the name of the distances.
+    floor: the distance of true rows from other true rows.
+    """
+
+    how: dict[str, Any]
+    floor: Repeats
+    first: Figures
+    parent: Figures
+    made: Figures
+
+    @property
+    def gain(self) -> float:
+        """How much straighter than its parent the flow is, as a share of what there was to straighten:
+        (parent - made) / first, of their straightness. A parent that is straight leaves nothing to gain."""
+        first, parent, made = (fmean(run.straightness) for run in (self.first, self.parent, self.made))
+        return (parent - made) / first
+
+    @property
+    def drift(self) -> Estimate:
+        """How much farther from the data the flow is than the first one was, set by set."""
+        return estimate([x - y for x, y in zip(self.made.marginal, self.first.marginal, strict=True)])
+
+    @property
+    def drifted(self) -> bool:
+        """Whether it is a share of WORSE farther, and farther than true data, and not by chance; or not finite."""
+        base = max(fmean(self.first.marginal), fmean(self.floor))
+        near = fmean(self.made.marginal) <= (1 + WORSE) * base
+        return not (near or self.drift.mean <= self.drift.ci95)
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON holds it; None for what is not finite."""
+        runs = {name: getattr(self, name)._asdict() for name in ("first", "parent", "made")}
+        facts = {"gain": self.gain, "drift": self.drift._asdict(), "drifted": self.drifted}
+        return dict(_plain({"how": self.how, "floor": self.floor, **runs, **facts}))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return list(map(_plain, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def measure_round(run: Run) -> Round:
+    """Measures a reflow that is trained, its parent, and the first flow of all, and keeps the figures in its folder.
+
+    What is kept there, or with its parent, of the same weights and data, is not measured again.
+
+    Raises:
+        InputError: for a run that is no reflow, or where no rows were held out, or too few to compare.
+    """
+    if run.config.reflow is None:
+        raise InputError(f"{run.folder} is no reflow: it has no parent")
+    subject = load_subject(run.folder)
+    how = _how(subject)
+    known = {**_known(Path(run.config.reflow.parent), how), **_known(run.folder, how)}
+    made, parent, *rest = (_figures(folder, guidance, known) for folder, guidance in _line(run))
+    found = Round(how, _floor(subject), rest[-1] if rest else parent, parent, made)
+    with new_file(round_file(run.folder)) as file:
+        file.write(json.dumps(found.plain(), indent=1, allow_nan=False).encode())
+    return found
+
+
+def _line(run: Run) -> list[tuple[Path, float]]:
+    """The run and those that it comes from, nearest first, each with its guidance: the parent, and the last that is
+    there as it was."""
+    line = [(run.folder, 1.0)]
+    while (reflow := run.config.reflow) is not None:
+        folder = Path(reflow.parent)
+        weights = folder / "model.safetensors"
+        if len(line) > 1 and not (weights.exists() and checkpoints.file_hash(weights) == reflow.parent_hash):
+            break
+        line.append((folder, reflow.guidance))
+        run = Run.open(folder)
+    return [*line[:2], *line[2:][-1:]]
+
+
+def _settings(subject: Subject) -> Settings:
+    return IMAGES if subject.view.features else ROWS
+
+
+def _how(subject: Subject) -> dict[str, Any]:
+    """What is compared with what.
+
+    Raises:
+        InputError: for sets of less than two rows.
+    """
+    settings = _settings(subject)
+    rows = subject.size(settings.num)
+    if rows < 2:
+        raise InputError(f"{subject.reference.name}, are too few to measure a round")
+    return {
+        "distance": "Fréchet distance" if subject.view.features else "energy distance",
+        "compared": subject.view.name,
+        "reference": subject.reference.name,
+        "data_hash": (subject.facts or {}).get("data_hash"),
+        "source": subject.source.name,
+        "rows_per_set": rows,
+        "repeats": settings.repeats,
+        "seed": settings.seed,
+    }
+
+
+def _distance(subject: Subject, x: Tensor, truth: Tensor) -> float:
+    """Between rows in data units, in what the view makes of both."""
+    seen, real = subject.view.apply(x), subject.view.apply(truth)
+    return (metrics.frechet_distance if subject.view.features else metrics.energy_distance)(seen, real)
+
+
+def _floor(subject: Subject) -> Repeats:
+    settings = _settings(subject)
+    sets = (draw_truth(subject, settings, index) for index in range(settings.repeats))
+    return tuple(_distance(subject, other, truth) for truth, other in sets)
+
+
+def _figures(folder: Path, guidance: float, known: dict[tuple[str, float], Figures]) -> Figures:
+    """The figures of a run, measured unless they are known."""
+    found = checkpoints.file_hash(Run.open(folder).weights)
+    if (found, guidance) in known:
+        return known[found, guidance]._replace(run=str(folder))
+    subject = load_subject(folder, guidance=guidance)
+    settings, fine = _settings(subject), fine_steps(subject)
+    straight, one, many = list[float](), list[float](), list[float]()
+    for index in range(settings.repeats):
+        start, truth = draw_start(subject, settings, index), draw_truth(subject, settings, index)[0]
+        begun = start._replace(x0=subject.model.start(start.x0))
+        straight.append(trajectories(subject, begun)["straightness"])
+        for steps, solver, distances in ((1, solvers.euler, one), (fine, solvers.rk4, many)):
+            ends = follow(subject, start, steps, solver).x
+            x = subject.model.scaling.undo(ends.to(subject.model.device)).cpu()
+            distances.append(_distance(subject, x, truth) if x.isfinite().all() else math.nan)
+    return Figures(str(folder), found, guidance, tuple(straight), tuple(one), tuple(many))
+
+
+def _known(folder: Path, how: dict[str, Any]) -> dict[tuple[str, float], Figures]:
+    """What is kept in a folder of figures that were measured in this way; nothing where there is none, or not whole."""
+    try:
+        kept = json.loads(round_file(folder).read_text())
+        if kept["how"] != how:
+            return {}
+        runs = [_read(kept[name]) for name in ("first", "parent", "made")]
+    except (OSError, KeyError, ValueError, TypeError):
+        return {}
+    return {(figures.hash, figures.guidance): figures for figures in runs}
+
+
+def _read(plain: dict[str, Any]) -> Figures:
+    """The figures that JSON holds."""
+    values = {
+        name: tuple(math.nan if value is None else float(value) for value in plain[name])
+        for name in ("straightness", "one_step", "marginal")
+    }
+    return Figures(plain["run"], plain["hash"], plain["guidance"], **values)

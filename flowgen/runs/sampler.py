@@ -1,0 +1,69 @@
+"""How a run is sampled: by what it has learned."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flowgen import grids
+from flowgen.config import Config
+from flowgen.config.objectives import ConsistencyConfig
+from flowgen.core import InputError
+from flowgen.couplings import Independent
+from flowgen.data import Law
+from flowgen.model import Model
+from flowgen.sampling import Renoise
+from flowgen.solvers import Adaptive, Jump, Solver, heun
+
+__all__ = ["Sampler", "jumps", "sampler"]
+
+STEPS = 50
+
+
+def jumps(config: Config) -> tuple[int, ...]:
+    """In how many steps to try what a configuration trains; empty for a velocity, which does not jump."""
+    kind = config.objective
+    return () if not kind.maps else (kind.jumps,) if _only(config) else (1, 2, 4, 8)
+
+
+def _only(config: Config) -> bool:
+    """Whether there is only one number of jumps: a consistency model that is to jump again needs noise that may be
+    drawn anew, and not that of its pair."""
+    alone = isinstance(config.coupling, Independent) and not config.reflow
+    return config.objective.fixed or (isinstance(config.objective, ConsistencyConfig) and not alone)
+
+
+class Sampler(NamedTuple):
+    """A solver and the grid that it walks."""
+
+    solver: Solver
+    grid: Tensor
+
+
+def sampler(
+    config: Config, model: Model, source: Law, solver: Solver | None = None, steps: int | None = None, seed: int = 0
+) -> Sampler:
+    """The sampler of what a configuration trains: Heun's method for a velocity, jumps for a flow map.
+
+    Args:
+        solver: another than that.
+        steps: other than 50 for a velocity, one jump for a flow map, or as many as it has learned.
+        seed: of the noise of a consistency model that makes several jumps.
+
+    Raises:
+        InputError: for a solver that asks of the model what it has not learned, or jumps of another number than it has.
+    """
+    kind = config.objective
+    solver = solver or (Jump() if kind.maps else heun)
+    if solver.jumps and not kind.maps:
+        raise InputError("this run has learned a velocity, and cannot jump: choose another solver")
+    if not (solver.jumps or kind.fields):
+        raise InputError("this run has learned to jump, and has no velocity to solve: choose the solver jump")
+    if steps is None:
+        steps = kind.jumps if solver.jumps else 1 if isinstance(solver, Adaptive) else STEPS
+    if solver.jumps and _only(config) and steps != kind.jumps:
+        raise InputError(f"this run has learned to jump in {kind.jumps} steps, not in {steps}")
+    if solver.jumps and isinstance(kind, ConsistencyConfig):
+        solver = Renoise(model.path, source, seed)
+    return Sampler(solver, grids.uniform(steps, *model.span))

@@ -1,0 +1,131 @@
+"""Distillation of runs: what a student learns from its teacher, and with which weights it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowgen import checkpoints, solvers
+from flowgen.config import OBJECTIVES, Config, Teaching, lookup, make_config
+from flowgen.config.nets import MLPConfig
+from flowgen.config.recipes import reflow_defaults
+from flowgen.core import InputError
+from flowgen.distill import Walked
+from flowgen.model import Model
+from flowgen.runs.folder import Run
+from flowgen.runs.trajectories import parent
+from flowgen.settings import override
+
+__all__ = ["distill_config", "stages", "teaching", "warm_start"]
+
+HALF_STEPS = 2
+"""Heun's steps of a flow in each of the two jumps that teach one."""
+STAGES = 3
+"""The students of a flow in a progressive distillation."""
+METHODS = {name: kind for name, kind in OBJECTIVES.items() if kind.maps}
+"""Objectives of flow maps by name."""
+
+
+def distill_config(
+    folder: Path, method: str, jumps: int, settings: Mapping[str, Any], pairs: int | None = None, guidance: float = 1.0
+) -> Config:
+    """The configuration of a distillation of a run: the run's own, but for its objective and where it learns from.
+
+    Ends of whole trajectories come as pairs that the run makes; so does all that is learned from a reflow, or from a
+    flow on a path that flow maps cannot follow. Else the run's velocity teaches along the paths of its own training.
+
+    Args:
+        method: a name of METHODS.
+        jumps: of the student, for `progressive`.
+        settings: dotted keys and their values, where they are to differ.
+        pairs: to make; None for the usual number where any are needed.
+        guidance: the weight with which the run's flow is guided.
+
+    Raises:
+        InputError: for a method that is none, or a run that cannot be distilled by it.
+    """
+    kind, run = lookup("method", method, METHODS), Run.open(folder)
+    before = run.config
+    if not (before.objective.fields or kind.taught):
+        raise InputError(f"{folder} jumps already, and has no velocity to learn from: distill the run before it")
+    if kind.taught and not before.whole:
+        raise InputError(f"{method} needs a velocity on the path linear or cosine: use flowgen reflow {folder} first")
+    if not run.weights.exists():
+        raise InputError(f"{folder} has no weights yet: train it to its first checkpoint, with --resume")
+    learned: dict[str, Any] = {"parent": str(folder.resolve()), "parent_hash": checkpoints.file_hash(run.weights)}
+    learned |= {"guidance": guidance} if guidance != 1 else {}
+    tree = before.model_dump(exclude={"reflow", "distill", "objective", "times", "loss"})
+    tree["objective"] = {"name": method, **({"jumps": jumps} if kind.taught else {})}
+    by_pairs = kind.pairs or pairs is not None or before.reflow or before.bridge.sigma or not before.whole
+    if before.objective.fields and by_pairs:
+        tree |= {"path": "linear", "target": "velocity", "bridge": "constant"}
+        tree["reflow"] = {**reflow_defaults(before.data), **learned, **({} if pairs is None else {"pairs": pairs})}
+        tree.pop("pool")
+    elif before.reflow:  # a student that jumps makes no pairs: those that it has learned on teach the next one too
+        tree["reflow"] = before.model_dump()["reflow"]
+    if kind.taught or "reflow" not in tree:
+        tree["distill"] = learned
+    if tree["net"]["name"] == "mlp":
+        tree["net"] = {**tree["net"], "two_times": True}
+    for key, value in settings.items():
+        tree = override(tree, key, value)
+    return make_config(tree)
+
+
+def stages(folder: Path, jumps: int) -> list[int]:
+    """The jumps of each student of a progressive distillation, the last as many as are asked for (arXiv 2202.00512).
+
+    The first students of a flow learn from a solver; a flow map that jumps is halved from where it is.
+
+    Raises:
+        InputError: for jumps that are not those of the run, halved some times.
+    """
+    before = Run.open(folder).config.objective
+    if before.fields:
+        return [jumps * 2**k for k in reversed(range(STAGES))]
+    found, now = list[int](), before.jumps
+    while now > jumps and now % 2 == 0:
+        now //= 2
+        found.append(now)
+    if now != jumps or not found:
+        raise InputError(f"{folder} makes {before.jumps} jumps, which halved again and again are not {jumps}")
+    return found
+
+
+def teaching(config: Config, device: torch.device) -> Teaching | None:
+    """What the run that is distilled teaches; None where none is.
+
+    Raises:
+        InputError: if its weights are not those of the hash.
+    """
+    if config.distill is None:
+        return None
+    teacher = parent(config.distill, str(device))
+    velocity = teacher.guided(teacher.model.velocity, config.distill.guidance)
+    jump = teacher.model.average if teacher.config.objective.maps else Walked(velocity, solvers.heun, HALF_STEPS)
+    return Teaching(velocity, jump)
+
+
+def warm_start(model: Model, config: Config) -> None:
+    """Gives the model its teacher's weights, where the teacher is such a model too.
+
+    What reads the second time of a flow map stays at zero, if the teacher has no such weights.
+
+    Raises:
+        InputError: if the teacher's weights are not those that the configuration names by their hash.
+    """
+    if config.teacher is None:
+        return
+    teacher = parent(config.teacher)
+    if _shape(teacher.config) == _shape(config):
+        model.load_state_dict({**model.state_dict(), **teacher.model.state_dict()})
+
+
+def _shape(config: Config) -> tuple[Any, ...]:
+    """What must agree for weights to mean the same, but for whether a net reads two times."""
+    net = config.net
+    return config.path, config.target, config.labels, replace(net, two_times=False) if isinstance(net, MLPConfig) else net
