@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from . import bench, couplings, demo, distill, evaluate, info, reflow, sample, train
+from . import bench, couplings, demo, distill, evaluate, export, info, reflow, sample, train
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,7 @@ app.command()(distill.distill)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(couplings.couplings)
+app.command()(export.export)
 app.command()(info.info)
 app.add_typer(bench.app, name="bench")
 
