@@ -5,11 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import check_parts, pair_run, together, train_run
+
+if TYPE_CHECKING:
+    from flowgen.config import Config
+    from flowgen.runs import Run
 
 
 def distill(
@@ -26,7 +30,9 @@ def distill(
     pairs: Annotated[
         int | None, typer.Option(help="Learn from so many pairs that the run makes.", show_default="by method")
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Fold in guidance of this weight.")] = 1.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Fold in guidance of this weight.", show_default="none")
+    ] = None,
     train_steps: Annotated[int | None, typer.Option(help="Training steps in all.", show_default="the run's")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="the run's")] = None,
     settings: Annotated[
@@ -52,12 +58,14 @@ def distill(
     if steps > 1 and method != "progressive":
         raise InputError(f"--method {method} learns to jump in one step: --steps is of progressive")
     jumps = stages(teacher, steps) if method == "progressive" else [steps]
-    given = {"seed": seed} if seed is not None else {}
+    flags = {"seed": seed, "train.steps": train_steps}
+    given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(parse_setting(setting) for setting in settings or [])
-    total = given.pop("train.steps", Run.open(teacher).config.train.steps if train_steps is None else train_steps)
+    total = given.get("train.steps", Run.open(teacher).config.train.steps)
     if not isinstance(total, int) or total < len(jumps):
         raise InputError(f"{len(jumps)} students need as many training steps, or more, not {total}")
-    given["train.steps"] = total // len(jumps)
+    each = {"train.steps": total // len(jumps)}
+    given |= each if "train.steps" in given else {}
     named = teacher if teacher.name not in ("", "..") else teacher.resolve()
     out = out or named.with_name(f"{named.name}-{_suffix(method, steps)}")
     with together(str(given.get("device", Run.open(teacher).config.device))) as group:
@@ -66,12 +74,14 @@ def distill(
             for folder in folders:  # before the work, not after
                 check_vacant(folder, overwrite)
         for stage, (count, folder) in enumerate(zip(jumps, folders, strict=True)):
-            config = distill_config(teacher, method, count, given, pairs, guidance if stage == 0 else 1.0)
+            weight = guidance if stage == 0 else None
+            config = distill_config(teacher, method, count, each | given, pairs, weight)
             check_parts(config, group)
             known = resume and (folder / "config.toml").exists()
             group.barrier()  # all have looked before one of them writes
             if group.first and known:
-                Run.open(folder).extended(given)
+                before = Run.open(folder)
+                before.extended(given | _asked_again(before, config, pairs, weight))
             elif group.first:
                 Run.create(folder, config, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
             group.barrier()
@@ -84,6 +94,27 @@ def distill(
             teacher, pairs = folder, None
     if group.first:
         print(f"{out}: samples in {steps} step{'s' if steps > 1 else ''}. Next: flowgen sample {out}")
+
+
+def _asked_again(run: Run, config: Config, pairs: int | None, guidance: float | None) -> dict[str, Any]:
+    """What the run to go on with has to agree with, of a configuration that is asked for now: where it learns from, and
+    what is given of its pairs and guidance.
+
+    Raises:
+        InputError: if it learned by another method, or not from pairs.
+    """
+    from flowgen.core import InputError
+
+    before, tree = run.config.model_dump(), config.model_dump()
+    one, other = (made["objective"]["name"] for made in (before, tree))
+    section = "distill" if before["distill"] else "reflow"
+    if one != other:
+        raise InputError(f"--resume cannot change objective from {one} to {other}: start another run")
+    if not tree[section]:
+        raise InputError(f"--resume cannot change that {run.folder} learns from a velocity: leave out --pairs")
+    same = {f"{section}.{key}": tree[section][key] for key in ("parent", "parent_hash")}
+    same |= {} if pairs is None else {"reflow.pairs": pairs}
+    return same if guidance is None else same | {f"{section}.guidance": guidance}
 
 
 def _suffix(method: str, steps: int) -> str:

@@ -109,6 +109,28 @@ def test_what_jumps_in_four_steps_is_halved_from_there(home):
     assert (code, "no velocity to learn from" in err) == (2, True)
 
 
+def test_what_is_not_given_to_a_run_that_goes_on_stays(home):
+    assert home("distill", "runs/moons", "--pairs", 128, "--train-steps", 6, "--out", "one")[0] == 0
+    assert home("distill", "runs/moons", "--out", "one", "--resume")[0] == 0
+    assert config_of("one")["train"]["steps"] == 6
+    assert home("distill", "runs/moons", "--out", "one", "--resume", "--train-steps", 9)[0] == 0
+    assert runs.load(Path("one")).step == 9
+    for change, key in {
+        ("--method", "meanflow"): "objective",
+        ("--pairs", 64): "reflow.pairs",
+        ("--guidance", 2): "reflow.guidance",
+        ("--seed", 3): "seed",
+    }.items():
+        code, _, err = home("distill", "runs/moons", "--out", "one", "--resume", *map(str, change))
+        assert (code, f"--resume cannot change {key}" in err) == (2, True), err
+
+
+def test_a_student_of_a_velocity_does_not_go_on_with_pairs(home):
+    assert home("distill", "runs/moons", "--method", "shortcut", "--train-steps", 6, "--out", "one")[0] == 0
+    code, _, err = home("distill", "runs/moons", "--method", "shortcut", "--out", "one", "--resume", "--pairs", 64)
+    assert (code, "leave out --pairs" in err) == (2, True)
+
+
 def test_all_students_of_a_reflow_learn_on_its_pairs(home):
     assert home("reflow", "runs/moons", "--pairs", 128, "--steps", 5, "--set", "reflow.steps=4")[0] == 0
     made = home("distill", "runs/moons-reflow1", "--method", "progressive", "--pairs", 128, "--train-steps", 6)

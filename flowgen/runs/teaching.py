@@ -31,7 +31,12 @@ METHODS = {name: kind for name, kind in OBJECTIVES.items() if kind.maps}
 
 
 def distill_config(
-    folder: Path, method: str, jumps: int, settings: Mapping[str, Any], pairs: int | None = None, guidance: float = 1.0
+    folder: Path,
+    method: str,
+    jumps: int,
+    settings: Mapping[str, Any],
+    pairs: int | None = None,
+    guidance: float | None = None,
 ) -> Config:
     """The configuration of a distillation of a run: the run's own, but for its objective and where it learns from.
 
@@ -43,7 +48,7 @@ def distill_config(
         jumps: of the student, for `progressive`.
         settings: dotted keys and their values, where they are to differ.
         pairs: to make; None for the usual number where any are needed.
-        guidance: the weight with which the run's flow is guided.
+        guidance: the weight with which the run's flow is guided; None for none.
 
     Raises:
         InputError: for a method that is none, or a run that cannot be distilled by it.
@@ -57,7 +62,7 @@ def distill_config(
     if not run.weights.exists():
         raise InputError(f"{folder} has no weights yet: train it to its first checkpoint, with --resume")
     learned: dict[str, Any] = {"parent": str(folder.resolve()), "parent_hash": checkpoints.file_hash(run.weights)}
-    learned |= {"guidance": guidance} if guidance != 1 else {}
+    learned |= {} if guidance is None else {"guidance": guidance}
     tree = before.model_dump(exclude={"reflow", "distill", "objective", "times", "loss"})
     tree["objective"] = {"name": method, **({"jumps": jumps} if kind.taught else {})}
     by_pairs = kind.pairs or pairs is not None or before.reflow or before.bridge.sigma or not before.whole
