@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def distill(
-    teacher: Annotated[Path, typer.Argument(metavar="RUN", help="The run to learn from, a flow or a reflow.")],
+    teacher: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="The run to learn from: a flow, a reflow, or what jumps in several steps."),
+    ],
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="RUN-METHOD")] = None,
     steps: Annotated[int, typer.Option(help="Network evaluations of a sample: 1, 2, 4, ...")] = 1,
     method: Annotated[
@@ -70,20 +74,29 @@ def distill(
     out = out or named.with_name(f"{named.name}-{_suffix(method, steps)}")
     with together(str(given.get("device", Run.open(teacher).config.device))) as group:
         folders = [*(out.with_name(f"{out.name}-from{count}") for count in jumps[:-1]), out]
-        if group.first and not resume:
+        if teacher.resolve() in {folder.resolve() for folder in folders}:
+            raise InputError(f"{teacher} is the run to learn from, and cannot be replaced by what does")
+        if group.first:
             for folder in folders:  # before the work, not after
-                check_vacant(folder, overwrite)
+                if not resume:
+                    check_vacant(folder, overwrite)
+                elif len(folders) > 1 and "train.steps" in given:
+                    _check_same(folder, each["train.steps"])
         for stage, (count, folder) in enumerate(zip(jumps, folders, strict=True)):
             weight = guidance if stage == 0 else None
-            config = distill_config(teacher, method, count, each | given, pairs, weight)
-            check_parts(config, group)
             known = resume and (folder / "config.toml").exists()
+            recorded = Run.open(folder).config.reflow if known and stage == 0 else None
+            asked = recorded.pairs if recorded and pairs is None else pairs
+            config = distill_config(teacher, method, count, each | given, asked, weight)
+            check_parts(config, group)
             group.barrier()  # all have looked before one of them writes
             if group.first and known:
                 before = Run.open(folder)
                 before.extended(given | _asked_again(before, config, pairs, weight))
             elif group.first:
                 Run.create(folder, config, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+                for later in folders[stage + 1 :] if overwrite else ():  # they have learned from what is gone
+                    shutil.rmtree(later, ignore_errors=True)
             group.barrier()
             run = Run.open(folder)
             if run.config.reflow:
@@ -94,6 +107,19 @@ def distill(
             teacher, pairs = folder, None
     if group.first:
         print(f"{out}: samples in {steps} step{'s' if steps > 1 else ''}. Next: flowgen sample {out}")
+
+
+def _check_same(folder: Path, steps: int) -> None:
+    """
+    Raises:
+        InputError: if one of several students is asked for other steps than it was to make.
+    """
+    from flowgen.core import InputError
+    from flowgen.runs import Run
+
+    planned = Run.open(folder).config.train.steps if (folder / "config.toml").exists() else steps
+    if steps != planned:
+        raise InputError(f"--resume cannot change that {folder} trains for {planned} steps: the next learns from it")
 
 
 def _asked_again(run: Run, config: Config, pairs: int | None, guidance: float | None) -> dict[str, Any]:

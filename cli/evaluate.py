@@ -56,7 +56,7 @@ def evaluate(
     subjects = [evaluation.load_subject(run, _file(against), features, weights, device, guidance) for run in folders]
     suited = []
     for subject in subjects:
-        walked, at = subject.suited(method, counts)
+        walked, at = subject.suited(method, counts, seed)
         suited.append(evaluation.Settings(at, walked, num, repeats, seed, neighbours))
         suited[-1].check(subject)
     if len({subject.view.features for subject in subjects}) > 1:

@@ -107,8 +107,7 @@ def train(
         group.barrier()
         run = Run.open(out)
         if run.config.reflow and not run.pairs.exists():
-            command = "distill" if run.config.objective.maps else "reflow"
-            raise InputError(f"go on with: flowgen {command} {run.config.reflow.parent} --out {out} --resume")
+            raise InputError(f"{out} has no pairs yet: go on with the command in its README.md, and --resume")
         potential_run(run, group)
         train_run(run, f"training {out}", group)
         if group.first:

@@ -14,6 +14,7 @@ velocity is that of a teacher; where there is none, dx_t/dt of a pair, whose mea
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple, Protocol, final
@@ -52,7 +53,14 @@ class Spans(NamedTuple):
 
 
 class IntervalLaw(Protocol):
-    """A law of pairs of times t <= s."""
+    """A law of pairs of times t <= s.
+
+    Attributes:
+        diagonal: the share of them with s = t. Where there are none, the network's own diagonal is not learned.
+    """
+
+    @property
+    def diagonal(self) -> float: ...
 
     def __call__(self, n: int, generator: torch.Generator) -> Spans: ...
 
@@ -85,6 +93,7 @@ class Intervals:
 class ToData:
     """From a time of a law to the data, s = 1."""
 
+    diagonal: ClassVar[float] = 0.0
     times: TimeLaw = field(default_factory=LogitNormal)
 
     def __call__(self, n: int, generator: torch.Generator) -> Spans:
@@ -101,6 +110,7 @@ class Steps:
         InputError: unless there is at least one step.
     """
 
+    diagonal: ClassVar[float] = 0.0
     steps: int
 
     def __post_init__(self) -> None:
@@ -131,20 +141,27 @@ class OfPairs:
 
     v(x, t, null) + guidance (dx_t/dt - v(x, t, null)),
 
-    where the network's own diagonal is the velocity without a label (arXiv 2505.13447). Rows without a label are not
-    guided.
+    where the network's own diagonal is the velocity without a label (arXiv 2505.13447), which intervals without a
+    diagonal do not teach it. Rows without a label are not guided.
 
     Args:
         guidance: its weight; 1 for none.
-        null: the label that says that there is none.
+        null: the label that says that there is none, which guidance needs.
+
+    Raises:
+        InputError: for guidance without that label.
     """
 
     exact: ClassVar[bool] = False
     guidance: float = 1.0
-    null: int = 0
+    null: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance != 1 and self.null is None:
+            raise InputError("guidance needs the label that says that there is none")
 
     def __call__(self, model: Model, point: Point, cond: Tensor | None) -> Tensor:
-        if self.guidance == 1 or cond is None:
+        if self.guidance == 1 or cond is None or self.null is None:
             return point.dx
         with torch.no_grad():
             without = model.velocity(point.x, point.t, torch.full_like(cond, self.null))
@@ -165,18 +182,58 @@ class OfTeacher:
             return self.field(point.x, point.t, cond)
 
 
+class _OverIntervals(ABC):
+    """What objectives of a flow map have in common: its diagonal learns the velocity, and the rest what they say."""
+
+    intervals: IntervalLaw
+    velocity: Velocity
+    distance: Loss
+
+    def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
+        return self.loss(model, pair, self.draw(pair.x1.shape, generator))
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Spans:
+        """The times of each pair."""
+        return self.intervals(shape[0], generator)
+
+    def loss(self, model: Model, pair: Pair, drawn: Spans) -> Tensor:
+        """The losses `(B,)` between given times."""
+        (point, s), moving = _point(model, pair, drawn), drawn.s > drawn.t  # told on the CPU, where times are drawn
+        target = torch.empty_like(point.x)
+        with torch.no_grad():
+            for rows, taught in ((~moving, self._still), (moving, self._moving)):
+                if rows.any():
+                    index = rows.nonzero().squeeze(1).to(s.device)
+                    label = None if pair.cond is None else pair.cond[index]
+                    found = taught(model, Point(*(x[index] for x in point)), s[index], label)
+                    target.index_copy_(0, index, found.to(target.dtype))
+        return self._weighed(self.distance(model.average(point.x, point.t, s, pair.cond) - target), moving.to(s.device))
+
+    def _still(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
+        """What u(x_t, t, t) should be."""
+        return self.velocity(model, point, cond)
+
+    @abstractmethod
+    def _moving(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
+        """What u(x_t, t, s) should be, for t < s."""
+
+    def _weighed(self, losses: Tensor, moving: Tensor) -> Tensor:
+        return losses
+
+
 @final
 @dataclass(frozen=True)
-class MeanFlow:
+class MeanFlow(_OverIntervals):
     """MeanFlow in its improved form (arXiv 2505.13447, 2512.02012): one `torch.func.jvp`,
 
     loss_i = distance(u(x_t, t, s) - v - (s - t) D_t u),  t, s ~ intervals,
 
     with D_t u held constant, along the velocity that is exact: a teacher's, else the network's own diagonal u(x, t, t),
-    and not that of the pair. With intervals that end at s = 1 these are continuous-time consistency models
-    (arXiv 2410.11081).
+    and that of the pair, which is so in the mean, only where the diagonal is not learned. With intervals that end at
+    s = 1 these are continuous-time consistency models (arXiv 2410.11081).
 
-    The derivative needs attention in its mathematical form, which is chosen here, and a net that is not compiled.
+    The derivative needs attention in its mathematical form, which is chosen here, a net that is not compiled, and one
+    whose convolutions are not stored channels last.
 
     Args:
         intervals: between which times.
@@ -188,38 +245,22 @@ class MeanFlow:
     velocity: Velocity = field(default_factory=OfPairs)
     distance: Loss = field(default_factory=Adaptive)
 
-    def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
-        return self.loss(model, pair, self.draw(pair.x1.shape, generator))
+    def _moving(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
+        v = self.velocity(model, point, cond)
+        known = self.velocity.exact or not self.intervals.diagonal
+        along = v if known else model.velocity(point.x, point.t, cond)
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Spans:
-        """The times of each pair."""
-        return self.intervals(shape[0], generator)
+        def u(x: Tensor, t: Tensor) -> Tensor:
+            return model.average(x, t, s, cond)
 
-    def loss(self, model: Model, pair: Pair, drawn: Spans) -> Tensor:
-        """The losses `(B,)` between given times."""
-        point, s = _point(model, pair, drawn)
-        v = self.velocity(model, point, pair.cond)
-        with torch.no_grad():
-            along = v if self.velocity.exact else model.velocity(point.x, point.t, pair.cond)
-            target = v + like(s - point.t, v) * _derivative(model, point, s, pair.cond, along)
-        return self.distance(model.average(point.x, point.t, s, pair.cond) - target)
-
-
-def _derivative(model: Model, point: Point, s: Tensor, cond: Tensor | None, along: Tensor) -> Tensor:
-    """D_t u(x_t, t, s) as x moves along a velocity; s stays. Only rows off the diagonal are asked, others are 0."""
-    derivative, moving = torch.zeros_like(point.x), (s > point.t).nonzero().squeeze(1)
-    if len(moving) == 0:
-        return derivative
-    x, t, s, along = (each[moving] for each in (point.x, point.t, s, along))
-    label = None if cond is None else cond[moving]
-    with sdpa_kernel(SDPBackend.MATH):
-        found = torch.func.jvp(lambda x, t: model.average(x, t, s, label), (x, t), (along, torch.ones_like(t)))[1]
-    return derivative.index_copy(0, moving, found.to(derivative.dtype))
+        with sdpa_kernel(SDPBackend.MATH):
+            derivative = torch.func.jvp(u, (point.x, point.t), (along.to(point.x.dtype), torch.ones_like(point.t)))[1]
+        return v + like(s - point.t, v) * derivative
 
 
 @final
 @dataclass(frozen=True)
-class Shortcut:
+class Shortcut(_OverIntervals):
     """Shortcut models (arXiv 2410.12557): two jumps of half the way teach one,
 
     loss_i = distance(u(x_t, t, s) - u(x_t, t, m) / 2 - u(x_m, m, s) / 2),  m = (t + s) / 2,
@@ -240,29 +281,16 @@ class Shortcut:
     distance: Loss = field(default_factory=Squared)
     halves: FlowMap | None = None
 
-    def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
-        return self.loss(model, pair, self.draw(pair.x1.shape, generator))
-
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Spans:
-        """The times of each pair."""
-        return self.intervals(shape[0], generator)
-
-    def loss(self, model: Model, pair: Pair, drawn: Spans) -> Tensor:
-        """The losses `(B,)` between given times."""
-        point, s = _point(model, pair, drawn)
+    def _moving(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
         jump, middle = self.halves or model.average, (point.t + s) / 2
-        with torch.no_grad():
-            first = jump(point.x, point.t, middle, pair.cond)
-            second = jump(point.x + like(middle - point.t, first) * first, middle, s, pair.cond)
-        both = (first + second) / 2
-        still = like(s == point.t, both)
-        target = torch.where(still, self.velocity(model, point, pair.cond), both) if still.any() else both
-        return self.distance(model.average(point.x, point.t, s, pair.cond) - target)
+        first = jump(point.x, point.t, middle, cond)
+        second = jump(point.x + like(middle - point.t, first) * first, middle, s, cond)
+        return (first + second) / 2
 
 
 @final
 @dataclass(frozen=True)
-class AlphaFlow:
+class AlphaFlow(_OverIntervals):
     """The first share of the way along the velocity, and the rest by the network as it is (arXiv 2510.20771):
 
     loss_i = distance(u(x_t, t, s) - share v - (1 - share) u(x_m, m, s)) / share,
@@ -278,6 +306,9 @@ class AlphaFlow:
         velocity: of the pairs, or of a teacher.
         distance: of u from what it should be.
         share: of the way, in (0, 1].
+
+    Raises:
+        InputError: for a share out of these bounds.
     """
 
     intervals: IntervalLaw = field(default_factory=Intervals)
@@ -289,23 +320,13 @@ class AlphaFlow:
         if not 0 < self.share <= 1:
             raise InputError(f"the first share of the way must be above 0 and at most 1, not {self.share}")
 
-    def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
-        return self.loss(model, pair, self.draw(pair.x1.shape, generator))
+    def _moving(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
+        v, step = self.velocity(model, point, cond), self.share * (s - point.t)
+        rest = model.average(point.x + like(step, v) * v, point.t + step, s, cond)
+        return torch.lerp(rest, v.to(rest.dtype), self.share)
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Spans:
-        """The times of each pair."""
-        return self.intervals(shape[0], generator)
-
-    def loss(self, model: Model, pair: Pair, drawn: Spans) -> Tensor:
-        """The losses `(B,)` between given times."""
-        point, s = _point(model, pair, drawn)
-        v, step = self.velocity(model, point, pair.cond), self.share * (s - point.t)
-        with torch.no_grad():
-            rest = model.average(point.x + like(step, v) * v, point.t + step, s, pair.cond)
-        still = s == point.t
-        target = torch.where(like(still, v), v, torch.lerp(rest, v, self.share))
-        losses = self.distance(model.average(point.x, point.t, s, pair.cond) - target)
-        return torch.where(still, losses, losses / self.share)
+    def _weighed(self, losses: Tensor, moving: Tensor) -> Tensor:
+        return torch.where(moving, losses / self.share, losses)
 
 
 @final

@@ -90,7 +90,9 @@ class Counted:
 class Renoise(Solver):
     """The steps of a consistency model (arXiv 2303.01469): to the data, and back along the path with a new source,
 
-    x1 = x_t + (1 - t) u(x_t, t, 1),  x_s = alpha(s) x1 + sigma(s) x0.
+    x1 = x_t + (1 - t) u(x_t, t, 1),  x_s = alpha(s) x1 + sigma(s) x0,
+
+    with what the path leaves of x0 in x1 (sigma(1), 0 but for a Gaussian source) taken off the new one, in quadrature.
 
     The source of a row is a function of the seed, the number of the row and the time s, and of nothing else.
 
@@ -115,11 +117,12 @@ class Renoise(Solver):
         self, field: FlowMap, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         x1 = torch.add(x, field(x, expand_time(t, x), expand_time(1.0, x), cond), alpha=1 - t)
-        c = self.path.coeffs(torch.tensor(s, dtype=torch.float64))
-        if c.sigma == 0:
+        c, end = (self.path.coeffs(torch.tensor(time, dtype=torch.float64)) for time in (s, 1.0))
+        sigma = (c.sigma**2 - (c.alpha * end.sigma / end.alpha) ** 2).clamp(min=0).sqrt().item()
+        if s == 1:
             return x1, None
         x0 = starts(self.source, self.first, self.first + len(x), self.seed, f"source at {s!r}")
-        return c.alpha.item() * x1 + c.sigma.item() * x0.to(x), None
+        return (c.alpha / end.alpha).item() * x1 + sigma * x0.to(x), None
 
 
 BLOCK = 64

@@ -125,6 +125,44 @@ def test_what_is_not_given_to_a_run_that_goes_on_stays(home):
         assert (code, f"--resume cannot change {key}" in err) == (2, True), err
 
 
+def test_the_run_that_is_learned_from_is_never_replaced(home):
+    before = checkpoints.file_hash(Path("runs/moons/model.safetensors"))
+    code, _, err = home("distill", "runs/moons", "--method", "progressive", "--out", "runs/moons", "--overwrite")
+    assert (code, "is the run to learn from" in err) == (2, True)
+    assert checkpoints.file_hash(Path("runs/moons/model.safetensors")) == before
+    assert home("info", "runs/moons")[0] == 0
+
+
+def test_students_that_others_have_learned_from_do_not_train_for_longer(home):
+    arguments = ["distill", "runs/moons", "--method", "progressive"]
+    assert home(*arguments, "--train-steps", 9)[0] == 0
+    before = files()
+    code, _, err = home(*arguments, "--train-steps", 18, "--resume")
+    assert (code, "the next learns from it" in err) == (2, True)
+    assert files() == before
+    assert home(*arguments, "--resume")[0] == 0
+
+
+def test_what_learned_from_pairs_goes_on_without_being_told_of_them(home):
+    arguments = ["distill", "runs/moons", "--method", "shortcut", "--out", "one", "--train-steps", 6]
+    assert home(*arguments, "--pairs", 64)[0] == 0
+    assert home(*arguments, "--resume")[0] == 0
+    assert config_of("one")["reflow"]["pairs"] == 64
+
+
+def test_a_share_that_falls_over_the_steps_keeps_their_number(flowgen):
+    assert flowgen("train", "moons", "--objective", "alpha-flow", "--steps", 6, *NET, "--out", "r")[0] == 0
+    code, _, err = flowgen("train", "--out", "r", "--resume", "--steps", 12)
+    assert (code, "--resume cannot change train.steps" in err) == (2, True)
+
+
+def test_a_student_of_a_reflow_sees_other_noise_than_the_reflow_has(home):
+    assert home("reflow", "runs/moons", "--pairs", 128, "--steps", 5, "--set", "reflow.steps=4")[0] == 0
+    assert home("distill", "runs/moons-reflow1", "--pairs", 128, "--train-steps", 6)[0] == 0
+    teacher, student = (stored_pairs(Run.open(Path(f"runs/moons-reflow1{end}"))).pair.x0 for end in ("", "-1step"))
+    assert not torch.isin(teacher, student).any()
+
+
 def test_a_student_of_a_velocity_does_not_go_on_with_pairs(home):
     assert home("distill", "runs/moons", "--method", "shortcut", "--train-steps", 6, "--out", "one")[0] == 0
     code, _, err = home("distill", "runs/moons", "--method", "shortcut", "--out", "one", "--resume", "--pairs", 64)
@@ -303,7 +341,7 @@ BAD = {
     "distill runs/moons --guidance 2": "trained with labels",
     "distill runs/moons --method meanflow --guidance 2": "trained with labels",
     "distill runs/moons --method meanflow --set train.compile=true": "choose shortcut",
-    "distill runs/moons --method meanflow --set objective.guidance=2": "set distill.guidance",
+    "distill runs/moons --method meanflow --set objective.guidance=2": "give --guidance, not objective.guidance",
     "distill runs/moons --method meanflow --out runs/vp": "exists already",
     "distill runs/moons --method meanflow --out runs/moons --overwrite": "the run to learn from",
     "distill runs/vp --method progressive --pairs 100": "on the path linear or cosine",

@@ -11,8 +11,20 @@ from torch import nn
 
 from flowgen import data, euler, metrics
 from flowgen.core import WHOLE, InputError, Pair, generator
-from flowgen.flowmaps import AlphaFlow, Annealed, EndPoint, Intervals, MeanFlow, Shortcut, Steps, ToData
+from flowgen.flowmaps import (
+    AlphaFlow,
+    Annealed,
+    EndPoint,
+    Intervals,
+    MeanFlow,
+    OfPairs,
+    OfTeacher,
+    Shortcut,
+    Steps,
+    ToData,
+)
 from flowgen.grids import uniform
+from flowgen.guidance import Guided
 from flowgen.losses import Squared
 from flowgen.model import Model
 from flowgen.nn import MLP
@@ -266,3 +278,49 @@ def of_a_flow():
 def test_one_jump_is_nearer_to_the_data_than_one_step_of_a_flow(name, of_a_flow):
     """The flow's step is 1.16 from the data, two sets of which are 0.11 apart; a jump is 0.25 to 0.35."""
     assert learned(FROM_SCRATCH[name], Jump()) < 0.5 * of_a_flow
+
+
+BY_VELOCITY = {
+    "meanflow": MeanFlow,
+    "shortcut": Shortcut,
+    "alpha-flow": AlphaFlow,
+    "consistency": lambda velocity: AlphaFlow(ToData(), velocity),
+}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("made", BY_VELOCITY.values(), ids=BY_VELOCITY)
+def test_a_perceptron_learns_in_bfloat16_what_it_learns_in_float32(made, guidance, normal):
+    model = Model(MLP(2, 16, 2, classes=3, two_times=True))
+    pair = Pair(*(normal(end, 32, 2).float() for end in "01"), torch.arange(32) % 4)
+    for velocity in (OfPairs(guidance, 3), OfTeacher(Guided(model.velocity, 3, guidance))):
+        wide, half = (
+            list(fit(State(model), iter([pair] * 3), made(velocity=velocity), 3, seed=0, precision=precision))
+            for precision in (None, torch.bfloat16)
+        )
+        assert half == pytest.approx(wide, rel=0.1)
+
+
+def test_where_no_diagonal_is_learned_it_is_not_asked(normal):
+    """MeanFlow to the data alone goes along the pair, which is the velocity in the mean."""
+    asked = []
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = MLP(2, 16, 2, two_times=True)
+
+        def forward(self, x, t, s, cond):
+            asked.append(bool((s == t).any()))
+            return self.net(x, t, s, cond)
+
+    pair, model = Pair(*(normal(end, 32, 2).float() for end in "01")), Model(Net())
+    for intervals, diagonal in ((ToData(Uniform()), False), (Intervals(Uniform()), True)):
+        asked.clear()
+        MeanFlow(intervals)(model, pair, generator(0, "draws"))
+        assert any(asked) == diagonal
+
+
+def test_guidance_by_pairs_needs_the_null_label():
+    with pytest.raises(InputError, match="the label that says that there is none"):
+        OfPairs(2.0)

@@ -121,7 +121,7 @@ def test_a_shard_that_is_gone_is_made_again_to_the_bit(teacher, tmp_path):
     before = files(run)
     for index in (0, 2):
         (run.pairs / f"shard-{index:05d}.safetensors").unlink()
-    with pytest.raises(InputError, match="holds 1 of 3 shards: go on with flowgen reflow --resume"):
+    with pytest.raises(InputError, match="holds 1 of 3 shards: go on with the command in"):
         stored_pairs(run)
     kept = (run.pairs / "shard-00001.safetensors").stat().st_mtime_ns
     assert make(run) == [64, 128, 150]

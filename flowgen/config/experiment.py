@@ -117,6 +117,11 @@ class Config(Section):
         return self.distill or self.reflow
 
     @property
+    def parents(self) -> list[Path]:
+        """The folders of the runs that this one learns from."""
+        return [Path(made.parent).resolve() for made in (self.distill, self.reflow) if made]
+
+    @property
     def whole(self) -> bool:
         """Whether what is learned is the velocity of trajectories from t = 0 to 1, as flow maps need it."""
         return self.target is targets.velocity and targets.span(self.path, self.target) == (0.0, 1.0)
@@ -235,15 +240,15 @@ def _check_map(config: Config) -> None:
     if config.bridge.sigma:
         raise InputError(f"objective {name} follows trajectories, which have no noise: set bridge.sigma to 0")
     if kind.differentiates and config.train.compile:
-        raise InputError(f"objective {name} needs derivatives that a compiled net does not give: choose shortcut")
+        raise InputError(f"objective {name} differentiates the net: set train.compile to false, or choose shortcut")
     if isinstance(config.net, MLPConfig) and not config.net.two_times:
         raise InputError(f"objective {name} needs a net that reads two times: leave out net.two_times = false")
     if kind.pairs and not config.reflow:
         raise InputError(f"objective {name} learns from the pairs of another run: use flowgen distill RUN")
     if kind.taught and not config.distill:
         raise InputError(f"objective {name} learns from another run: use flowgen distill RUN")
-    if kind.guidance != 1 and config.distill:
-        raise InputError("a distillation has the guidance of its teacher: set distill.guidance, not objective.guidance")
+    if kind.guidance != 1 and config.teacher:
+        raise InputError("what learns from a run has the guidance of that: give --guidance, not objective.guidance")
 
 
 def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Parts(NamedTuple):
     null: int
     teaching: Teaching | None = None
 
-    def velocity(self, guidance: float) -> flowmaps.Velocity:
+    def velocity(self, guidance: float = 1.0) -> flowmaps.Velocity:
         """The teacher's, which is guided already, or that of the pairs."""
         return flowmaps.OfTeacher(self.teaching.velocity) if self.teaching else flowmaps.OfPairs(guidance, self.null)
 
@@ -55,6 +55,8 @@ class Kind:
     differentiates: whether it needs the derivative of the net along a direction.
     pairs: whether it learns from the pairs of another run alone.
     taught: whether it learns from the jumps of another run alone.
+    anneals: whether it changes as training goes on, so that its steps are fixed from the start.
+    to_data: whether it jumps to the data alone, and from there by noise that is drawn anew.
     natural: settings that it brings with it.
     jumps: the number of them for a sample, where nothing else is asked for.
     fixed: whether it can make no other number of them.
@@ -65,6 +67,8 @@ class Kind:
     differentiates: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     taught: ClassVar[bool] = False
+    anneals: ClassVar[bool] = False
+    to_data: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
     natural: ClassVar[Mapping[str, Any]] = {}
     jumps: int = 1
@@ -110,6 +114,7 @@ class ShortcutConfig(Kind):
 class AlphaFlowConfig(Kind):
     """A flow map by a first share of the way that falls in training: `flowmaps.AlphaFlow`."""
 
+    anneals: ClassVar[bool] = True
     diagonal: Share = 0.5
     guidance: float = 1.0
     last: Positive = 2.0**-7
@@ -125,11 +130,12 @@ class ConsistencyConfig(Kind):
     """The same to the data alone."""
 
     fields: ClassVar[bool] = False
-    guidance: float = 1.0
+    anneals: ClassVar[bool] = True
+    to_data: ClassVar[bool] = True
     last: Positive = 2.0**-7
 
     def build(self, parts: Parts) -> Scheduled:
-        made = flowmaps.AlphaFlow(flowmaps.ToData(parts.times), parts.velocity(self.guidance), parts.loss)
+        made = flowmaps.AlphaFlow(flowmaps.ToData(parts.times), parts.velocity(), parts.loss)
         return flowmaps.Annealed(made, parts.steps, self.last)
 
 

@@ -150,13 +150,17 @@ def draw_truth(subject: Subject, settings: Settings, index: int) -> tuple[Tensor
 
 
 class Start(NamedTuple):
-    """Source points in model units, and the labels that their samples are asked for."""
+    """Source points in model units, and the labels that their samples are asked for.
+
+    first: the number of the first of them, by which a solver that draws noise tells rows apart.
+    """
 
     x0: Tensor
     cond: Tensor | None
+    first: int = 0
 
     def take(self, index: Tensor) -> Start:
-        return Start(self.x0[index], None if self.cond is None else self.cond[index])
+        return Start(self.x0[index], None if self.cond is None else self.cond[index], self.first)
 
     def chunks(self) -> Iterator[Start]:
         """As many at a time as are followed together."""
@@ -168,7 +172,7 @@ def draw_start(subject: Subject, settings: Settings, index: int) -> Start:
     """As many starts as there are true rows in a set, and the labels that are asked for."""
     (x0,), labels = subject.source.draw(subject.size(settings.num), settings.seed, index), subject.labels
     cond = None if labels is None else labels.sample(len(x0), generator(settings.seed, "evaluate labels", index))
-    return Start(x0, cond)
+    return Start(x0, cond, index * sampling.whole_blocks(len(x0)))
 
 
 def _compare(subject: Subject, x: Tensor, truth: Tensor, settings: Settings) -> dict[str, float]:
@@ -207,11 +211,11 @@ def fine_steps(subject: Subject) -> int:
 
 def follow(subject: Subject, start: Start, steps: int, solver: Solver) -> _Followed:
     """Where the model takes starts in so many steps."""
-    model, done = subject.model, 0
+    model, done = subject.model, start.first
     grid, counted = grids.uniform(steps, *model.span), sampling.Counted(sampling.asked(model, solver))
     field = subject.guided(counted)
     began, ends = time.perf_counter(), []
-    for x0, cond in start.chunks():
+    for x0, cond, _ in start.chunks():
         cond = None if cond is None else cond.to(model.device)
         ends.append(sampling.flow(model, x0, grid, solver.at(done), cond, field).cpu())  # a GPU's work is done by then
         done += len(x0)
@@ -248,7 +252,7 @@ def trajectories(subject: Subject, start: Start) -> dict[str, float]:
     model = subject.model
     grid, field = grids.uniform(FINE, *model.span), subject.guided(model.velocity)
     parts = []
-    for x0, cond in start.chunks():
+    for x0, cond, _ in start.chunks():
         cond = None if cond is None else cond.to(model.device)
         parts.append((len(x0), metrics.geometry(field, x0, grid, cond)))
     names = ("path_energy", "straightness", "curvature")

@@ -19,7 +19,7 @@ from flowgen.evaluation import views
 from flowgen.evaluation.views import View
 from flowgen.model import Model
 from flowgen.nn import Classifier, fit_classifier
-from flowgen.runs import Run, Sampler, Trained, jumps, load, sampler
+from flowgen.runs import Run, Sampler, Trained, jump_counts, load, sampler
 from flowgen.solvers import Solver
 
 __all__ = ["FEATURES", "Reference", "Subject", "load_subject"]
@@ -63,8 +63,8 @@ class Subject(NamedTuple):
     labels: the law of the labels that samples are asked for; None without.
     guided: what is walked, made of the model's velocity.
     fields: whether the model has a velocity.
-    jumps: in how many steps a flow map can jump; empty for a velocity.
-    sampler: what a solver and a number of steps become for this model; it refuses what was not learned.
+    jump_counts: in how many steps a flow map can jump; empty for a velocity.
+    sampler: what a solver, a number of steps and a seed become for this model; it refuses what was not learned.
     """
 
     name: str
@@ -77,23 +77,25 @@ class Subject(NamedTuple):
     labels: Categorical | None = None
     guided: Callable[[Field], Field] = lambda field: field
     fields: bool = True
-    jumps: tuple[int, ...] = ()
-    sampler: Callable[[Solver | None, int | None], Sampler] | None = None
+    jump_counts: tuple[int, ...] = ()
+    sampler: Callable[[Solver | None, int | None, int], Sampler] | None = None
 
-    def suited(self, solver: Solver | None, steps: Sequence[int] | None) -> tuple[Solver, tuple[int, ...]]:
+    def suited(
+        self, solver: Solver | None, steps: Sequence[int] | None, seed: int = 0
+    ) -> tuple[Solver, tuple[int, ...]]:
         """A solver and its numbers of steps; where they are left open, those to measure this model with.
 
         Raises:
             InputError: for what the model has not learned.
         """
-        solver = solver or (solvers.Jump() if self.jumps else solvers.euler)
+        solver = solver or (solvers.Jump() if self.jump_counts else solvers.euler)
         if steps is None:
             adaptive = isinstance(solver, solvers.Adaptive)
-            steps = self.jumps or (1,) if solver.jumps else (1,) if adaptive else (1, 2, 4, 8, 16, 100)
+            steps = self.jump_counts or (1,) if solver.jumps else (1,) if adaptive else (1, 2, 4, 8, 16, 100)
         if min(steps, default=0) < 1:
             raise InputError(f"steps must be at least 1, not {min(steps, default=0)}")
         if self.sampler is not None:
-            solver = [self.sampler(solver, count).solver for count in steps][-1]
+            solver = [self.sampler(solver, count, seed).solver for count in steps][-1]
         return solver, tuple(steps)
 
     def size(self, num: int) -> int:
@@ -149,8 +151,8 @@ def load_subject(
         trained.labels,
         lambda field: trained.guided(field, guidance),
         config.objective.fields,
-        jumps(config),
-        lambda solver, steps: sampler(config, trained.model, trained.source, solver, steps),
+        jump_counts(config),
+        lambda solver, steps, seed: sampler(config, trained.model, trained.source, solver, steps, seed),
     )
 
 

@@ -58,9 +58,15 @@ def new_place(path: Path) -> Iterator[Path]:
     try:
         made = building / path.name
         yield made
-        if path.is_dir():
-            path.rename(building / "old")  # a folder, unlike a file, is not replaced by a rename
-        os.replace(made, path)
+        if path.is_dir():  # a folder, unlike a file, is not replaced by a rename
+            path.rename(old := building / "old")
+            try:
+                os.replace(made, path)
+            except BaseException:
+                old.rename(path)
+                raise
+        else:
+            os.replace(made, path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

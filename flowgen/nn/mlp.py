@@ -81,9 +81,9 @@ class MLP(nn.Module):
             label = F.one_hot(labels_or_null(cond, self.classes, x), self.classes + 1)
             features.append(label.to(x.dtype))
         if self.gap is None or s is None:
-            return self.layers(torch.cat(features, dim=1))
+            return self.layers(torch.cat(features, dim=1)).to(x.dtype)
         apart = self.time(s - t) - self.time(torch.zeros_like(t))
         h = self.layers[0](torch.cat(features, dim=1)) + self.gap(apart.to(x.dtype))
         for layer in islice(self.layers, 1, None):
             h = layer(h)
-        return h
+        return h.to(x.dtype)

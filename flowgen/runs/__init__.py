@@ -16,7 +16,7 @@ from flowgen.runs.pairs import Accuracy, accuracy, make_pairs
 from flowgen.runs.potentials import find_potentials
 from flowgen.runs.report import describe, illustrate
 from flowgen.runs.rounds import reflow_config, round_file
-from flowgen.runs.sampler import Sampler, jumps, sampler
+from flowgen.runs.sampler import Sampler, jump_counts, sampler
 from flowgen.runs.teaching import distill_config, stages
 from flowgen.runs.train import Progress, train
 
@@ -32,7 +32,7 @@ __all__ = [
     "distill_config",
     "find_potentials",
     "illustrate",
-    "jumps",
+    "jump_counts",
     "load",
     "make_pairs",
     "reflow_config",

@@ -55,7 +55,7 @@ class Run:
                 already, unless that is a run and `overwrite` is set. Nothing has changed on the disk then.
         """
         check_vacant(folder, overwrite)
-        if config.teacher and folder.resolve() == Path(config.teacher.parent).resolve():
+        if folder.resolve() in config.parents:
             raise InputError(f"{folder} is the run to learn from, and cannot be replaced by what does")
         _check(config)
         try:
@@ -94,7 +94,8 @@ class Run:
         old, new = flat(before), flat(run.config.model_dump())
         changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in EXTENSIBLE]
         longer, risen = new["train.steps"] != old["train.steps"], self.config.train.rising == run.config.train.rising
-        if longer and not (risen and new["train.schedule"] == "constant"):
+        anneals = self.config.objective.anneals
+        if longer and not (risen and new["train.schedule"] == "constant" and not anneals):
             changed.append("train.steps")  # what was done already had the rates of the old length
         if changed:
             key = min(changed, key=lambda key: (not key.endswith(".name"), key))
@@ -273,6 +274,8 @@ def _check_teacher(settings: Teacher, data: LoadedData, needs_velocity: bool) ->
     teacher = load(Path(settings.parent), "cpu")
     teacher.check_data(data)
     teacher.guided(teacher.model.velocity, settings.guidance)
+    if settings.guidance != 1 and not data.classes:
+        raise InputError("guidance needs labels, and labels is false: what learns from a guided flow has to know them")
     if needs_velocity and not teacher.config.objective.fields:
         raise InputError(f"{settings.parent} jumps, and has no velocity to learn from: take the run that it learned from")
     if data.classes and not teacher.classes:

@@ -129,7 +129,10 @@ def _all(run: Run, plan: Trajectories) -> Iterator[tuple[_Shard, dict[str, Tenso
     shards, steps = _shards(run, plan), dict[Kind, int]()
     there = sum(shard.path.exists() for shard in shards)
     if there < len(shards):
-        raise InputError(f"{run.pairs} holds {there} of {len(shards)} shards: go on with flowgen reflow --resume")
+        raise InputError(
+            f"{run.pairs} holds {there} of {len(shards)} shards: go on with the command in {run.folder}/README.md, and "
+            "--resume"
+        )
     for shard in shards:
         tensors, taken = _read(plan, shard)
         if taken != steps.setdefault(shard.kind, taken):

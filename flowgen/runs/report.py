@@ -92,7 +92,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "target": settings["target"],
         "net": settings["net"],
         "coupling": {"name": "reflow", "pairs": config.reflow.pairs} if config.reflow else settings["coupling"],
-        "parents": _parents(config),
+        "parents": _parents(folder, config),
         "round": _round(folder),
         "steps": trained.step if trained else 0,
         "steps_planned": config.train.steps,
@@ -123,10 +123,14 @@ def _kind(config: Config) -> str:
     return "reflow" if config.reflow else "flow"
 
 
-def _parents(config: Config) -> list[dict[str, str]]:
-    """The runs that a run comes from, nearest first, as far as their folders are still there."""
-    if config.teacher is None:
-        return []
-    folder = Path(config.teacher.parent)
-    rest = _parents(Run.open(folder).config) if (folder / "config.toml").is_file() else []
-    return [{"run": str(folder), "hash": config.teacher.parent_hash}, *rest]
+def _parents(folder: Path, config: Config) -> list[dict[str, str]]:
+    """The runs that a run comes from, nearest first, as far as their folders are still there, and each once."""
+    found, seen = list[dict[str, str]](), {folder.resolve()}
+    while (teacher := config.teacher) is not None:
+        found.append({"run": teacher.parent, "hash": teacher.parent_hash})
+        place = Path(teacher.parent).resolve()
+        if place in seen or not (place / "config.toml").is_file():
+            break
+        seen.add(place)
+        config = Run.open(place).config
+    return found

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from flowgen import grids
 from flowgen.config import Config
-from flowgen.config.objectives import ConsistencyConfig
 from flowgen.core import InputError
 from flowgen.couplings import Independent
 from flowgen.data import Law
@@ -16,12 +15,12 @@ from flowgen.model import Model
 from flowgen.sampling import Renoise
 from flowgen.solvers import Adaptive, Jump, Solver, heun
 
-__all__ = ["Sampler", "jumps", "sampler"]
+__all__ = ["Sampler", "jump_counts", "sampler"]
 
 STEPS = 50
 
 
-def jumps(config: Config) -> tuple[int, ...]:
+def jump_counts(config: Config) -> tuple[int, ...]:
     """In how many steps to try what a configuration trains; empty for a velocity, which does not jump."""
     kind = config.objective
     return () if not kind.maps else (kind.jumps,) if _only(config) else (1, 2, 4, 8)
@@ -31,7 +30,7 @@ def _only(config: Config) -> bool:
     """Whether there is only one number of jumps: a consistency model that is to jump again needs noise that may be
     drawn anew, and not that of its pair."""
     alone = isinstance(config.coupling, Independent) and not config.reflow
-    return config.objective.fixed or (isinstance(config.objective, ConsistencyConfig) and not alone)
+    return config.objective.fixed or (config.objective.to_data and not alone)
 
 
 class Sampler(NamedTuple):
@@ -64,6 +63,6 @@ def sampler(
         steps = kind.jumps if solver.jumps else 1 if isinstance(solver, Adaptive) else STEPS
     if solver.jumps and _only(config) and steps != kind.jumps:
         raise InputError(f"this run has learned to jump in {kind.jumps} steps, not in {steps}")
-    if solver.jumps and isinstance(kind, ConsistencyConfig):
+    if solver.jumps and kind.to_data:
         solver = Renoise(model.path, source, seed)
     return Sampler(solver, grids.uniform(steps, *model.span))

@@ -23,7 +23,7 @@ from flowgen.settings import override
 __all__ = ["distill_config", "stages", "teaching", "warm_start"]
 
 HALF_STEPS = 2
-"""Heun's steps of a flow in each of the two jumps that teach one."""
+"""Heun's steps of a velocity in each of the two jumps that teach one."""
 STAGES = 3
 """The students of a flow in a progressive distillation."""
 METHODS = {name: kind for name, kind in OBJECTIVES.items() if kind.maps}
@@ -68,14 +68,18 @@ def distill_config(
     by_pairs = kind.pairs or pairs is not None or before.reflow or before.bridge.sigma or not before.whole
     if before.objective.fields and by_pairs:
         tree |= {"path": "linear", "target": "velocity", "bridge": "constant"}
-        tree["reflow"] = {**reflow_defaults(before.data), **learned, **({} if pairs is None else {"pairs": pairs})}
+        # a round of its own, so that the noise is not that which the run has learned from
+        round_ = before.reflow.round + 1 if before.reflow else 1
+        given = {} if pairs is None else {"pairs": pairs}
+        tree["reflow"] = {**reflow_defaults(before.data), **learned, "round": round_, **given}
         tree.pop("pool")
+    elif pairs is not None:
+        raise InputError(f"{folder} jumps, and makes no pairs: leave out --pairs")
     elif before.reflow:  # a student that jumps makes no pairs: those that it has learned on teach the next one too
         tree["reflow"] = before.model_dump()["reflow"]
     if kind.taught or "reflow" not in tree:
         tree["distill"] = learned
-    if tree["net"]["name"] == "mlp":
-        tree["net"] = {**tree["net"], "two_times": True}
+    tree["net"].pop("two_times", None)  # as the objective needs it
     for key, value in settings.items():
         tree = override(tree, key, value)
     return make_config(tree)
@@ -111,14 +115,16 @@ def teaching(config: Config, device: torch.device) -> Teaching | None:
         return None
     teacher = parent(config.distill, str(device))
     velocity = teacher.guided(teacher.model.velocity, config.distill.guidance)
-    jump = teacher.model.average if teacher.config.objective.maps else Walked(velocity, solvers.heun, HALF_STEPS)
+    fields = teacher.config.objective.fields
+    jump = Walked(velocity, solvers.heun, HALF_STEPS) if fields else teacher.model.average
     return Teaching(velocity, jump)
 
 
 def warm_start(model: Model, config: Config) -> None:
     """Gives the model its teacher's weights, where the teacher is such a model too.
 
-    What reads the second time of a flow map stays at zero, if the teacher has no such weights.
+    What reads the second time of a flow map stays at zero, if the teacher has no such weights, and is left out, if the
+    student has none.
 
     Raises:
         InputError: if the teacher's weights are not those that the configuration names by their hash.
@@ -127,7 +133,8 @@ def warm_start(model: Model, config: Config) -> None:
         return
     teacher = parent(config.teacher)
     if _shape(teacher.config) == _shape(config):
-        model.load_state_dict({**model.state_dict(), **teacher.model.state_dict()})
+        own, learned = model.state_dict(), teacher.model.state_dict()
+        model.load_state_dict({name: learned.get(name, x) for name, x in own.items()})
 
 
 def _shape(config: Config) -> tuple[Any, ...]:
