@@ -82,7 +82,7 @@ def reflow(
                 illustrate(run)
                 print(f"{folder}: reflow of {parent}. Next: flowgen sample {folder} --steps 1 --solver euler")
             found = _measured(run) if group.first else None
-            if group.any(found is not None and not found.gain >= stall) and number < rounds:
+            if number < rounds and group.any(found is not None and not found.gain >= stall):
                 if found is not None:
                     gain = f"{found.gain:.2%} of the first flow's bends, which is less than --stall {stall:g}"
                     print(f"{folder}: no more rounds: this one straightened {gain}")
