@@ -306,6 +306,8 @@ class AlphaFlow(_OverIntervals):
         velocity: of the pairs, or of a teacher.
         distance: of u from what it should be.
         share: of the way, in (0, 1].
+        absolute: whether it is a share of all times, min(share, s - t), and not of the way from t to s. The last step
+            then reaches s, where the velocity alone is the truth; what learns no diagonal drifts without that.
 
     Raises:
         InputError: for a share out of these bounds.
@@ -315,15 +317,17 @@ class AlphaFlow(_OverIntervals):
     velocity: Velocity = field(default_factory=OfPairs)
     distance: Loss = field(default_factory=Squared)
     share: float = 0.1
+    absolute: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise InputError(f"the first share of the way must be above 0 and at most 1, not {self.share}")
 
     def _moving(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
-        v, step = self.velocity(model, point, cond), self.share * (s - point.t)
+        v, way = self.velocity(model, point, cond), s - point.t
+        step = way.clamp(max=self.share) if self.absolute else self.share * way
         rest = model.average(point.x + like(step, v) * v, point.t + step, s, cond)
-        return torch.lerp(rest, v.to(rest.dtype), self.share)
+        return torch.lerp(rest, v.to(rest.dtype), like(step / way, rest).to(rest.dtype))
 
     def _weighed(self, losses: Tensor, moving: Tensor) -> Tensor:
         return torch.where(moving, losses / self.share, losses)

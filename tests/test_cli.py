@@ -262,7 +262,7 @@ def test_reflow_goes_on_where_it_was(flowgen, run):
     shutil.rmtree("runs/moons-reflow1/pairs")
     code, _, err = flowgen("train", "--out", "runs/moons-reflow1", "--resume")
     assert (code, err.count("\n")) == (2, 1)
-    assert "flowgen reflow" in err
+    assert "README.md, and --resume" in err
     assert flowgen("reflow", run, "--resume")[0] == 0
 
 

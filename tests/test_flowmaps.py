@@ -364,3 +364,17 @@ def test_what_is_learned_from_has_no_gradient(objective, case):
     share = torch.where(s == t, 1.0, getattr(objective, "share", 1.0))
     torch.testing.assert_close(losses, known / share, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(gradient(model, losses), gradient(model, known / share), rtol=1e-8, atol=1e-9)
+
+
+def test_a_share_of_all_times_reaches_the_data(whole_flow, map_model):
+    """Within it of the data the velocity alone is learned, and farther off it is a share of the way that is left."""
+    model, pair, (t, _) = map_model(whole_flow.path, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), times()
+    to_data, near = Spans(t, torch.ones_like(t)), t > 0.75
+    found = errors(AlphaFlow(share=0.25, absolute=True), model, pair, to_data)
+    assert near.any()
+    assert (~near).any()
+    torch.testing.assert_close(found[near], errors(AlphaFlow(share=1.0), model, pair, to_data)[near])
+    for row in (~near).nonzero().flatten()[:5]:
+        one = Spans(t[row : row + 1], torch.ones(1, dtype=t.dtype))
+        known = errors(AlphaFlow(share=(0.25 / (1 - t[row])).item()), model, pair.take(slice(row, row + 1)), one)
+        torch.testing.assert_close(found[row : row + 1], known)

@@ -132,10 +132,10 @@ class ConsistencyConfig(Kind):
     fields: ClassVar[bool] = False
     anneals: ClassVar[bool] = True
     to_data: ClassVar[bool] = True
-    last: Positive = 2.0**-7
+    last: Positive = 2.0**-3
 
     def build(self, parts: Parts) -> Scheduled:
-        made = flowmaps.AlphaFlow(flowmaps.ToData(parts.times), parts.velocity(), parts.loss)
+        made = flowmaps.AlphaFlow(flowmaps.ToData(parts.times), parts.velocity(), parts.loss, absolute=True)
         return flowmaps.Annealed(made, parts.steps, self.last)
 
 
