@@ -261,7 +261,7 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
         sigma = _table(tree["coupling"]).get("sigma", SchroedingerBridge().sigma)
         natural["bridge"] = {"name": "brownian", "sigma": sigma}
     kind = OBJECTIVES.get(str(_name(tree.get("objective"))), FlowMatchingConfig)
-    tree = merged(merged(recipe, {**natural, **kind.natural}), tree)
+    tree = merged(merged(recipe, natural), tree)
     if kind.maps and _name(tree.get("net")) in (None, "mlp"):
         tree["net"] = {"name": "mlp", "two_times": True, **_table(tree.get("net"))}
     named = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field as Bounds
 
@@ -57,7 +56,6 @@ class Kind:
     taught: whether it learns from the jumps of another run alone.
     anneals: whether it changes as training goes on, so that its steps are fixed from the start.
     to_data: whether it jumps to the data alone, and from there by noise that is drawn anew.
-    natural: settings that it brings with it.
     jumps: the number of them for a sample, where nothing else is asked for.
     fixed: whether it can make no other number of them.
     """
@@ -70,7 +68,6 @@ class Kind:
     anneals: ClassVar[bool] = False
     to_data: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
-    natural: ClassVar[Mapping[str, Any]] = {}
     jumps: int = 1
     guidance: float = 1.0
 
@@ -86,48 +83,49 @@ class FlowMatchingConfig(Kind):
 
 
 @dataclass(frozen=True)
-class MeanFlowConfig(Kind):
+class _Between(Kind):
+    """A flow map between any two times, a share of which are the same."""
+
+    diagonal: Share = 0.5
+    guidance: float = 1.0
+
+    def intervals(self, parts: Parts) -> flowmaps.Intervals:
+        return flowmaps.Intervals(parts.times, self.diagonal)
+
+
+@dataclass(frozen=True)
+class MeanFlowConfig(_Between):
     """A flow map by its derivative: `flowmaps.MeanFlow`."""
 
     differentiates: ClassVar[bool] = True
-    diagonal: Share = 0.5
-    guidance: float = 1.0
 
     def build(self, parts: Parts) -> Objective:
-        intervals = flowmaps.Intervals(parts.times, self.diagonal)
-        return flowmaps.MeanFlow(intervals, parts.velocity(self.guidance), parts.loss)
+        return flowmaps.MeanFlow(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
 
 
 @dataclass(frozen=True)
-class ShortcutConfig(Kind):
+class ShortcutConfig(_Between):
     """A flow map by its halves: `flowmaps.Shortcut`."""
 
-    diagonal: Share = 0.5
-    guidance: float = 1.0
-
     def build(self, parts: Parts) -> Objective:
-        intervals = flowmaps.Intervals(parts.times, self.diagonal)
-        return flowmaps.Shortcut(intervals, parts.velocity(self.guidance), parts.loss)
+        return flowmaps.Shortcut(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
 
 
 @dataclass(frozen=True)
-class AlphaFlowConfig(Kind):
+class AlphaFlowConfig(_Between):
     """A flow map by a first share of the way that falls in training: `flowmaps.AlphaFlow`."""
 
     anneals: ClassVar[bool] = True
-    diagonal: Share = 0.5
-    guidance: float = 1.0
     last: Positive = 2.0**-7
 
     def build(self, parts: Parts) -> Scheduled:
-        intervals = flowmaps.Intervals(parts.times, self.diagonal)
-        made = flowmaps.AlphaFlow(intervals, parts.velocity(self.guidance), parts.loss)
+        made = flowmaps.AlphaFlow(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
         return flowmaps.Annealed(made, parts.steps, self.last)
 
 
 @dataclass(frozen=True)
 class ConsistencyConfig(Kind):
-    """The same to the data alone."""
+    """A flow map to the data alone, by a first step that falls in training: `flowmaps.AlphaFlow`."""
 
     fields: ClassVar[bool] = False
     anneals: ClassVar[bool] = True

@@ -16,10 +16,9 @@ from flowgen.exporting.graphs import Graph
 from flowgen.exporting.to_diffusers import check, write_diffusers
 from flowgen.exporting.writers import write_onnx, write_torch
 from flowgen.runs import Trained, load, sampler
+from flowgen.runs.sampler import STEPS
 
 __all__ = ["FORMATS", "Exported", "Format", "export_run"]
-
-STEPS = 50
 
 
 class Exported(NamedTuple):
