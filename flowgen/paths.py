@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from flowgen.core import InputError, Pair, Point, like
 
-__all__ = ["VE", "VP", "Bridge", "Brownian", "Coeffs", "Constant", "Cosine", "Linear", "Path"]
+__all__ = ["DDPM", "VE", "VP", "Bridge", "Brownian", "Coeffs", "Constant", "Cosine", "Linear", "OffsetCosine", "Path"]
 
 
 class Coeffs(NamedTuple):
@@ -37,6 +38,11 @@ class Path(ABC):
     exploding: ClassVar[bool] = False
     """Whether |x_t| grows with sigma: the model then divides its input by sqrt(alpha^2 + sigma^2)."""
 
+    @property
+    def margin(self) -> float:
+        """The share of the time axis that is left out at a singular end t = 1: one step in the thousand of DDPM."""
+        return 1e-3
+
     @abstractmethod
     def coeffs(self, t: Tensor) -> Coeffs:
         """alpha, sigma, d alpha/dt and d sigma/dt at times t in [0, 1], any shape."""
@@ -50,6 +56,17 @@ class Path(ABC):
         """log(alpha(t)^2 / sigma(t)^2), increasing in t, +inf at t = 1."""
         c = self.coeffs(t)
         return 2 * (c.alpha.log() - c.sigma.log())
+
+    @final
+    def diffusion(self, t: Tensor) -> Tensor:
+        """g(t) of the diffusion whose marginals these are, any shape: g^2 = 2 sigma (alpha' sigma / alpha - sigma').
+
+        The equation dx = (u + g^2 / 2 score) dt + g dW has the marginals of the flow u, and is the time reversal of
+        the one that takes data to noise, without a score (arXiv 2011.13456). g^2 is beta of VP, and infinite where
+        alpha = 0. The velocity is alpha' / alpha x + g^2 / 2 score.
+        """
+        c = self.coeffs(t)
+        return (2 * c.sigma * (c.d_alpha * c.sigma / c.alpha - c.d_sigma)).sqrt()
 
     @final
     def at(self, pair: Pair, t: Tensor) -> Point:
@@ -108,6 +125,39 @@ class Cosine(Path):
 
 @final
 @dataclass(frozen=True)
+class OffsetCosine(Path):
+    """The cosine schedule of improved DDPM (arXiv 2102.09672): with a = pi / (2 (1 + offset)),
+
+    alpha = sin(a t) / sin(a), sigma = sqrt(1 - alpha^2). Other than of `Cosine`, d sigma/dt is -inf at t = 1: the last
+    noise goes at once.
+
+    Raises:
+        InputError: unless 0 < offset < 1.
+    """
+
+    offset: float = 0.008
+
+    def __post_init__(self) -> None:
+        if not 0 < self.offset < 1:
+            raise InputError(f"OffsetCosine needs 0 < offset < 1, not {self.offset}: without one it is Cosine")
+
+    @property
+    def _turn(self) -> float:
+        return math.pi / 2 / (1 + self.offset)
+
+    def coeffs(self, t: Tensor) -> Coeffs:
+        a, whole = self._turn, math.sin(self._turn)
+        alpha, d_alpha = torch.sin(a * t) / whole, a * torch.cos(a * t) / whole
+        # sin^2 a - sin^2 (a t), as a product, so that nothing is lost where sigma is small
+        sigma = (torch.sin(a * (1 + t)) * torch.sin(a * (1 - t))).sqrt() / whole
+        return Coeffs(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.asin(math.sin(self._turn) * torch.sigmoid(log_snr).sqrt()) / self._turn
+
+
+@final
+@dataclass(frozen=True)
 class VP(Path):
     """The variance-preserving diffusion with linear beta (arXiv 2006.11239, 2011.13456).
 
@@ -136,6 +186,57 @@ class VP(Path):
         integral = torch.nn.functional.softplus(-log_snr)
         slope = self.beta_max - self.beta_min
         return 1 - 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+
+@final
+@dataclass(frozen=True)
+class DDPM(Path):
+    """The diffusion of DDPM in its own steps (arXiv 2006.11239): after step k of `steps`, at t = 1 - k / steps,
+
+    alpha^2 = prod_{i <= k} (1 - beta_i), with betas that rise evenly from beta_min to beta_max, and sigma^2 = 1 -
+    alpha^2. Between steps log alpha is linear (arXiv 2206.00927). `VP` is its limit of many steps.
+
+    Raises:
+        InputError: unless 0 < beta_min <= beta_max < 1 and there are 2 to 100,000 steps.
+    """
+
+    steps: int = 1000
+    beta_min: float = 1e-4
+    beta_max: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max < 1:
+            raise InputError(f"DDPM needs 0 < beta_min <= beta_max < 1, not {self.beta_min} and {self.beta_max}")
+        if not 2 <= self.steps <= 100_000:
+            raise InputError(f"DDPM needs 2 to 100,000 steps, not {self.steps}")
+
+    @property
+    def margin(self) -> float:
+        return 1 / self.steps
+
+    @cached_property
+    def _losses(self) -> tuple[Tensor, Tensor]:
+        """What each step takes from log alpha^2, `(steps,)`, and all steps before it, `(steps,)`."""
+        betas = torch.linspace(self.beta_min, self.beta_max, self.steps, dtype=torch.float64)
+        losses = -torch.log1p(-betas)
+        return losses, losses.cumsum(0) - losses
+
+    def coeffs(self, t: Tensor) -> Coeffs:
+        losses, before = (table.to(t) for table in self._losses)
+        place = (1 - t) * self.steps
+        # a time that rounding has put beside a step is in either of its pieces, which meet there
+        k = place.long().clamp(0, self.steps - 1)
+        slope = losses[k]
+        integral = before[k] + (place - k) * slope
+        alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+        d_alpha = alpha * slope * self.steps / 2
+        return Coeffs(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        (losses, before), integral = self._losses, torch.nn.functional.softplus(-log_snr)
+        losses, before = losses.to(log_snr), before.to(log_snr)
+        k = (torch.searchsorted(before, integral, right=True) - 1).clamp(min=0)
+        return 1 - (k + (integral - before[k]) / losses[k]) / self.steps
 
 
 @final

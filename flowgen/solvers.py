@@ -26,11 +26,13 @@ class Solver(ABC):
         order: order of convergence of the end point.
         joint: whether the rows of a batch share what the step decides, so that each depends on the others.
         jumps: whether it steps with the average velocity of a flow map, in place of a field.
+        lands: whether it may step to t = 1 where the velocity is infinite there: it steps between expected ends.
     """
 
     order: int
     joint: ClassVar[bool] = False
     jumps: ClassVar[bool] = False
+    lands: ClassVar[bool] = False
 
     def at(self, row: int) -> Solver:
         """The solver of a batch whose first row has this number: itself, unless a row's noise is its own."""

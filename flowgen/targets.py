@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Pair
+from flowgen.core import Field, InputError, Pair, like
 from flowgen.paths import Coeffs, Path
 
-__all__ = ["Target", "convert", "data", "encode", "ends", "noise", "score", "span", "v", "velocity"]
+__all__ = ["Target", "convert", "data", "encode", "ends", "expected", "noise", "score", "span", "v", "velocity"]
 
 Row = tuple[Tensor, Tensor]
 Target = Callable[[Coeffs], Row]
@@ -67,15 +67,16 @@ def convert(y: Tensor, x: Tensor, c: Coeffs, source: Target, to: Target) -> Tens
     return y if source is to else encode(ends(y, x, c, source), c, to)
 
 
-MARGIN = 1e-3
-"""The share of the time axis that is left out at a singular end t = 1: one step in the thousand of DDPM."""
+def expected(field: Field, path: Path, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
+    """Both ends that a velocity field expects at x_t `(B, *event)`, t `(B,)`: E[x0 | x_t] and E[x1 | x_t]."""
+    return ends(field(x, t, cond), x, path.coeffs(like(t, x)), velocity)
 
 
 def span(path: Path, target: Target) -> tuple[float, float]:
     """The times (lo, hi) on which `target` determines a finite velocity on `path`; grids and time laws stay inside.
 
-    hi is 1, or 1 - MARGIN where the system is singular at the data end (target data everywhere; every target on VP and
-    VE, whose velocity is infinite there).
+    hi is 1, or 1 - path.margin where the system is singular at the data end (target data everywhere; every target on
+    diffusions, whose velocity is infinite there).
 
     Raises:
         InputError: where the system is singular at t = 0, since sampling has to start there: noise and score on paths
@@ -90,4 +91,4 @@ def span(path: Path, target: Target) -> tuple[float, float]:
             f"target {target.__name__} is singular at t = 0 of the path {type(path).__name__.lower()}, where sampling "
             "starts: it does not determine a velocity there. Choose velocity, v or data, or the path vp or ve"
         )
-    return 0.0, 1.0 if end else 1 - MARGIN
+    return 0.0, 1.0 if end else 1 - path.margin

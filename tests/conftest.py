@@ -29,7 +29,7 @@ from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import TOYS
 from flowgen.metrics import pairwise
 from flowgen.model import Model
-from flowgen.paths import VE, VP, Bridge, Brownian, Constant, Cosine, Linear, Path
+from flowgen.paths import DDPM, VE, VP, Bridge, Brownian, Constant, Cosine, Linear, OffsetCosine, Path
 from flowgen.runs import Run
 from flowgen.targets import Target
 
@@ -39,6 +39,9 @@ PATHS: dict[str, Path] = {
     "cosine": Cosine(),
     "vp": VP(),
     "vp-constant": VP(beta_min=12.0, beta_max=12.0),
+    "offset-cosine": OffsetCosine(),
+    "ddpm": DDPM(),
+    "ddpm-few": DDPM(steps=20, beta_min=0.01, beta_max=0.6),
     "ve": VE(),
     "ve-narrow": VE(sigma_min=0.05, sigma_max=20.0),
 }
@@ -53,7 +56,7 @@ TARGETS: dict[str, Target] = {
     "v": targets.v,
     "score": targets.score,
 }
-SINGULAR = set(product(("linear", "linear-blurred", "cosine"), ("noise", "score")))
+SINGULAR = set(product(("linear", "linear-blurred", "cosine", "offset-cosine"), ("noise", "score")))
 USABLE = {
     f"{path}-{target}": (PATHS[path], TARGETS[target])
     for path, target in product(PATHS, TARGETS)

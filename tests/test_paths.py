@@ -1,6 +1,7 @@
 """Paths and bridges: scalars of time that agree with each other, with their definitions, and with torchcfm."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.integrate import quad, solve_ivp
 from torch.func import jvp
 
 from flowgen.core import InputError, Pair
-from flowgen.paths import VE, VP, Brownian, Constant, Cosine, Linear, Path
+from flowgen.paths import DDPM, VE, VP, Brownian, Constant, Cosine, Linear, OffsetCosine, Path
 
 INSIDE = torch.linspace(0, 0.999, 500, dtype=torch.float64)
 """Times at which every coefficient of every path is finite; the log-SNR of some is infinite at the first."""
@@ -49,7 +50,7 @@ def test_coefficients_are_non_negative_and_finite(path):
 
 
 def test_float32_coefficients_are_those_of_float64(path):
-    t = torch.linspace(0.001, 0.999, 999)
+    t = torch.linspace(0.0012, 0.9988, 998)  # none of them where the slope of DDPM jumps
     for single, double in zip(path.coeffs(t), path.coeffs(t.double()), strict=True):
         torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=1e-7)
 
@@ -87,7 +88,7 @@ def test_a_point_at_the_end_is_the_data_and_its_blur(path, normal):
     torch.testing.assert_close(end, blurred, rtol=0, atol=1e-15 * (blur(path) > 0))
 
 
-@pytest.mark.parametrize("path", [Cosine(), VP(), VP(1.0, 5.0)], ids=str)
+@pytest.mark.parametrize("path", [Cosine(), OffsetCosine(0.1), VP(), VP(1.0, 5.0), DDPM()], ids=str)
 def test_variance_is_preserved(path):
     c = path.coeffs(torch.linspace(0, 1, 101, dtype=torch.float64))
     torch.testing.assert_close(c.alpha**2 + c.sigma**2, torch.ones(101, dtype=torch.float64), rtol=0, atol=1e-14)
@@ -120,6 +121,64 @@ def test_ve_solves_its_stochastic_differential_equation(path):
     for t in (0.0, 0.3, 0.8, 0.999):
         variance = quad(lambda r: (path.sigma_min * k**r) ** 2 * 2 * math.log(k), 0, 1 - t, epsrel=1e-11)[0]
         assert path.coeffs(torch.tensor(t, dtype=torch.float64)).sigma.item() ** 2 == pytest.approx(variance, rel=1e-8)
+
+
+@pytest.mark.parametrize("offset", [0.008, 0.1])
+def test_the_offset_cosine_is_that_of_the_paper(offset):
+    """The share of data after r of the way to noise is f(r) / f(0), f(r) = cos^2((r + s) / (1 + s) pi / 2)."""
+    r = np.linspace(0, 1, 51)
+    share = np.cos((r + offset) / (1 + offset) * np.pi / 2) ** 2
+    found = OffsetCosine(offset).coeffs(torch.tensor(1 - r)).alpha.numpy() ** 2
+    np.testing.assert_allclose(found, share / share[0], rtol=1e-12, atol=1e-30)
+
+
+@pytest.mark.parametrize(("steps", "beta_min", "beta_max"), [(1000, 1e-4, 0.02), (7, 0.05, 0.9)])
+def test_ddpm_keeps_the_share_of_data_that_each_of_its_steps_leaves(steps, beta_min, beta_max):
+    path, alpha = DDPM(steps, beta_min, beta_max), 1.0
+    for k, beta in enumerate(np.linspace(beta_min, beta_max, steps), start=1):
+        alpha *= math.sqrt(1 - beta)
+        found = path.coeffs(torch.tensor(1 - k / steps, dtype=torch.float64)).alpha.item()
+        assert found == pytest.approx(alpha, rel=1e-11)
+
+
+def test_ddpm_of_many_steps_is_the_variance_preserving_diffusion():
+    t, errors = torch.linspace(0, 1, 101, dtype=torch.float64), []
+    for steps in (500, 1000, 2000):
+        few, limit = DDPM(steps, 0.1 / steps, 20 / steps).coeffs(t), VP().coeffs(t)
+        errors.append((few.alpha - limit.alpha).abs().max().item())
+    assert errors[0] < 0.01
+    for coarse, fine in pairwise(errors):
+        assert coarse / fine == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("path", [VP(), VP(0.5, 3.0)], ids=str)
+def test_the_diffusion_of_vp_is_the_root_of_beta(path):
+    r = torch.linspace(0.001, 1, 50, dtype=torch.float64)
+    beta = path.beta_min + (path.beta_max - path.beta_min) * r
+    torch.testing.assert_close(path.diffusion(1 - r), beta.sqrt(), rtol=1e-9, atol=0)
+
+
+def test_the_diffusion_makes_the_variance_of_the_path(path):
+    """Forward, in r = 1 - t, dx = -(alpha'/alpha) x dr + g dw: (sigma / alpha)^2 grows by (g / alpha)^2."""
+    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(8))
+    for lo, hi in ((100, 300), (300, 900)):
+        edges = torch.arange(lo, hi + 1, dtype=torch.float64) / 1000  # the slope of DDPM jumps at some of them
+        r = (edges[:-1, None] + edges[1:, None] + edges.diff()[:, None] * nodes) / 2
+        rate = (path.diffusion(1 - r) / path.coeffs(1 - r).alpha).square()
+        grown = (rate * weights * edges.diff()[:, None] / 2).sum()
+        c = path.coeffs(1 - edges[[0, -1]])
+        torch.testing.assert_close(grown, (c.sigma / c.alpha).square().diff()[0], rtol=1e-9, atol=0)
+
+
+def test_the_velocity_is_the_score_and_the_scaling(path, gaussian_flow, normal):
+    """u = alpha' / alpha x + g^2 / 2 score, of a Gaussian whose score is known."""
+    flow, x = gaussian_flow(path), normal("x", 20, 2)
+    for t in (0.1, 0.5, 0.9):
+        time = torch.tensor(t, dtype=torch.float64)
+        c, (mean, std) = path.coeffs(time), flow.moments(t)
+        score = -(x - mean) / std**2
+        u = c.d_alpha / c.alpha * x + path.diffusion(time) ** 2 / 2 * score
+        torch.testing.assert_close(u, flow.velocity(x, time.expand(20)), rtol=1e-8, atol=1e-8)
 
 
 def torchcfm_matcher(path: Path):
@@ -170,6 +229,21 @@ def test_vp_refuses_parameters_that_make_no_path(beta_min, beta_max):
 def test_ve_refuses_parameters_that_make_no_path(sigma_min, sigma_max):
     with pytest.raises(InputError, match="sigma_min"):
         VE(sigma_min, sigma_max)
+
+
+@pytest.mark.parametrize("offset", [0.0, -0.1, 1.0, np.nan])
+def test_a_cosine_without_an_offset_is_another_path(offset):
+    with pytest.raises(InputError, match="offset"):
+        OffsetCosine(offset)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "word"),
+    [((1000, 0.0, 0.02), "beta_min"), ((1000, 0.1, 0.05), "beta_max"), ((1000, 0.1, 1.0), "beta_max"), ((1,), "steps")],
+)
+def test_ddpm_refuses_parameters_that_make_no_path(parameters, word):
+    with pytest.raises(InputError, match=word):
+        DDPM(*parameters)
 
 
 @pytest.mark.parametrize("sigma_min", [-0.1, 1.0, 2.0, np.nan, np.inf])

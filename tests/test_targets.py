@@ -108,7 +108,7 @@ def test_a_span_is_as_wide_as_it_can_be(usable, pair):
     path, target = usable
     lo, hi = targets.span(path, target)
     assert lo == 0
-    assert hi in (1, 1 - targets.MARGIN)
+    assert hi in (1, 1 - path.margin)
     finite = recovered(path, target, pair, 1.0).isfinite().all() and exact_velocity(path, pair, 1.0).isfinite().all()
     assert bool(finite) == (hi == 1)
 
