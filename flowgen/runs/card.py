@@ -53,7 +53,11 @@ def _origin(config: Config) -> str:
     if teacher is None:
         what = "flow map" if config.objective.maps else "flow"
         return f"A {what} from {config.source} to {config.data}, trained by {name}."
-    what = f"reflow (round {config.reflow.round})" if config.reflow and name == "flow-matching" else f"distillation ({name})"
+    what = (
+        f"reflow (round {config.reflow.round})"
+        if config.reflow and name == "flow-matching"
+        else f"distillation ({name})"
+    )
     return f"The {what} of `{teacher.parent}`, whose weights have the SHA-256 `{teacher.parent_hash}`."
 
 

@@ -19,7 +19,7 @@ __all__ = ["find_potentials", "semidiscrete_pairs", "solved"]
 
 
 def find_potentials(run: Run, processes: Processes = ALONE) -> Iterator[Potentials]:
-    """Finds the potentials of a run whose coupling is semidiscrete, unless they are there; yields each state on the way.
+    """Finds the potentials of a run whose coupling is semidiscrete, unless they are there; yields all states till then.
 
     The first of several processes does it.
 
@@ -58,7 +58,9 @@ def solved(run: Run, data: LoadedData) -> Potentials:
         found = Potentials(tensors["potentials"], float(facts["chi_square"]), int(facts["draws"]))
         same = facts["data_hash"] == data.hash
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{run.potentials}: not the potentials of a run ({error}): remove it to find them anew") from error
+        raise InputError(
+            f"{run.potentials}: not the potentials of a run ({error}): remove it to find them anew"
+        ) from error
     if not same:
         raise InputError(f"{run.potentials}: the data have changed since it was made: remove it to find them anew")
     return found
@@ -70,4 +72,6 @@ def semidiscrete_pairs(run: Run, data: LoadedData, device: torch.device, process
         pass
     config = run.config
     rows, labels = config.coupling.rows(data, device, config.seed)
-    return Semidiscrete(config.source_law(data.law.event, data.scaling), rows, solved(run, data).values.to(device), labels)
+    return Semidiscrete(
+        config.source_law(data.law.event, data.scaling), rows, solved(run, data).values.to(device), labels
+    )

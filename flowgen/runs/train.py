@@ -119,8 +119,9 @@ class _Seen:
         self._pairs = pairs
 
     def __iter__(self) -> Iterator[Pair]:
-        for self.pair in self._pairs:
-            yield self.pair
+        for pair in self._pairs:
+            self.pair = pair
+            yield pair
 
 
 def _facts(config: Config, data: LoadedData, pair: Pair) -> dict[str, float]:
