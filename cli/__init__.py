@@ -8,7 +8,21 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from . import bench, couplings, demo, distill, evaluate, export, info, reflow, sample, train
+from . import (
+    bench,
+    couplings,
+    demo,
+    distill,
+    edit,
+    evaluate,
+    export,
+    info,
+    likelihood,
+    reflow,
+    sample,
+    train,
+    train_classifier,
+)
 
 __all__ = ["app", "main"]
 
@@ -23,8 +37,11 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(reflow.reflow)
 app.command()(distill.distill)
+app.command()(train_classifier.train_classifier)
 app.command()(sample.sample)
+app.command()(edit.edit)
 app.command()(evaluate.evaluate)
+app.command()(likelihood.likelihood)
 app.command()(couplings.couplings)
 app.command()(export.export)
 app.command()(info.info)

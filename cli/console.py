@@ -22,7 +22,13 @@ DATA_HELP = (
     "hub:NAME."
 )
 COUPLING_HELP = "independent, multiscale, exact, sinkhorn, semidiscrete, unbalanced, partial or bridge"
+PATH_HELP = "linear, cosine, vp, ddpm, offset-cosine or ve."
 SOLVER_HELP = "euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun; jump."
+SAMPLER_HELP = f"{SOLVER_HELP[:-1]}; ddim, ddpm, ddpm-large, dpm++2m, dpm++3m, unipc, edm, sde, pc, langevin."
+GRID_HELP = (
+    "Where the solver steps: uniform, log-snr, karras, quadratic, shifted; on ddpm trailing, leading, linspaced."
+)
+NOISE_HELP = "How much the solver draws: ddim's eta, edm's churn, the level of sde, the step size of pc and langevin."
 
 
 @contextmanager

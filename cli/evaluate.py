@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import SOLVER_HELP, bar, check_place
+from .console import GRID_HELP, NOISE_HELP, SAMPLER_HELP, bar, check_place
 
 if TYPE_CHECKING:
     from flowgen.evaluation import Estimate, Evaluation, Settings, Subject
@@ -24,7 +24,11 @@ def evaluate(
             help="Steps of the solver to measure at.", show_default="1,2,4,8,16,100; adaptive: 1; jumps: 1,2,4,8"
         ),
     ] = None,
-    solver: Annotated[str | None, typer.Option(help=SOLVER_HELP, show_default="euler; one-step models: jump")] = None,
+    solver: Annotated[str | None, typer.Option(help=SAMPLER_HELP, show_default="euler; one-step models: jump")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help=GRID_HELP, show_default="uniform; log-snr or karras, as the solver's paper")
+    ] = None,
+    noise: Annotated[float | None, typer.Option(help=NOISE_HELP, show_default="as the solver's paper")] = None,
     num: Annotated[int, typer.Option(help="Rows of each set that is compared.")] = 2000,
     repeats: Annotated[int, typer.Option(help="Sets to draw, for the confidence intervals.")] = 5,
     against: Annotated[str, typer.Option(help="held-out, or a FILE of true rows.")] = "held-out",
@@ -46,18 +50,19 @@ def evaluate(
 ) -> None:
     """Measure runs beside data that they never saw: quality against network evaluations, with its floor."""
     from flowgen import evaluation, plots
-    from flowgen.config import SOLVERS, lookup
+    from flowgen.config import sampling_by
     from flowgen.core import InputError
 
-    method, counts = lookup("solver", solver, SOLVERS) if solver else None, _counts(steps) if steps else None
+    counts = _counts(steps) if steps else None
     if out and out.suffix != ".png":
         raise InputError(f"--out is a chart, FILE.png, not {out}")
     folders = _run_folders(runs)
     subjects = [evaluation.load_subject(run, _file(against), features, weights, device, guidance) for run in folders]
     suited = []
     for subject in subjects:
-        walked, at = subject.suited(method, counts, seed)
-        suited.append(evaluation.Settings(at, walked, num, repeats, seed, neighbours))
+        chosen, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
+        walked, at = subject.suited(chosen, counts, seed)
+        suited.append(evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver))
         suited[-1].check(subject)
     if len({subject.view.features for subject in subjects}) > 1:
         raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")
@@ -77,8 +82,26 @@ def evaluate(
     elif to_json:
         to_json.write_text(text + "\n", encoding="utf-8")
     plots.quality(out, evaluation.curves(done), evaluation.SHARES)
+    drawn = [_draw_nearest(out, each, alone=len(done) == 1) for each in done]
     if str(to_json) != "-":
         print(f"chart: {out}" + (f"    figures: {to_json}" if to_json else ""))
+        for line in filter(None, drawn):
+            print(line)
+
+
+def _draw_nearest(chart: Path, done: Evaluation, alone: bool) -> str:
+    """Draws the samples of a run on images that look most like copies, beside the chart; gives a line about it."""
+    from flowgen import evaluation, plots
+
+    subject = done.subject
+    if len(subject.source.law.event) != 3:
+        return ""
+    picture = chart.with_name("nearest.png" if alone else f"nearest-{subject.name.replace('/', '-')}.png")
+    found = evaluation.suspects(subject, done.settings)
+    if found is None:
+        return f"{picture} is not drawn: the training images are not in memory (images.memory)"
+    plots.copies(picture, *found)
+    return f"nearest to training images: {picture}"
 
 
 def _file(against: str) -> Path | None:
@@ -157,10 +180,10 @@ def _show(done: Evaluation) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from flowgen.evaluation import EXACT, TITLES, solver_name
+    from flowgen.evaluation import EXACT, TITLES
 
     subject, settings = done.subject, done.settings
-    title = escape(f"{subject.name}, {solver_name(settings.solver)}: at so many network evaluations")
+    title = escape(f"{subject.name}, {settings.named}: at so many network evaluations")
     table = Table(box=SIMPLE_HEAD, title=title, padding=0)
     table.add_column("")
     for q in done.quality:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import SOLVER_HELP, bar, together
+from .console import GRID_HELP, NOISE_HELP, PATH_HELP, SAMPLER_HELP, bar, together
+from .labels import conditions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from flowgen.core import Field
-    from flowgen.runs import Trained
+    from flowgen.runs import Known, Trained
     from flowgen.solvers import Solver
 
 PLOTTED, TRACED = 20_000, 300  # more points than that make a picture blacker, not clearer
@@ -25,7 +26,14 @@ IMAGES, STRIPS, MOST_STRIPS = 64, 8, 128
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     num: Annotated[int | None, typer.Option(help="Samples to draw.", show_default="2000; images: 64")] = None,
-    solver: Annotated[str | None, typer.Option(help=SOLVER_HELP, show_default="heun; one-step models: jump")] = None,
+    solver: Annotated[str | None, typer.Option(help=SAMPLER_HELP, show_default="heun; one-step models: jump")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help=GRID_HELP, show_default="uniform; log-snr or karras, as the solver's paper")
+    ] = None,
+    noise: Annotated[float | None, typer.Option(help=NOISE_HELP, show_default="as the solver's paper")] = None,
+    path: Annotated[
+        str | None, typer.Option(help=f"Another to sample on: {PATH_HELP}", show_default="the run's")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of the grid.", show_default="50; adaptive: 1; jumps: as learned")
     ] = None,
@@ -34,6 +42,15 @@ def sample(
     per_label: Annotated[int, typer.Option(help="With --labels.")] = 8,
     guidance: Annotated[float, typer.Option(help="Above 1: more typical of the label, less diverse.")] = 1.0,
     guidance_interval: Annotated[str, typer.Option(help="The times LO,HI at which to guide.")] = "0,1",
+    guidance_rescale: Annotated[
+        float, typer.Option(help="Of images: give back this share, 0 to 1, of the spread that guidance widens.")
+    ] = 0.0,
+    weak: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A weaker run of the same data, to lead away from by --guidance.")
+    ] = None,
+    classifier_guidance: Annotated[
+        float, typer.Option(help="Weight of guidance by the classifier of flowgen train-classifier.")
+    ] = 0.0,
     ema: Annotated[float | None, typer.Option(help="Width of the average, of train.ema.", show_default="first")] = None,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same whatever --num is.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
@@ -49,11 +66,10 @@ def sample(
 ) -> None:
     """Draw samples from a run, into a file or a picture."""
     from flowgen import sampling
-    from flowgen.config import SOLVERS, lookup
+    from flowgen.config import sampling_by
     from flowgen.core import InputError
-    from flowgen.runs import Run, load, sampler
+    from flowgen.runs import Guidance, Run, guided, load, load_classifier, load_weak, sampler
 
-    chosen = lookup("solver", solver, SOLVERS) if solver else None
     with together(device or Run.open(run).config.device) as group:
         trained = load(run, str(group.device) if group.part.of > 1 else device, ema)
         event, images = trained.source.event, len(trained.source.event) == 3
@@ -63,7 +79,10 @@ def sample(
             num = (STRIPS if trajectories else IMAGES) if images else 2000
         if num < 1:
             raise InputError(f"--num must be at least 1, not {num}")
-        cond = _conditions(trained, num, label, labels, per_label, seed)
+        known = load_classifier(run, trained) if classifier_guidance else None
+        cond = conditions(_labelled(trained, known), num, label, labels, per_label, seed)
+        other = None if weak is None else load_weak(weak, trained, str(trained.model.device))
+        guide = Guidance(guidance, _interval(guidance_interval), guidance_rescale, other, known, classifier_guidance)
         num = num if cond is None else len(cond)
         drawn = images or event == (2,)
         out = out or run / ("trajectories.png" if trajectories else "samples.png" if drawn else "samples.csv")
@@ -71,19 +90,22 @@ def sample(
             raise InputError("--trajectories draws a .png of a run with two columns, or of images")
         if out.suffix and not out.parent.is_dir():  # before the work, not after
             raise InputError(f"{out}: there is no folder {out.parent}")
-        method, grid = sampler(trained.config, trained.model, trained.source, chosen, steps, seed)
-        way = f"{len(grid) - 1} step{'s' if len(grid) > 2 else ''} of {solver or ('jump' if method.jumps else 'heun')}"
+        trained = trained if path is None else _repathed(trained, path)
+        chosen, spacing = sampling_by(solver, trained.model.path, noise, grid, seed)
+        method, times = sampler(trained.config, trained.model, trained.source, chosen, steps, seed, spacing)
+        count, named = len(times) - 1, solver or ("jump" if method.jumps else "heun")
+        way = f"{count} step{'s' if count > 1 else ''} of {named}"
         counted = sampling.Counted(sampling.asked(trained.model, method))
-        field = trained.guided(counted, guidance, _interval(guidance_interval))
+        field = guided(trained, counted, guide)
         if trajectories:
             if group.first:
-                num = _draw_trajectories(out, trained, field, grid, method, num, cond, seed)
+                num = _draw_trajectories(out, trained, field, times, method, num, cond, seed)
                 print(f"{out}: {num} trajectories in {way}")
             return
         if out.suffix == ".png" and num > PLOTTED:
             num, cond = PLOTTED, None if cond is None else cond[:PLOTTED]
         chunks = sampling.sample(
-            trained.model, trained.source, num, grid, method, seed=seed, field=field, cond=cond, processes=group
+            trained.model, trained.source, num, times, method, seed=seed, field=field, cond=cond, processes=group
         )
         if not group.first:
             for _ in chunks:
@@ -94,6 +116,23 @@ def sample(
         rows = sampling.whole_blocks(num)
         each = f", {counted.rows / rows:.3g} evaluations of the network for each" if group.part.of == 1 else ""
         print(f"{out}: {num} samples in {way}{each}")
+
+
+def _labelled(trained: Trained, known: Known | None) -> Trained:
+    """What was trained; of a run that knows no labels, with those of its classifier."""
+    return trained if known is None or trained.classes else trained._replace(classes=known.classes, labels=known.labels)
+
+
+def _repathed(trained: Trained, path: str) -> Trained:
+    """What was trained, on another path."""
+    from flowgen.config import PATHS, lookup
+    from flowgen.core import InputError
+    from flowgen.repath import repath
+
+    made = lookup("path", path, PATHS)()
+    if trained.config.objective.maps:
+        raise InputError("a model that jumps does so on its own path: leave out --path")
+    return trained._replace(model=repath(trained.model, made))
 
 
 def _followed(chunks: Iterator[Tensor], num: int, title: str) -> Iterator[Tensor]:
@@ -172,58 +211,6 @@ def _draw_trajectories(
     else:
         plots.trajectories(out, model.scaling.undo(states).cpu())
     return num
-
-
-def _conditions(
-    trained: Trained, num: int, label: str | None, labels: str | None, per_label: int, seed: int
-) -> Tensor | None:
-    """The label of each sample: the one that is asked for, so many of each, or as often as the data has them."""
-    import torch
-
-    from flowgen.core import InputError
-
-    if label is None and labels is None:
-        return trained.draw_labels(num, seed)
-    if label is not None and labels is not None:
-        raise InputError("give --label or --labels, not both")
-    if not trained.classes:
-        raise InputError("this run knows no labels: it was trained without")
-    if label is not None:
-        return torch.full((num,), _label(label, trained.classes))
-    if per_label < 1:
-        raise InputError(f"--per-label must be at least 1, not {per_label}")
-    assert labels is not None
-    return torch.tensor(_several(labels, trained.classes)).repeat_interleave(per_label)
-
-
-def _several(text: str, classes: tuple[str, ...]) -> list[int]:
-    """The labels of a list like 0-9, 0,3,5 or cat,dog."""
-    from flowgen.core import InputError
-
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if dash and part not in classes:
-            between = range(_label(first, classes), _label(last, classes) + 1)
-            if not between:
-                raise InputError(f"--labels {part}: the first label comes after the last")
-            found += between
-        else:
-            found.append(_label(part, classes))
-    return found
-
-
-def _label(text: str, classes: tuple[str, ...]) -> int:
-    """The number of a label that is given by name or by number; a name comes first."""
-    from flowgen.core import InputError
-
-    text = text.strip()
-    if text in classes:
-        return classes.index(text)
-    if text.isdecimal() and int(text) < len(classes):
-        return int(text)
-    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-    raise InputError(f"there is no label {text!r}: choose 0 to {len(classes) - 1}, or a name: {shown}")
 
 
 def _interval(text: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .console import COUPLING_HELP, DATA_HELP, check_parts, potential_run, together, train_run
+from .console import COUPLING_HELP, DATA_HELP, PATH_HELP, check_parts, potential_run, together, train_run
 
 
 def train(
@@ -30,8 +30,14 @@ def train(
         str | None, typer.Option(help="flow-matching; one step: meanflow, shortcut, alpha-flow, consistency.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Folded into a one-step model, of this weight.")] = None,
-    path: Annotated[str | None, typer.Option(help="linear, cosine, vp or ve.")] = None,
-    target: Annotated[str | None, typer.Option(help="velocity, data, noise, v or score.")] = None,
+    path: Annotated[str | None, typer.Option(help=PATH_HELP)] = None,
+    target: Annotated[str | None, typer.Option(help="velocity, data, noise, v, score or edm.")] = None,
+    weight: Annotated[
+        str | None, typer.Option(help="Of the times in the loss: own, simple, snr, min-snr, sigmoid, edm, likelihood.")
+    ] = None,
+    times: Annotated[
+        str | None, typer.Option(help="uniform, stratified, discrete, logit-normal, log-normal or u-shaped.")
+    ] = None,
     net: Annotated[str | None, typer.Option(help="mlp, resmlp, unet or dit.")] = None,
     size: Annotated[str | None, typer.Option(help="Of the net: tiny, small, base; cifar10 of the unet.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Crop and resize images to so many pixels a side.")] = None,
@@ -72,6 +78,8 @@ def train(
         "objective.guidance": guidance,
         "path": path,
         "target": target,
+        "weight": weight,
+        "times": times,
         "net": net,
         "net.size": size,
         "images.size": image_size,

@@ -12,6 +12,7 @@ from flowgen import (
     couplings,
     data,
     distributed,
+    editing,
     grids,
     guidance,
     likelihood,
@@ -22,28 +23,34 @@ from flowgen import (
     optim,
     paths,
     plots,
+    repath,
+    samplers,
     sampling,
     sde,
     solvers,
     targets,
     training,
+    weights,
 )
 from flowgen.core import InputError, Pair, Point
 from flowgen.couplings import Ends, ExactOT, Independent, MultiscaleOT, Pool, Sinkhorn, batches, with_null_labels
-from flowgen.guidance import Guided
+from flowgen.guidance import AutoGuided, ClassifierGuided, Guided
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
-from flowgen.paths import VE, VP, Cosine, Linear
+from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 from flowgen.reflow import Inversion, Reflow
 from flowgen.sampling import sample, solve, walk
 from flowgen.solvers import AdamsBashforth2, Adaptive, RungeKutta, euler, heun, midpoint, rk4
 from flowgen.training import Diverged, State, fit
 
 __all__ = [
+    "DDPM",
     "VE",
     "VP",
     "AdamsBashforth2",
     "Adaptive",
+    "AutoGuided",
+    "ClassifierGuided",
     "Cosine",
     "Diverged",
     "Ends",
@@ -56,6 +63,7 @@ __all__ = [
     "Linear",
     "Model",
     "MultiscaleOT",
+    "OffsetCosine",
     "Pair",
     "Point",
     "Pool",
@@ -69,6 +77,7 @@ __all__ = [
     "couplings",
     "data",
     "distributed",
+    "editing",
     "euler",
     "fit",
     "grids",
@@ -83,8 +92,10 @@ __all__ = [
     "optim",
     "paths",
     "plots",
+    "repath",
     "rk4",
     "sample",
+    "samplers",
     "sampling",
     "sde",
     "solve",
@@ -92,5 +103,6 @@ __all__ = [
     "targets",
     "training",
     "walk",
+    "weights",
     "with_null_labels",
 ]

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flowgen.core import Field, FlowMap, InputError, Pair, Point, like
 from flowgen.losses import Adaptive, Loss, Squared
 from flowgen.model import Model
-from flowgen.objectives import LogitNormal, TimeLaw
+from flowgen.objectives import LogitNormal, LogNormal, TimeLaw
 
 __all__ = [
     "AlphaFlow",
@@ -65,19 +65,29 @@ class IntervalLaw(Protocol):
     def __call__(self, n: int, generator: torch.Generator) -> Spans: ...
 
 
+def _check_times(law: TimeLaw) -> None:
+    """
+    Raises:
+        InputError: for a law of noise, whose times are those of a path.
+    """
+    if isinstance(law, LogNormal):
+        raise InputError("a flow map needs times on [0, 1], not those of a law of noise: choose logit-normal")
+
+
 @final
 @dataclass(frozen=True)
 class Intervals:
     """Two times of a law, in order; a share of them on the diagonal s = t, where the velocity itself is learned.
 
     Raises:
-        InputError: unless the share is within 0 and 1.
+        InputError: unless the share is within 0 and 1, and for times of a law of noise.
     """
 
     times: TimeLaw = field(default_factory=LogitNormal)
     diagonal: float = 0.5
 
     def __post_init__(self) -> None:
+        _check_times(self.times)
         if not 0 <= self.diagonal <= 1:
             raise InputError(f"the share of the diagonal must be within 0 and 1, not {self.diagonal}")
 
@@ -91,10 +101,17 @@ class Intervals:
 @final
 @dataclass(frozen=True)
 class ToData:
-    """From a time of a law to the data, s = 1."""
+    """From a time of a law to the data, s = 1.
+
+    Raises:
+        InputError: for times of a law of noise.
+    """
 
     diagonal: ClassVar[float] = 0.0
     times: TimeLaw = field(default_factory=LogitNormal)
+
+    def __post_init__(self) -> None:
+        _check_times(self.times)
 
     def __call__(self, n: int, generator: torch.Generator) -> Spans:
         t = self.times(n, generator)

@@ -1,14 +1,20 @@
-"""Time grids: where a solver steps. A grid is a 1-D float64 tensor of increasing times."""
+"""Time grids: where a solver steps. A grid is a 1-D float64 tensor of increasing times.
+
+Spacings in the noise level have no even steps to where it is 0 or infinite: `log_snr` moves the last of its even times
+there, and `karras` adds a step. The discrete ones are for solvers that land: their last time is the data, t = 1.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from flowgen.core import InputError
-from flowgen.paths import Path
+from flowgen.paths import DDPM, Path
 
-__all__ = ["log_snr", "uniform"]
+__all__ = ["discrete", "karras", "leading", "linspaced", "log_snr", "quadratic", "shifted", "trailing", "uniform"]
 
 
 def uniform(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
@@ -31,5 +37,105 @@ def log_snr(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, margin: fl
     inner = uniform(steps, 0, 1)
     first, last = path.log_snr(torch.tensor([lo + margin, hi - margin], dtype=torch.float64))
     grid = path.time(first + (last - first) * inner)
+    grid[0], grid[-1] = lo, hi
+    return grid
+
+
+def quadratic(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
+    """steps + 1 times from lo to hi, evenly spaced in sqrt(1 - t): the nearer to the data, the shorter the steps.
+
+    That is the quadratic spacing of DDIM (arXiv 2010.02502), k_i = floor(c i^2), before it is rounded.
+
+    >>> quadratic(2).tolist()
+    [0.0, 0.75, 1.0]
+    """
+    roots = uniform(steps, math.sqrt(1 - lo), math.sqrt(1 - hi))
+    return _between(1 - roots**2, lo, hi)
+
+
+def karras(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, rho: float = 7.0) -> Tensor:
+    """steps + 1 times from lo to hi, evenly spaced in (sigma / alpha)^(1 / rho) between them (arXiv 2206.00364).
+
+    Where hi has no noise it is a step of its own, as there: the spacing runs to hi - path.margin, and hi follows.
+    Where lo has an infinite level, the spacing runs from lo + path.margin, and its first time is then moved to lo. The
+    time of a level of your choice, for either, is path.time(-2 log level).
+
+    Raises:
+        InputError: unless rho > 0 and there is a step.
+    """
+    if not 0 < rho < math.inf:
+        raise InputError(f"karras needs a positive and finite rho, not {rho}")
+    ends = torch.tensor([lo, hi], dtype=torch.float64)
+    infinite, noiseless = path.log_snr(ends).isinf().tolist()
+    if noiseless:
+        if steps < 2:
+            return uniform(steps, lo, hi)
+        before = karras(path, steps - 1, lo, hi - path.margin, rho)
+        return torch.cat([before, ends[1:]])
+    ends[0] += path.margin * infinite
+    first, last = torch.exp(-path.log_snr(ends) / 2 / rho).tolist()
+    return _between(path.time(-2 * rho * uniform(steps, first, last).log()), lo, hi)
+
+
+def shifted(grid: Tensor, shift: float) -> Tensor:
+    """A grid with its steps moved towards the noise (shift > 1) or the data, and the same ends (arXiv 2403.03206).
+
+    With r = (1 - t) from 1 to 0 along the grid, r becomes shift r / (1 + (shift - 1) r). On the straight path from 0 to
+    1 that takes sigma / alpha times shift, which keeps the noise of larger images where that of smaller ones was.
+
+    Raises:
+        InputError: unless shift is positive and finite.
+
+    >>> shifted(uniform(2), 3).tolist()
+    [0.0, 0.25, 1.0]
+    """
+    if not 0 < shift < math.inf:
+        raise InputError(f"a grid needs a positive and finite shift, not {shift}")
+    lo, hi = grid[0].item(), grid[-1].item()
+    share = (grid - lo) / (hi - lo)
+    return _between(lo + (hi - lo) * share / (shift + (1 - shift) * share), lo, hi)
+
+
+def discrete(path: DDPM, grid: Tensor) -> Tensor:
+    """A grid with each time moved to the nearest that is a step of the path: 1 - k / path.steps, k an integer.
+
+    Raises:
+        InputError: if two times are moved to the same step.
+    """
+    rounded = 1 - ((1 - grid) * path.steps).round() / path.steps
+    if (rounded.diff() <= 0).any():
+        raise InputError(f"{len(grid) - 1} steps are too many for a path of {path.steps}: choose fewer, or more evenly")
+    return rounded
+
+
+def trailing(path: DDPM, steps: int) -> Tensor:
+    """Steps of the path from its first, T, every T / steps of them: `uniform` in its steps (arXiv 2305.08891)."""
+    return discrete(path, uniform(steps))
+
+
+def linspaced(path: DDPM, steps: int) -> Tensor:
+    """Steps of the path evenly from its first to its last, and then the data (arXiv 2102.09672)."""
+    if steps < 2:
+        return uniform(steps)
+    return discrete(path, torch.cat([uniform(steps - 1, 0, 1 - path.margin), torch.ones(1, dtype=torch.float64)]))
+
+
+def leading(path: DDPM, steps: int) -> Tensor:
+    """Steps of the path counted from the data, k = 1, 1 + c, 1 + 2 c, ... with c = floor(T / steps).
+
+    The spacing of DDIM's code (arXiv 2010.02502). It does not begin at t = 0, where the noise does that it is given
+    (arXiv 2305.08891): it is here to repeat what was made with it.
+
+    Raises:
+        InputError: for more steps than the path has.
+    """
+    if not 1 <= steps <= path.steps:
+        raise InputError(f"a path of {path.steps} steps has between 1 and {path.steps} of them, not {steps}")
+    visited = 1 + path.steps // steps * torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+    return 1 - torch.cat([visited, torch.zeros(1, dtype=torch.float64)]) / path.steps
+
+
+def _between(grid: Tensor, lo: float, hi: float) -> Tensor:
+    """The grid with its ends at lo and hi to the last bit."""
     grid[0], grid[-1] = lo, hi
     return grid

@@ -26,13 +26,15 @@ class Model(nn.Module):
             network is called with s = t and may ignore s; a flow map reads both.
         path: joins source and data.
         target: what the net predicts, a row of `flowgen.targets`.
+        start: the first time; 0, but for a path whose first noise the net has not seen.
         scaling: takes data into the model's units; copied, kept with the weights, undone on samples.
 
     Attributes:
         span: the times (lo, hi) where the velocity is defined, see `flowgen.targets.span`.
+        size: by what x_t is divided before the net sees it, see `flowgen.targets.size`.
 
     Raises:
-        InputError: where the target is singular at t = 0 of the path.
+        InputError: where the target is singular at the start of the path.
     """
 
     def __init__(
@@ -41,17 +43,18 @@ class Model(nn.Module):
         path: Path | None = None,
         target: Target = targets.velocity,
         scaling: Scaling | None = None,
+        start: float = 0.0,
     ) -> None:
         super().__init__()
         self.net, self.path, self.target = net, path or Linear(), target
         self.scaling = deepcopy(scaling) if scaling else Scaling()  # the caller's stays with the data, off the device
-        self.span = targets.span(self.path, target)
+        self.span = targets.span(self.path, target, start)
+        self.size = targets.size(self.path, target)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         """The raw prediction of the target at x_t, `(B, *event)`."""
-        if self.path.exploding:
-            c = self.path.coeffs(t)
-            x = x * like(torch.rsqrt(c.alpha**2 + c.sigma**2), x)
+        if self.size is not None:
+            x = x / like(self.size(self.path.coeffs(t)), x)
         return self.net(x, t, t if s is None else s, cond)
 
     @property
@@ -60,8 +63,8 @@ class Model(nn.Module):
         return next(self.net.parameters()).device
 
     def start(self, x0: Tensor) -> Tensor:
-        """Where sampling starts: sigma(0) x0, on the model's device."""
-        sigma = self.path.coeffs(torch.zeros((), dtype=torch.float64)).sigma.item()
+        """Where sampling starts: sigma x0 at the first time, on the model's device."""
+        sigma = self.path.coeffs(torch.tensor(self.span[0], dtype=torch.float64)).sigma.item()
         return sigma * x0.to(self.device)
 
     def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -15,12 +15,15 @@ from flowgen import targets
 from flowgen.core import InputError, Pair, Point, like
 from flowgen.losses import Loss, Squared
 from flowgen.model import Model
-from flowgen.paths import Bridge
+from flowgen.paths import Bridge, Path
+from flowgen.weights import Own, Weight
 
 __all__ = [
     "BridgeNoise",
+    "Discrete",
     "Draws",
     "FlowMatching",
+    "LogNormal",
     "LogitNormal",
     "Objective",
     "Scheduled",
@@ -29,6 +32,7 @@ __all__ = [
     "TimeLaw",
     "UShaped",
     "Uniform",
+    "on_path",
 ]
 
 
@@ -105,6 +109,56 @@ class LogitNormal(TimeLaw):
 
 @final
 @dataclass(frozen=True)
+class Discrete(TimeLaw):
+    """One of `steps` even times, t = i / (steps - 1): DDPM's, where these are its steps (arXiv 2006.11239)."""
+
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.steps <= 100_000:
+            raise InputError(f"Discrete needs 2 to 100,000 steps, not {self.steps}")
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.steps, (n,), generator=generator) / (self.steps - 1)
+
+
+@final
+@dataclass(frozen=True)
+class LogNormal(TimeLaw):
+    """Times at which log(sigma / alpha) ~ N(mean, std^2): EDM's law of noise (arXiv 2206.00364), on any path.
+
+    What it draws are uniform quantiles; `times` are those of a path. On the straight path it is
+    LogitNormal(-mean, std).
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise InputError(f"LogNormal needs a finite mean and a positive std, not {self.mean} and {self.std}")
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(n, generator=generator)
+
+    def times(self, quantiles: Tensor, path: Path, span: tuple[float, float]) -> Tensor:
+        """The times of quantiles `(n,)`, those beyond the span at its ends."""
+        ends = path.log_snr(torch.tensor(span, dtype=torch.float64)).tolist()
+        # the more noise, the earlier: the highest quantile of time is the lowest of noise
+        log_noise = self.mean - self.std * torch.special.ndtri(quantiles)
+        return path.time((-2 * log_noise).clamp(*ends)).clamp(*span)
+
+
+def on_path(law: TimeLaw, drawn: Tensor, path: Path, span: tuple[float, float]) -> Tensor:
+    """Draws of a law as times within a span of a path: stretched over it, unless the law is of noise."""
+    if isinstance(law, LogNormal):
+        return law.times(drawn, path, span)
+    lo, hi = span
+    return lo + (hi - lo) * drawn
+
+
+@final
+@dataclass(frozen=True)
 class UShaped(TimeLaw):
     """p(t) proportional to exp(a t) + exp(a (1 - t)): both ends, for reflow (arXiv 2405.20320, a = 4).
 
@@ -134,16 +188,17 @@ class Draws(NamedTuple):
 class FlowMatching:
     """Conditional flow matching (arXiv 2210.02747, 2209.03003, 2302.00482): the loss of the error of the prediction,
 
-    loss_i = distance(model(x_t, t) - (a(t) x1 + b(t) x0)),  t ~ times,
+    loss_i = weight(t) distance(model(x_t, t) - (a(t) x1 + b(t) x0)),  t ~ times,
 
     where (a, b) is the model's target; for the target velocity that is u(x_t, t) - dx_t/dt. Times are stretched over
-    the model's span.
+    the model's span. With the path VP and the target noise it is the simplified loss of DDPM (arXiv 2006.11239).
 
     Args:
         times: where to look.
         bridge: noise on the path, x_t + gamma z with z ~ N(0, I), whose velocity dx_t/dt + gamma' z is then learned.
         distance: of the prediction from its target. Another than the square is not least at the mean, and so at the
             velocity of the flow, unless a point of the path has but one pair, as after a reflow.
+        weight: how much each time counts.
 
     Raises:
         InputError: for a bridge with another target than the velocity, from which the ends could not be told.
@@ -152,6 +207,7 @@ class FlowMatching:
     times: TimeLaw = field(default_factory=Uniform)
     bridge: Bridge | None = None
     distance: Loss = field(default_factory=Squared)
+    weight: Weight = field(default_factory=Own)
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
@@ -163,14 +219,17 @@ class FlowMatching:
 
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
         """The losses `(B,)` at given times and noise."""
-        point = _point(model, pair, drawn, self.bridge)
+        point = _point(model, pair, drawn, self.times, self.bridge)
         if model.target is targets.velocity:
             y = point.dx
         elif self.bridge is None:
             y = targets.encode(pair, model.path.coeffs(like(point.t, pair.x1)), model.target)
         else:
             raise InputError(f"a bridge needs the target velocity, not {model.target.__name__}")
-        return self.distance(model(point.x, point.t, point.t, pair.cond) - y)
+        losses = self.distance(model(point.x, point.t, point.t, pair.cond) - y)
+        if isinstance(self.weight, Own):
+            return losses
+        return self.weight(model.path.coeffs(point.t), model.target) * losses
 
 
 @final
@@ -197,16 +256,16 @@ class BridgeNoise:
 
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
         """The losses `(B,)` at given times and noise."""
-        point = _point(model, pair, drawn, self.bridge)
+        point = _point(model, pair, drawn, self.times, self.bridge)
         return Squared()(model(point.x, point.t, point.t, pair.cond) - drawn.noise.to(point.x))  # type: ignore[union-attr]
 
 
-def _point(model: Model, pair: Pair, drawn: Draws, bridge: Bridge | None) -> Point:
-    """Where each pair is at its time, which is stretched over the spans of the model and of the bridge."""
+def _point(model: Model, pair: Pair, drawn: Draws, times: TimeLaw, bridge: Bridge | None) -> Point:
+    """Where each pair is at its time, which is within the spans of the model and of the bridge."""
     lo, hi = model.span
     if bridge is not None:
         lo, hi = max(lo, bridge.span[0]), min(hi, bridge.span[1])
-    point = model.path.at(pair, (lo + (hi - lo) * drawn.times).to(pair.x1.device))
+    point = model.path.at(pair, on_path(times, drawn.times, model.path, (lo, hi)).to(pair.x1.device))
     return point if bridge is None or drawn.noise is None else widened(point, bridge, drawn.noise)
 
 

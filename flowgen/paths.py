@@ -194,7 +194,8 @@ class DDPM(Path):
     """The diffusion of DDPM in its own steps (arXiv 2006.11239): after step k of `steps`, at t = 1 - k / steps,
 
     alpha^2 = prod_{i <= k} (1 - beta_i), with betas that rise evenly from beta_min to beta_max, and sigma^2 = 1 -
-    alpha^2. Between steps log alpha is linear (arXiv 2206.00927). `VP` is its limit of many steps.
+    alpha^2. Between steps log alpha is the smooth monotone cubic through them, so that ODE solvers keep their order.
+    `VP` is its limit of many steps.
 
     Raises:
         InputError: unless 0 < beta_min <= beta_max < 1 and there are 2 to 100,000 steps.
@@ -215,28 +216,41 @@ class DDPM(Path):
         return 1 / self.steps
 
     @cached_property
-    def _losses(self) -> tuple[Tensor, Tensor]:
-        """What each step takes from log alpha^2, `(steps,)`, and all steps before it, `(steps,)`."""
+    def _table(self) -> Tensor:
+        """Of each step: -log alpha^2 before it, what it adds, and the slopes at both its ends, `(4, steps)`."""
         betas = torch.linspace(self.beta_min, self.beta_max, self.steps, dtype=torch.float64)
-        losses = -torch.log1p(-betas)
-        return losses, losses.cumsum(0) - losses
+        added = -torch.log1p(-betas)
+        slopes = torch.cat([added[:1], 2 / (1 / added[1:] + 1 / added[:-1]), added[-1:]])
+        return torch.stack([added.cumsum(0) - added, added, slopes[:-1], slopes[1:]])
 
     def coeffs(self, t: Tensor) -> Coeffs:
-        losses, before = (table.to(t) for table in self._losses)
         place = (1 - t) * self.steps
-        # a time that rounding has put beside a step is in either of its pieces, which meet there
         k = place.long().clamp(0, self.steps - 1)
-        slope = losses[k]
-        integral = before[k] + (place - k) * slope
+        integral, slope = _cubic(place - k, *self._table.to(t)[:, k])
         alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
         d_alpha = alpha * slope * self.steps / 2
         return Coeffs(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        (losses, before), integral = self._losses, torch.nn.functional.softplus(-log_snr)
-        losses, before = losses.to(log_snr), before.to(log_snr)
-        k = (torch.searchsorted(before, integral, right=True) - 1).clamp(min=0)
-        return 1 - (k + (integral - before[k]) / losses[k]) / self.steps
+        table, integral = self._table.to(log_snr), torch.nn.functional.softplus(-log_snr)
+        k = (torch.searchsorted(table[0].contiguous(), integral, right=True) - 1).clamp(min=0)
+        before, added, *_ = piece = table[:, k]
+        u = (integral - before) / added
+        for _ in range(NEWTON):
+            reached, slope = _cubic(u, *piece)
+            u = u + (integral - reached) / slope
+        return 1 - (k + u) / self.steps
+
+
+NEWTON = 6
+"""Steps of Newton's method, each of which doubles the digits, from a straight line."""
+
+
+def _cubic(u: Tensor, before: Tensor, added: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """The cubic from `before` at u = 0 to `before + added` at 1 with these slopes there, and its slope at u."""
+    v = 1 - u
+    value = before + u * (u * (1 + 2 * v) * added + v * (v * first - u * last))
+    return value, 6 * u * v * added + v * (1 - 3 * u) * first + u * (3 * u - 2) * last
 
 
 @final

@@ -16,7 +16,19 @@ from flowgen.core import InputError, Pair
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "FewSteps", "beside", "few_steps", "losses", "pairs", "quality", "samples", "trajectories"]
+__all__ = [
+    "Curve",
+    "FewSteps",
+    "beside",
+    "copies",
+    "few_steps",
+    "losses",
+    "pairs",
+    "quality",
+    "samples",
+    "trajectories",
+    "ways",
+]
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 """The lower left and the upper right corner of a frame."""
@@ -102,6 +114,16 @@ def trajectories(path: Path, states: Tensor) -> None:
     write(path, made)
 
 
+def ways(path: Path, panels: Mapping[str, Tensor]) -> None:
+    """Trajectories in the plane by several ways, a panel for each: states `(steps + 1, N, 2)` of any steps."""
+    made, axes = figure(1, len(panels))
+    limits = _limits(torch.cat([states[[0, -1]].flatten(0, 1) for states in panels.values()]))
+    for axis, (name, states) in zip(axes[0], panels.items(), strict=True):
+        draw_trajectories(axis, states, limits)
+        axis.set_title(name)
+    write(path, made)
+
+
 class FewSteps(NamedTuple):
     """A flow walked in few steps: states `(steps + 1, N, 2)`, W2 distance to the data, straightness."""
 
@@ -173,6 +195,25 @@ def quality(path: Path, panels: Mapping[str, Mapping[str, Curve]], shares: Seque
             axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="small")
+    write(path, made)
+
+
+def copies(path: Path, samples: Tensor, images: Tensor, ratios: Tensor) -> None:
+    """Each sample on the left of the training image nearest to it, with the ratio of `metrics.nearest` above.
+
+    Shapes: samples and images `(N, C, H, W)` in [0, 1], ratios `(N,)`.
+    """
+    across = min(len(samples), 4)
+    made, axes = figure(-(-len(samples) // across), across, size=2.2)
+    for axis in axes.flat:
+        axis.axis("off")
+    made.set_size_inches(2.2 * across, 0.3 + 1.4 * len(axes))  # type: ignore[attr-defined]
+    gap = samples.new_ones(*samples.shape[:3], max(1, samples.shape[3] // 8))
+    both = torch.cat([gap, samples, gap, images, gap], dim=3).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    for axis, picture, ratio in zip(axes.flat, both.numpy(), ratios.tolist(), strict=False):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(f"{ratio:.2f}", fontsize="medium")
+    made.suptitle("samples, and the training images nearest to them", fontsize="medium")  # type: ignore[attr-defined]
     write(path, made)
 
 

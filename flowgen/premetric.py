@@ -13,7 +13,7 @@ from flowgen import targets
 from flowgen.core import InputError, Pair, like
 from flowgen.losses import Loss, PseudoHuber
 from flowgen.model import Model
-from flowgen.objectives import Draws, FlowMatching, TimeLaw, UShaped
+from flowgen.objectives import Draws, FlowMatching, TimeLaw, UShaped, on_path
 
 __all__ = ["Premetric"]
 
@@ -59,8 +59,7 @@ class Premetric:
 
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
         """The losses `(B,)` at given times, which are stretched over the model's span."""
-        lo, hi = model.span
-        point = model.path.at(pair, (lo + (hi - lo) * drawn.times).to(pair.x1.device))
+        point = model.path.at(pair, on_path(self.times, drawn.times, model.path, model.span).to(pair.x1.device))
         coeffs = model.path.coeffs(like(point.t, pair.x1))
         y = model(point.x, point.t, point.t, pair.cond)
         matched = self.distance(y - targets.encode(pair, coeffs, model.target))

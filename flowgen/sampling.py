@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, final
@@ -14,6 +14,7 @@ from torch import Tensor
 from flowgen.core import Evaluated, FlowMap, InputError, Pair, expand_time, generator
 from flowgen.data.laws import Law
 from flowgen.distributed import ALONE, Processes
+from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.paths import Path
 from flowgen.solvers import Solver
@@ -21,9 +22,12 @@ from flowgen.solvers import Solver
 __all__ = [
     "Counted",
     "Renoise",
+    "Spacing",
     "asked",
     "chunk_rows",
+    "even",
     "flow",
+    "grid_of",
     "pairs",
     "sample",
     "solve",
@@ -73,6 +77,21 @@ def asked(model: Model, solver: Solver) -> Evaluated:
     return model.average if solver.jumps else model.velocity
 
 
+Spacing = Callable[[Path, int, float, float], Tensor]
+"""A kind of grid: (path, steps, lo, hi) to steps + 1 times."""
+
+
+def even(path: Path, steps: int, lo: float, hi: float) -> Tensor:
+    """`grids.uniform`, on any path."""
+    return uniform(steps, lo, hi)
+
+
+def grid_of(model: Model, solver: Solver, steps: int, spacing: Spacing = even) -> Tensor:
+    """The grid on which a solver walks a model: over its span, and on to the data for a solver that lands there."""
+    lo, hi = model.span
+    return spacing(model.path, steps, lo, 1.0 if solver.lands else hi)
+
+
 class Counted:
     """A field or a flow map that counts its evaluations (the NFE of the papers), and the rows that they were of."""
 
@@ -109,6 +128,10 @@ class Renoise(Solver):
     source: Law
     seed: int = 0
     first: int = 0
+
+    @property
+    def draws(self) -> bool:
+        return True
 
     def at(self, row: int) -> Renoise:
         return replace(self, first=self.first + row)

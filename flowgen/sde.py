@@ -13,18 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, expand_time, like
+from flowgen import targets
+from flowgen.core import Field, InputError, expand_time, like
 from flowgen.data import Gaussian
-from flowgen.paths import Bridge
+from flowgen.paths import Bridge, Path
 from flowgen.sampling import starts
 from flowgen.solvers import Solver
 
-__all__ = ["BridgeScore", "Diffusion", "Drift", "EulerMaruyama", "Inside"]
+__all__ = ["BridgeScore", "Diffusion", "Drift", "EulerMaruyama", "Inside", "ReverseTime", "ScoreOf", "Stochastic"]
 
 Diffusion = Callable[[Tensor], Tensor | float]
 """g(t): times of any shape to the width of the noise there, of that shape, or one number for all."""
@@ -107,6 +108,10 @@ class EulerMaruyama(Solver):
     seed: int = 0
     first: int = 0
 
+    @property
+    def draws(self) -> bool:
+        return True
+
     def at(self, row: int) -> EulerMaruyama:
         return replace(self, first=self.first + row)
 
@@ -119,3 +124,103 @@ class EulerMaruyama(Solver):
             return end, None
         z = starts(Gaussian(x.shape[1:]), self.first, self.first + len(x), self.seed, f"noise from {t!r} to {s!r}")
         return torch.add(end, z.to(x), alpha=g * math.sqrt(abs(s - t))), None
+
+
+@final
+@dataclass(frozen=True)
+class ScoreOf:
+    """The score of a flow from N(0, I) with independent pairs, read from its velocity: a Field.
+
+    grad log p_t(x) = -E[x0 | x_t = x] / sigma(t), infinite at t = 1.
+    """
+
+    velocity: Field
+    path: Path
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        c = self.path.coeffs(like(t, x))
+        return targets.convert(self.velocity(x, t, cond), x, c, targets.velocity, targets.score)
+
+
+@final
+@dataclass(frozen=True)
+class ReverseTime:
+    """g(t) = level path.diffusion(t): with level 1 the diffusion that takes data to noise, run backwards.
+
+    Where alpha = 0 the diffusion is infinite, and this is 0: x there is the source alone, of which other noise makes
+    another draw; an ODE's step keeps the marginals as well.
+
+    Args:
+        path: of the flow.
+        level: of the noise; 0 is the ODE.
+
+    Raises:
+        InputError: unless 0 <= level < inf.
+    """
+
+    path: Path
+    level: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level < math.inf:
+            raise InputError(f"the level of the noise must be finite and not negative, not {self.level}")
+
+    def __call__(self, t: Tensor) -> Tensor:
+        if self.level == 0:
+            return torch.zeros_like(t)
+        return self.level * torch.where(self.path.coeffs(t).alpha == 0, 0.0, self.path.diffusion(t))
+
+
+@final
+@dataclass(frozen=True)
+class Stochastic(Solver):
+    """The Euler-Maruyama method for the reverse diffusion of a flow from N(0, I), with the field alone:
+
+    dx = (u + g^2 / 2 score) dt + g dW,  g = level path.diffusion(t),
+
+    whose score is read from u: one evaluation a step. Level 0 is Euler's method for the ODE, level 1 the diffusion
+    backwards (arXiv 2011.13456). The step to sigma = 0 is to the expected data.
+
+    Args:
+        path: of the field.
+        level: of the noise.
+        seed: of the noise.
+        first: the number of the first row of a batch.
+
+    Raises:
+        InputError: unless 0 <= level < inf.
+    """
+
+    order = 1
+    lands: ClassVar[bool] = True
+    path: Path
+    level: float = 1.0
+    seed: int = 0
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        ReverseTime(self.path, self.level)  # refuses a level that it cannot have
+
+    @property
+    def _diffusion(self) -> ReverseTime:
+        return ReverseTime(self.path, self.level)
+
+    @property
+    def draws(self) -> bool:
+        return self.level > 0
+
+    def at(self, row: int) -> Stochastic:
+        return replace(self, first=self.first + row)
+
+    def step(
+        self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
+    ) -> tuple[Tensor, None]:
+        if self.path.coeffs(torch.tensor(s, dtype=torch.float64)).sigma == 0:
+            return targets.expected(field, self.path, x, expand_time(t, x), cond).x1, None
+        u = field(x, expand_time(t, x), cond)
+
+        def known(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+            return u
+
+        drift = Drift(known, ScoreOf(known, self.path), self._diffusion)
+        return EulerMaruyama(self._diffusion, self.seed, self.first).step(drift, x, t, s, cond)

@@ -38,6 +38,11 @@ class Solver(ABC):
         """The solver of a batch whose first row has this number: itself, unless a row's noise is its own."""
         return self
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws noise of its own, which pairs that are not independent do not allow."""
+        return False
+
     @abstractmethod
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None

@@ -10,7 +10,10 @@ Where det is zero the prediction says nothing about one of the ends: the target 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,10 +21,35 @@ from torch import Tensor
 from flowgen.core import Field, InputError, Pair, like
 from flowgen.paths import Coeffs, Path
 
-__all__ = ["Target", "convert", "data", "encode", "ends", "expected", "noise", "score", "span", "v", "velocity"]
+__all__ = [
+    "EDM",
+    "Row",
+    "Sized",
+    "Target",
+    "convert",
+    "data",
+    "determinant",
+    "encode",
+    "ends",
+    "expected",
+    "noise",
+    "score",
+    "size",
+    "span",
+    "v",
+    "velocity",
+]
 
 Row = tuple[Tensor, Tensor]
-Target = Callable[[Coeffs], Row]
+
+
+class Target(Protocol):
+    """Coefficients of a path to the row (a, b) of what is predicted there."""
+
+    @property
+    def __name__(self) -> str: ...
+
+    def __call__(self, c: Coeffs) -> Row: ...
 
 
 def velocity(c: Coeffs) -> Row:
@@ -49,6 +77,61 @@ def score(c: Coeffs) -> Row:
     return torch.zeros_like(c.alpha), -1 / c.sigma
 
 
+@final
+@dataclass(frozen=True)
+class EDM:
+    """EDM's network F, never singular (arXiv 2206.00364): with n = sqrt(sigma^2 + sigma_data^2 alpha^2) the row
+
+    (sigma / (sigma_data n), -sigma_data alpha / n),
+
+    which on VE is the data, c_skip x + c_out F, solved for F. A model divides the input of its net by n, too.
+
+    Args:
+        sigma_data: of the data in the model's units; 0.5 for images in [-1, 1], 1 for tables that were standardised.
+
+    Raises:
+        InputError: unless sigma_data is positive and finite.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < math.inf:
+            raise InputError(f"the target edm needs a positive sigma_data, not {self.sigma_data}")
+
+    @property
+    def __name__(self) -> str:
+        return "edm"
+
+    def size(self, c: Coeffs) -> Tensor:
+        """n, the size of x_t."""
+        return torch.sqrt(c.sigma**2 + (self.sigma_data * c.alpha) ** 2)
+
+    def __call__(self, c: Coeffs) -> Row:
+        n = self.size(c)
+        return c.sigma / (self.sigma_data * n), -self.sigma_data * c.alpha / n
+
+
+@runtime_checkable
+class Sized(Target, Protocol):
+    """A target whose net sees x_t / size."""
+
+    def size(self, c: Coeffs) -> Tensor: ...
+
+
+def size(path: Path, target: Target) -> Callable[[Coeffs], Tensor] | None:
+    """By what x_t is divided before a net sees it: as the target says, or |(alpha, sigma)| where that grows."""
+    if isinstance(target, Sized):
+        return target.size
+    return (lambda c: torch.hypot(c.alpha, c.sigma)) if path.exploding else None
+
+
+def determinant(c: Coeffs, target: Target) -> Tensor:
+    """det = alpha b - sigma a, of the shape of c."""
+    a, b = target(c)
+    return c.alpha * b - c.sigma * a
+
+
 def encode(pair: Pair, c: Coeffs, target: Target) -> Tensor:
     """The target of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c of `path.coeffs(like(t, x))`."""
     a, b = target(c)
@@ -57,8 +140,7 @@ def encode(pair: Pair, c: Coeffs, target: Target) -> Tensor:
 
 def ends(y: Tensor, x: Tensor, c: Coeffs, target: Target) -> Pair:
     """Both ends from a prediction y at x_t: the 2x2 system of this module, solved."""
-    a, b = target(c)
-    det = c.alpha * b - c.sigma * a
+    (a, b), det = target(c), determinant(c, target)
     return Pair((c.alpha * y - a * x) / det, (b * x - c.sigma * y) / det)
 
 
@@ -72,23 +154,25 @@ def expected(field: Field, path: Path, x: Tensor, t: Tensor, cond: Tensor | None
     return ends(field(x, t, cond), x, path.coeffs(like(t, x)), velocity)
 
 
-def span(path: Path, target: Target) -> tuple[float, float]:
+def span(path: Path, target: Target, start: float = 0.0) -> tuple[float, float]:
     """The times (lo, hi) on which `target` determines a finite velocity on `path`; grids and time laws stay inside.
 
     hi is 1, or 1 - path.margin where the system is singular at the data end (target data everywhere; every target on
     diffusions, whose velocity is infinite there).
 
+    Args:
+        start: lo, where sampling starts.
+
     Raises:
-        InputError: where the system is singular at t = 0, since sampling has to start there: noise and score on paths
-            with alpha(0) = 0.
+        InputError: where the system is singular at the start: noise and score on paths with alpha(0) = 0.
     """
-    c = path.coeffs(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    a, b = target(c)
-    det = c.alpha * b - c.sigma * a
-    start, end = (det.isfinite() & (det != 0) & c.d_alpha.isfinite() & c.d_sigma.isfinite()).tolist()
-    if not start:
+    c = path.coeffs(torch.tensor([start, 1.0], dtype=torch.float64))
+    det = determinant(c, target)
+    begins, ends_well = (det.isfinite() & (det != 0) & c.d_alpha.isfinite() & c.d_sigma.isfinite()).tolist()
+    if not begins:
         raise InputError(
-            f"target {target.__name__} is singular at t = 0 of the path {type(path).__name__.lower()}, where sampling "
-            "starts: it does not determine a velocity there. Choose velocity, v or data, or the path vp or ve"
+            f"target {target.__name__} is singular at t = {start:.3g} of the path {type(path).__name__.lower()}, where "
+            "sampling starts: it does not determine a velocity there. Choose velocity, v, edm or data, or the path vp, "
+            "ddpm or ve"
         )
-    return 0.0, 1.0 if end else 1 - path.margin
+    return start, 1.0 if ends_well else 1 - path.margin

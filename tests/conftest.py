@@ -55,6 +55,8 @@ TARGETS: dict[str, Target] = {
     "noise": targets.noise,
     "v": targets.v,
     "score": targets.score,
+    "edm": targets.EDM(),
+    "edm-wide": targets.EDM(sigma_data=2.0),
 }
 SINGULAR = set(product(("linear", "linear-blurred", "cosine", "offset-cosine"), ("noise", "score")))
 USABLE = {
@@ -112,6 +114,8 @@ def u_shaped_cdf(a: float) -> Callable[[np.ndarray], np.ndarray]:
 TIMES = {
     "uniform": KnownLaw(objectives.Uniform(), uniform_cdf),
     "stratified": KnownLaw(objectives.Stratified(), uniform_cdf),
+    "discrete": KnownLaw(objectives.Discrete(), uniform_cdf),
+    "log-normal, its quantiles": KnownLaw(objectives.LogNormal(), uniform_cdf),
     "logit-normal": KnownLaw(objectives.LogitNormal(), logit_normal_cdf(0, 1)),
     "logit-normal-low": KnownLaw(objectives.LogitNormal(-0.8, 1.6), logit_normal_cdf(-0.8, 1.6)),
     "u-shaped": KnownLaw(objectives.UShaped(), u_shaped_cdf(4)),
@@ -296,8 +300,8 @@ class ExactNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.flow.path.coeffs(like(t, x))
-        if self.flow.path.exploding:
-            x = x * torch.sqrt(c.alpha**2 + c.sigma**2)
+        if size := targets.size(self.flow.path, self.target):
+            x = x * size(c)
         return targets.encode(self.flow.ends(x, t), c, self.target)
 
 

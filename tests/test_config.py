@@ -7,14 +7,14 @@ import pytest
 import typer
 
 from flowgen import InputError, paths, targets
-from flowgen.config import COUPLINGS, PATHS, SOLVERS, TARGETS, TIMES, make_config
+from flowgen.config import COUPLINGS, GRIDS, PATHS, SAMPLERS, SOLVERS, TARGETS, TIMES, WEIGHTS, make_config, sampling_by
 from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Pool
 from flowgen.data import TOYS
 from flowgen.settings import dump_toml, override, parse_setting, read_toml
 
 
 def singular(path: str, target: str) -> bool:
-    return path in ("linear", "cosine") and target in ("noise", "score")
+    return path in ("linear", "cosine", "offset-cosine") and target in ("noise", "score")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -22,10 +22,10 @@ def singular(path: str, target: str) -> bool:
 def test_a_target_that_is_singular_where_sampling_starts_is_refused(path, target):
     tree = {"data": "moons", "path": path, "target": target}
     if singular(path, target):
-        with pytest.raises(InputError, match=f"target {target} is singular at t = 0 of the path {path}"):
+        with pytest.raises(InputError, match=f"target {target} is singular at t = 0 of the path"):
             make_config(tree)
     else:
-        assert make_config(tree).target is TARGETS[target]
+        assert make_config(tree).target == (targets.EDM() if target == "edm" else TARGETS[target])
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,9 @@ def test_a_target_that_is_singular_where_sampling_starts_is_refused(path, target
         *({"path": name} for name in PATHS),
         *({"coupling": name} for name in COUPLINGS),
         *({"times": name} for name in TIMES),
+        *({"path": "vp", "weight": name} for name in WEIGHTS),
+        {"path": {"name": "ddpm", "steps": 100, "beta_min": 0.001, "beta_max": 0.2}},
+        {"path": "ve", "target": {"name": "edm", "sigma_data": 1.0}, "times": {"name": "log-normal", "mean": 0.0}},
         *({"path": "vp", "target": name} for name in TARGETS),
         {"path": {"name": "vp", "beta_min": 0.2, "beta_max": 15.5}},
         {"coupling": {"name": "exact", "group": 100}},
@@ -65,7 +68,15 @@ def test_a_configuration_survives_its_file(change, tmp_path):
         ({"path": {"name": "vp", "beta_min": -1}}, "0 < beta_min <= beta_max"),
         ({"path": {"name": "vp", "beta_min": "low"}}, "path vp: beta_min: .*valid number"),
         ({"path": 3}, "path needs a name"),
-        ({"target": 3}, "unknown target '3'"),
+        ({"target": 3}, "target needs a name"),
+        ({"target": {"name": "noise", "sigma_data": 1.0}}, "target noise has no parameters, and no sigma_data"),
+        ({"target": {"name": "edm", "sigma": 1.0}}, "sigma_data"),
+        ({"target": {"name": "edm", "sigma_data": -1.0}}, "positive sigma_data"),
+        ({"weight": "min_snr"}, "did you mean min-snr"),
+        ({"weight": {"name": "min-snr", "gamma": 0}}, "positive gamma"),
+        ({"weight": "likelihood"}, "infinite at the data"),
+        ({"objective": "meanflow", "weight": "edm"}, "weighs all times alike"),
+        ({"objective": "meanflow", "times": "log-normal"}, "choose logit-normal"),
         ({"pool": 3}, "pool is a table of batches, reuse"),
         ({"pool": {"reuse": 0}}, "at least one batch and one use"),
         ({"train": 3}, "train: .*not 3"),
@@ -151,16 +162,78 @@ def test_a_setting_needs_key_and_value(setting):
 
 @pytest.mark.parametrize(
     ("option", "table"),
-    [("data", TOYS), ("--coupling", COUPLINGS), ("--path", PATHS), ("--target", TARGETS), ("--solver", SOLVERS)],
+    [
+        ("data", TOYS),
+        ("--coupling", COUPLINGS),
+        ("--path", PATHS),
+        ("--target", TARGETS),
+        ("--solver", SOLVERS),
+        ("--weight", WEIGHTS),
+        ("--times", TIMES),
+        ("--grid", GRIDS),
+    ],
 )
 def test_the_help_of_the_commands_names_all_there_is(option, table):
     # the help is written by hand, since importing the tables would import torch
-    commands = typer.main.get_command(flowgen_cli.app).commands.values()
-    parameters = [parameter for command in commands for parameter in command.params]
+    commands = typer.main.get_command(flowgen_cli.app).commands
+    taking_some = {"--solver": {"likelihood", "edit"}}.get(option, set())
+    parameters = [p for name, command in commands.items() if name not in taking_some for p in command.params]
     helps = [p.help for p in parameters if option in p.opts]
     assert helps
     for text in helps:
         assert [name for name in table if not re.search(rf"\b{re.escape(name)}\b", text)] == []
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_the_help_of_what_samples_names_all_samplers(command):
+    (text,) = (p.help for p in typer.main.get_command(flowgen_cli.app).commands[command].params if "--solver" in p.opts)
+    assert [name for name in SAMPLERS if f" {name}" not in text] == []
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_is_made_for_the_path_and_by_the_seed(name):
+    chosen, _ = sampling_by(name, paths.VP(), seed=5)
+    assert chosen.path == paths.VP()
+    assert getattr(chosen, "seed", 5) == 5
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_grid_of_any_name_goes_from_one_time_to_another(grid):
+    path = paths.DDPM(steps=70)
+    _, spacing = sampling_by(None, path, grid=grid)
+    times = spacing(path, 7, 0.0, 1.0)
+    assert (len(times), times[-1].item()) == (8, 1.0)
+    assert times[0].item() == pytest.approx(0.129 if grid == "leading" else 0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("path", "hi"), [(paths.VP(), 1.0), (paths.DDPM(), 0.999)])
+@pytest.mark.parametrize("grid", ["trailing", "leading", "linspaced"])
+def test_a_grid_of_steps_needs_a_path_that_has_them_and_a_way_to_the_data(grid, path, hi):
+    _, spacing = sampling_by(None, path, grid=grid)
+    with pytest.raises(InputError, match=f"the grid {grid} is of the steps of the path ddpm"):
+        spacing(path, 5, 0.0, hi)
+
+
+def test_noise_is_that_of_the_sampler():
+    assert sampling_by("ddim", paths.VP(), noise=0.3).solver.eta == 0.3
+    assert sampling_by("sde", paths.VP(), noise=0.0).solver.draws is False
+    assert sampling_by("sde", paths.VP()).solver.level == 1
+
+
+@pytest.mark.parametrize(
+    ("solver", "noise", "grid", "words"),
+    [
+        ("heun", 0.5, None, "only some solvers can be given more or less noise: ddim"),
+        ("ddpm", 0.5, None, "only some solvers"),
+        (None, 0.5, None, "only some solvers"),
+        ("unipx", None, None, "did you mean unipc"),
+        ("ddim", None, "karas", "did you mean karras"),
+        ("ddim", 2.0, None, "0 <= eta <= 1"),
+    ],
+)
+def test_a_way_of_sampling_that_there_is_not_is_refused(solver, noise, grid, words):
+    with pytest.raises(InputError, match=words):
+        sampling_by(solver, paths.VP(), noise, grid)
 
 
 @pytest.mark.parametrize("name", ["exact", "sinkhorn", "partial", "bridge"])

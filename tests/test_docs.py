@@ -121,6 +121,8 @@ def settings() -> dict[str, str]:
     keys["data"] = None
     parts = {
         "path": config.PATHS,
+        "target": config.TARGETS,
+        "weight": config.WEIGHTS,
         "coupling": config.COUPLINGS,
         "objective": config.OBJECTIVES,
         "times": config.TIMES,
@@ -128,7 +130,7 @@ def settings() -> dict[str, str]:
         "net": config.NETS,
     }
     for part, table in parts.items():
-        fields = [field for made in table.values() for field in dataclasses.fields(made)]
+        fields = [field for made in table.values() if isinstance(made, type) for field in dataclasses.fields(made)]
         for name in dict.fromkeys(field.name for field in fields):
             defaults = dict.fromkeys(written(field.default) for field in fields if field.name == name)
             keys[f"{part}.{name}"] = " or ".join(defaults)
@@ -161,7 +163,7 @@ def every_command(group: Any) -> Iterator[tuple[str, Any]]:
 
 def test_every_option_is_documented() -> None:
     text = (ROOT / "docs/commands.md").read_text()
-    sections = dict(re.findall(r"^##+ (\w+)\n(.*?)(?=^##+ |\Z)", text, re.M | re.S))
+    sections = dict(re.findall(r"^##+ ([\w-]+)\n(.*?)(?=^##+ |\Z)", text, re.M | re.S))
     for command, made in every_command(typer.main.get_command(flowgen_cli.app)):
         options = {option for parameter in made.params for option in parameter.opts if option.startswith("--")}
         documented = set(re.findall(r"^\| `(--[\w-]+)` \|", sections[command], re.M))
@@ -173,7 +175,8 @@ def test_every_name_is_documented() -> None:
     names = (TOYS, READERS, config.PATHS, config.TARGETS, config.COUPLINGS, config.TIMES, config.NETS, config.SCHEDULES)
     for table in names:
         assert not [name for name in table if f"`{name}`" not in text]
-    assert not [name for name in config.SOLVERS if f"`{name}`" not in text]
+    for table in (config.SOLVERS, config.SAMPLERS, config.GRIDS, config.WEIGHTS):
+        assert not [name for name in table if f"`{name}`" not in text]
 
 
 def determined(path: paths.Path, target: targets.Target) -> str:
@@ -184,9 +187,8 @@ def determined(path: paths.Path, target: targets.Target) -> str:
 
 
 def test_where_targets_are_singular() -> None:
-    table = {row[0]: row[1:] for row in rows("choosing.md") if row[0] in (*config.PATHS, "path") and len(row) == 6}
+    table = {row[0]: row[1:] for row in rows("choosing.md") if row[0] in (*config.PATHS, "path") and len(row) == 7}
     assert table.pop("path") == list(config.TARGETS)
     made = {name: made() for name, made in config.PATHS.items()}
-    assert table == {
-        name: [determined(path, target) for target in config.TARGETS.values()] for name, path in made.items()
-    }
+    kinds = [target() if isinstance(target, type) else target for target in config.TARGETS.values()]
+    assert table == {name: [determined(path, target) for target in kinds] for name, path in made.items()}

@@ -220,3 +220,34 @@ def test_a_measurement_says_what_was_compared_and_how(table, tmp_path, trained):
     assert plain["data_hash"] == checkpoints.file_hash(table)
     bad = evaluation.Evaluation(measured, settings, floor, quality, {"x": Estimate(math.nan, math.inf)}, None)
     assert bad.plain()["geometry"] == {"x": {"mean": None, "ci95": None}}
+
+
+# copies
+
+
+def test_the_samples_most_like_copies_are_shown_with_what_they_copy(normal):
+    """Noise that stays where it is, beside training images of which one is such a sample, and one nearly."""
+    noise = Reference("noise", Gaussian((1, 4, 4)), sets=1)
+    settings = Settings(steps=(1,), num=50, repeats=2)
+    (drawn,) = noise.draw(50, settings.seed, 0)
+    others = normal("images", 30, 1, 4, 4).float()
+    seen = Rows(torch.cat([others[:10], drawn[7:8], others[10:], drawn[20:21] + 0.1]).clamp(-9, 9))
+    view = views.rows(Scaling())
+    made = subject(law=Gaussian((1, 4, 4)), view=view, trained_on=view.apply(seen.values))
+    found = evaluation.suspects(made._replace(model=Model(Still(0.0)), source=noise, seen=seen), settings)
+    assert found.ratios[0] == 0
+    assert 0 < found.ratios[1] < found.ratios[2]
+    assert (found.ratios.diff() >= 0).all()
+    pixels = Scaling().pixels
+    assert torch.equal(found.samples[:2], pixels(drawn[[7, 20]]))
+    assert torch.equal(found.images[:2], pixels(seen.values[[10, 31]]))
+    assert len(found.samples) == len(found.images) == len(found.ratios) == 12
+
+
+@pytest.mark.parametrize("event", [(2,), (1, 4, 4)])
+def test_without_images_in_memory_no_copies_are_shown(event):
+    made = subject(law=Gaussian(event))._replace(source=Reference("noise", Gaussian(event), sets=1))
+    assert evaluation.suspects(made, SMALL) is None
+    rows = Rows(torch.randn(5, *event, generator=generator(0, "rows")))
+    if event == (2,):
+        assert evaluation.suspects(made._replace(seen=rows, trained_on=rows.values), SMALL) is None

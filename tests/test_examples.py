@@ -34,6 +34,35 @@ def test_moons_to_8gaussians(tmp_path: Path) -> None:
     assert picture.stat().st_size > 10_000
 
 
+def test_ddpm(tmp_path: Path) -> None:
+    picture = tmp_path / "ddpm.png"
+    numbers = example("ddpm")(steps=600, points=500, picture=picture)
+    assert picture.stat().st_size > 10_000
+    floor = numbers.pop("noise floor")
+    assert numbers["Euler, 20, straight path"] == pytest.approx(numbers["DDIM, 20"], rel=1e-3)
+    assert max(numbers.values()) < floor + 0.4  # 600 steps are few; samples of no training at all are 2 away
+
+
+def test_likelihood() -> None:
+    numbers = example("likelihood")(steps=1000, points=500)
+    for name in ("flow", "diffusion"):
+        assert 0 < numbers[f"{name}: KL(data | model)"] < 0.5
+        assert numbers[f"{name}: the same, by one probe"] == pytest.approx(
+            numbers[f"{name}: KL(data | model)"], abs=0.15
+        )
+        assert numbers[f"{name}: mass"] == pytest.approx(1, abs=0.01)
+
+
+def test_guidance(tmp_path: Path) -> None:
+    picture = tmp_path / "guided.png"
+    numbers = example("guidance")(steps=800, points=300, picture=picture)
+    assert numbers["no label"] < 0.4
+    assert numbers["label"] > 0.6
+    assert numbers["classifier-free, 3"] > numbers["label"]
+    assert numbers["classifier, 3"] > numbers["classifier, 1"] > 0.6
+    assert picture.stat().st_size > 10_000
+
+
 def test_table(tmp_path: Path) -> None:
     numbers = example("table")(steps=300, picture=tmp_path / "columns.png")
     assert numbers["mean"] < 0.2
@@ -69,3 +98,11 @@ def test_one_step(tmp_path: Path) -> None:
     assert numbers["shortcut, 1"] < numbers["flow, 1"] / 2
     assert numbers["taught meanflow, 1"] < numbers["flow, 1"] / 2
     assert (tmp_path / "one.png").stat().st_size > 10_000
+
+
+def test_inpainting(tmp_path: Path) -> None:
+    numbers = example("inpainting")(steps=150, num=8, picture=tmp_path / "filled.png")
+    # 150 steps are few: what is known of all pixels tells more than the flow does
+    assert numbers["enlarged, both"] < numbers["enlarged, guided"] < numbers["enlarged, unknowing"]
+    assert numbers["enlarged, replaced"] < numbers["enlarged, unknowing"]
+    assert (tmp_path / "filled.png").stat().st_size > 3000

@@ -9,9 +9,9 @@ from torch import nn
 from flowgen import targets
 from flowgen.core import InputError, Pair, like
 from flowgen.grids import uniform
-from flowgen.guidance import Guided
+from flowgen.guidance import AutoGuided, ClassifierGuided, Guided, Rescale
 from flowgen.model import Model
-from flowgen.paths import VE, VP, Linear
+from flowgen.paths import VE, VP, Cosine, Linear
 from flowgen.sampling import Counted, solve
 from flowgen.solvers import euler, heun
 
@@ -47,8 +47,8 @@ class Mixture(nn.Module):
 
     def forward(self, x, t, s, cond):
         c = self.path.coeffs(like(t, x))
-        if self.path.exploding:
-            x = x * torch.sqrt(c.alpha**2 + c.sigma**2)
+        if size := targets.size(self.path, self.target):
+            x = x * size(c)
         return targets.encode(self.ends(x, t, cond), c, self.target)
 
 
@@ -183,6 +183,206 @@ def test_the_type_of_a_velocity_stays(normal, kind):
     x, t = normal("x", 3, 2).to(kind), torch.zeros(3, dtype=torch.float64 if kind == torch.float64 else torch.float32)
     made = Guided(lambda x, t, cond: x * cond.unsqueeze(1), NULL, 1.5)(x, t, torch.arange(3))
     assert made.dtype == kind
+
+
+# data that are rescaled
+
+
+def ends_of(path, points, cond=None):
+    x, t, own = points
+    return Mixture(path, None).ends(x, t, own if cond is None else cond)
+
+
+@pytest.mark.parametrize("weight", [1.5, 7.0])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_expected_data_are_rescaled_as_diffusers_rescales_predictions(path, points, weight, share):
+    rescaled = pytest.importorskip("diffusers.guiders.guider_utils").rescale_noise_cfg
+    x, t, cond = points
+    with_label, without = ends_of(path, points).x1, ends_of(path, points, torch.full_like(cond, NULL)).x1
+    data = rescaled(without + weight * (with_label - without), with_label, share)
+    c = path.coeffs(like(t, x))
+    exact = c.d_alpha * data + c.d_sigma * (x - c.alpha * data) / c.sigma
+    made = Guided(model_of(path).velocity, NULL, weight, rescale=Rescale(path, share))(x, t, cond)
+    torch.testing.assert_close(made, exact, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, 0.5, 1.0])
+def test_nothing_is_rescaled_up_to_the_conditional_field(path, points, weight):
+    field = model_of(path).velocity
+    made = Guided(field, NULL, weight, rescale=Rescale(path, 0.7))(*points)
+    assert torch.equal(made, Guided(field, NULL, weight)(*points))
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=str)
+def test_at_the_data_end_rescaling_is_its_own_limit(path, normal):
+    """Where sigma is 0, all data are x, and so are rescaled ones; their velocities are not."""
+    x, cond = normal("x", 12, 5), torch.arange(12) % NULL
+
+    def field(x, t, cond):
+        return torch.sin(x * (1 + like(cond, x)))
+
+    one = torch.ones(12, dtype=torch.float64)
+    rescaled, bare = (Guided(field, NULL, 5.0, rescale=rescale) for rescale in (Rescale(path, 0.8), None))
+    torch.testing.assert_close(rescaled(x, one, cond), rescaled(x, one - 1e-7, cond), rtol=1e-5, atol=1e-5)
+    assert (rescaled(x, one, cond) - bare(x, one, cond)).abs().max() > 0.1
+
+
+def test_rescaling_asks_for_nothing_more(points):
+    field = Counted(model_of(Linear()).velocity)
+    Guided(field, NULL, 3.0, rescale=Rescale(Linear(), 1.0))(*points)
+    assert field.evaluations == 2
+
+
+def test_rows_without_spread_and_times_outside_stay(points):
+    """Of one value there is no spread; and outside the interval nothing is guided."""
+    x, t, cond = points
+    path = Linear()
+
+    def narrow(x, t, cond):
+        return x * (1.0 + like(cond, x))
+
+    made = Guided(narrow, NULL, 3.0, rescale=Rescale(path, 0.9))(x[:, :1], t, cond)
+    assert torch.equal(made, Guided(narrow, NULL, 3.0)(x[:, :1], t, cond))
+    field, interval = model_of(path).velocity, (0.3, 0.6)
+    part = Guided(field, NULL, 3.0, interval, Rescale(path, 0.9))(x, t, cond)
+    inside = (t >= 0.3) & (t <= 0.6)
+    torch.testing.assert_close(part[~inside], field(x, t, cond)[~inside], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(part[inside], Guided(field, NULL, 3.0, rescale=Rescale(path, 0.9))(x, t, cond)[inside])
+
+
+# classifiers
+
+
+def posterior(path):
+    """log p(class | x_t) of the mixture, by Bayes' rule from its densities."""
+    logs = Mixture(path, None).log_densities
+    return lambda x, t, cond: torch.log_softmax(logs(x, t), dim=1).gather(1, cond.unsqueeze(1)).squeeze(1)
+
+
+def unlabelled(path):
+    field = model_of(path).velocity
+    return lambda x, t, cond: field(x, t, torch.full(x.shape[:1], NULL))
+
+
+@pytest.fixture
+def labelled(points):
+    """The points, each with a class."""
+    return points[0], points[1], points[2] % NULL
+
+
+def test_an_exact_classifier_makes_the_exact_conditional_field(path, labelled):
+    made = ClassifierGuided(unlabelled(path), posterior(path), path, 1.0)(*labelled)
+    torch.testing.assert_close(made, model_of(path).velocity(*labelled), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("labels", "classifier"), [(0.0, 2.5), (1.0, 1.5), (2.0, 0.5), (4.0, -1.5)])
+def test_guidance_by_labels_and_by_a_classifier_add_up(path, labelled, labels, classifier):
+    """Of exact models both lead along the same line, and the weights count from the field without labels."""
+    field = model_of(path).velocity
+    both = ClassifierGuided(Guided(field, NULL, labels), posterior(path), path, classifier)(*labelled)
+    torch.testing.assert_close(both, Guided(field, NULL, 2.5)(*labelled), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=str)
+def test_where_there_is_only_noise_no_classifier_guides(path, labelled):
+    x, _, cond = labelled
+    t = torch.tensor([0.0, 0.5] * 6, dtype=torch.float64)
+    field = unlabelled(path)
+    made = ClassifierGuided(field, posterior(path), path, 3.0)(x, t, cond)
+    bare = field(x, t, cond)
+    assert torch.equal(made[t == 0], bare[t == 0])
+    assert (made - bare)[t > 0].abs().max() > 0.1
+    assert made.isfinite().all()
+
+
+def test_a_classifier_guides_within_its_interval(labelled):
+    x, t, cond = labelled
+    field, path = unlabelled(VP()), VP()
+    made = ClassifierGuided(field, posterior(path), path, 2.0, (0.3, 0.6))(x, t, cond)
+    inside = (t >= 0.3) & (t <= 0.6)
+    torch.testing.assert_close(made[inside], ClassifierGuided(field, posterior(path), path, 2.0)(x, t, cond)[inside])
+    assert torch.equal(made[~inside], field(x, t, cond)[~inside])
+
+
+def test_a_classifier_of_no_weight_is_not_asked(labelled):
+    def never(x, t, cond):
+        raise AssertionError
+
+    x, t, cond = labelled
+    field = unlabelled(Linear())
+    for weight, label, time, interval in (
+        (0.0, cond, t, (0.0, 1.0)),
+        (2.0, None, t, (0.0, 1.0)),
+        (2.0, cond, torch.zeros_like(t), (0.0, 1.0)),
+        (2.0, cond, t, (0.99, 1.0)),
+    ):
+        made = ClassifierGuided(field, never, Linear(), weight, interval)(x, time, label)
+        assert torch.equal(made, field(x, time, label))
+
+
+def test_a_classifier_guides_where_no_gradient_is_kept(labelled):
+    with torch.no_grad():
+        made = ClassifierGuided(unlabelled(VP()), posterior(VP()), VP(), 1.0)(*labelled)
+    assert not made.requires_grad
+    torch.testing.assert_close(made, model_of(VP()).velocity(*labelled), rtol=1e-9, atol=1e-9)
+
+
+def test_a_float32_image_is_guided_in_its_type():
+    x, t = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 0.25, 0.5])
+
+    def log_prob(x, t, cond):
+        return -(x.flatten(1).square().sum(1) / 2)
+
+    made = ClassifierGuided(lambda x, t, cond: 0 * x, log_prob, Linear(), 2.0)(x, t, torch.zeros(3))
+    assert made.dtype == torch.float32
+    force = torch.tensor([0.0, 2 * 0.75 / 0.25, 2 * 0.5 / 0.5])  # weight (1 - t) / t, and none at t = 0
+    torch.testing.assert_close(made, -like(force, x) * x)
+
+
+# a weaker model
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0])
+def test_autoguidance_leads_from_the_weak_through_the_strong_field(points, weight):
+    strong, weak = (Counted(model_of(path).velocity) for path in (Linear(), Cosine()))
+    made = AutoGuided(strong, weak, weight)(*points)
+    assert (strong.evaluations, weak.evaluations) == (int(weight != 0), int(weight != 1))
+    torch.testing.assert_close(made, weak(*points) + weight * (strong(*points) - weak(*points)))
+    assert weight != 1 or torch.equal(made, strong(*points))
+
+
+def test_a_model_without_its_label_is_weak(points):
+    x, t, cond = points
+    field, rescale = model_of(VP()).velocity, Rescale(VP(), 0.5)
+    weak = lambda x, t, cond: field(x, t, torch.full_like(cond, NULL))  # noqa: E731
+    auto = AutoGuided(field, weak, 3.0, (0.2, 0.7), rescale)(x, t, cond)
+    torch.testing.assert_close(auto, Guided(field, NULL, 3.0, (0.2, 0.7), rescale)(x, t, cond))
+
+
+def test_outside_the_interval_the_weak_field_may_be_anything(points):
+    """One that was read on another path is not known at all times of this."""
+    x, t, cond = points
+    field = model_of(Linear()).velocity
+    weak = lambda x, t, cond: torch.where(like(t > 0.5, x), 0 * x, math.nan)  # noqa: E731
+    made = AutoGuided(field, weak, 3.0, (0.5, 1.0))(x, t, cond)
+    v = field(x, t, cond)
+    torch.testing.assert_close(made, torch.where(like(t > 0.5, x), 3 * v, v))
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.6, 0.4)])
+def test_all_kinds_refuse_what_is_no_weight_and_no_interval(weight, interval):
+    weight = weight if interval == (0.0, 1.0) else 2.0
+    with pytest.raises(InputError, match="of guidance must be"):
+        AutoGuided(None, None, weight, interval)
+    with pytest.raises(InputError, match="of guidance must be"):
+        ClassifierGuided(None, None, Linear(), weight, interval)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(InputError, match="share of a rescaled guidance must be from 0 to 1"):
+        Rescale(Linear(), share)
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])

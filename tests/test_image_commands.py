@@ -260,3 +260,35 @@ def test_a_table_with_labels_trains_a_flow_of_each_class(flowgen, table):
     good(flowgen, "reflow", "runs/g", "--pairs", 64, "--steps", 2, "--guidance", 2)
     good(flowgen, "sample", "runs/g-reflow1", "--labels", "3-7", "--steps", 1, "--out", "y.csv")
     assert len(read_table("y.csv").x) == 16
+
+
+# copies
+
+
+def test_the_samples_nearest_to_training_images_are_drawn_beside_the_chart(flowgen, digits):
+    out = good(flowgen, "evaluate", digits, "--num", 40, "--repeats", 1, "--steps", "1,3")
+    assert f"nearest to training images: {digits}/plots/nearest.png" in out
+    assert Image.open(digits / "plots/nearest.png").size[0] > 500
+    shutil.copytree(digits, "runs/other")
+    out = good(flowgen, "evaluate", digits, "runs/other", "--num", 40, "--repeats", 1, "--steps", 1, "--out", "c.png")
+    assert {path.name for path in Path().glob("*.png")} == {"c.png", "nearest-digits.png", "nearest-other.png"}
+
+
+def test_of_a_streamed_folder_no_nearest_images_are_drawn(flowgen, pets):
+    good(
+        flowgen,
+        "train",
+        pets,
+        "--steps",
+        2,
+        *SMALL,
+        "--batch-size",
+        8,
+        "--set",
+        "images.memory=0",
+        "--set",
+        "split.held_out=0.5",
+    )
+    out = good(flowgen, "evaluate", "runs/pets", "--num", 5, "--repeats", 1, "--steps", 1, "--neighbours", 1)
+    assert "nearest.png is not drawn: the training images are not in memory" in out
+    assert not Path("runs/pets/plots/nearest.png").exists()

@@ -10,7 +10,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from flowgen.core import InputError, generator
-from flowgen.metrics import Manifold, copies, manifold, nearest_ratio, pairwise
+from flowgen.metrics import Manifold, copies, manifold, nearest, nearest_ratio, pairwise
 
 DIMS = [1, 2, 5, pairwise.DIRECT + 5]
 WIDE = pairwise.DIRECT + 25
@@ -156,6 +156,17 @@ def test_four_neighbours_are_found_among_five_rows(normal):
 
 
 # copies
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_the_nearest_row_is_that_of_brute_force_and_of_equal_rows_the_first(normal, dim, pairs_held):
+    data = normal("data", 40, dim)
+    data = torch.cat([data, data.flip(0), data[:3] + 5])
+    x = normal("x", 60, dim)
+    far = np.linalg.norm(x.numpy()[:, None] - data.numpy()[None], axis=2)
+    assert nearest(x, data).row.tolist() == far.argmin(1).tolist()
+    assert nearest(data, data).row.tolist() == [*range(40), *reversed(range(40)), 80, 81, 82]
+    assert torch.equal(nearest(x, data).ratio, nearest_ratio(x, data))
 
 
 @pytest.mark.parametrize("dim", DIMS)

@@ -3,14 +3,26 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import kstest, norm, truncnorm
 from torch import nn
 
 from flowgen import targets
 from flowgen.core import InputError, Pair, generator, like
+from flowgen.flowmaps import Intervals, ToData
 from flowgen.model import Model
-from flowgen.objectives import FlowMatching, LogitNormal, Splittable, Stratified, TimeLaw, Uniform, UShaped
-from flowgen.paths import Brownian, Constant
+from flowgen.objectives import (
+    Discrete,
+    FlowMatching,
+    LogitNormal,
+    LogNormal,
+    Splittable,
+    Stratified,
+    TimeLaw,
+    Uniform,
+    UShaped,
+    on_path,
+)
+from flowgen.paths import DDPM, Brownian, Constant, Linear
 
 # time laws
 
@@ -54,6 +66,57 @@ def test_stratified_times_have_less_variance_over_a_batch():
         return torch.stack([law(64, generator(seed, "times")).square().mean() for seed in range(200)]).std()
 
     assert spread(Stratified()) < spread(Uniform()) / 20
+
+
+@pytest.mark.parametrize("steps", [2, 7, 1000])
+def test_discrete_times_are_the_steps_of_a_grid(steps):
+    seen = Discrete(steps)(50 * steps, generator(0, "times")).unique()
+    torch.testing.assert_close(seen, torch.linspace(0, 1, steps))
+
+
+def test_discrete_times_on_ddpm_are_its_steps():
+    path = DDPM(steps=20, beta_min=0.01, beta_max=0.5)
+    times = on_path(Discrete(20), Discrete(20)(1000, generator(0, "times")), path, targets.span(path, targets.noise))
+    torch.testing.assert_close(times.unique(), torch.arange(20) / 20)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.5, 0.3)])
+def test_log_normal_times_have_that_law_of_noise_on_every_path(path, mean, std):
+    span = targets.span(path, targets.v)
+    law = LogNormal(mean, std)
+    drawn = law(20_000, generator(0, "times")).double()
+    t = on_path(law, drawn, path, span)
+    assert t.min() >= span[0]
+    assert t.max() <= span[1]
+    c = path.coeffs(t[(t > span[0]) & (t < span[1])])
+    least, most = sorted(-path.log_snr(torch.tensor(span, dtype=torch.float64)).numpy() / 2)
+    bounds = (least - mean) / std, (most - mean) / std
+    assert kstest(((c.sigma / c.alpha).log().numpy() - mean) / std, truncnorm(*bounds).cdf).pvalue > 1e-3
+
+
+def test_a_log_normal_law_of_noise_is_a_logit_normal_law_of_time_on_the_straight_path():
+    quantiles = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    found = LogNormal(-0.4, 1.3).times(quantiles, Linear(), (0.0, 1.0))
+    exact = torch.sigmoid(torch.from_numpy(norm(0.4, 1.3).ppf(quantiles.numpy())))
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("parameters", [(np.nan, 1.0), (0.0, 0.0), (0.0, -1.0), (0.0, np.inf)])
+def test_log_normal_refuses_parameters_that_make_no_law(parameters):
+    with pytest.raises(InputError, match="LogNormal"):
+        LogNormal(*parameters)
+
+
+@pytest.mark.parametrize("steps", [1, 0, 10**6])
+def test_discrete_refuses_steps_that_make_no_law(steps):
+    with pytest.raises(InputError, match="steps"):
+        Discrete(steps)
+
+
+@pytest.mark.parametrize("made", [Intervals, ToData])
+def test_a_flow_map_refuses_times_that_are_of_noise(made):
+    with pytest.raises(InputError, match="logit-normal"):
+        made(LogNormal())
 
 
 @pytest.mark.parametrize("a", [0.1, 4.0, 60.0])

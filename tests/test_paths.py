@@ -50,7 +50,7 @@ def test_coefficients_are_non_negative_and_finite(path):
 
 
 def test_float32_coefficients_are_those_of_float64(path):
-    t = torch.linspace(0.0012, 0.9988, 998)  # none of them where the slope of DDPM jumps
+    t = torch.linspace(0.001, 0.999, 999)
     for single, double in zip(path.coeffs(t), path.coeffs(t.double()), strict=True):
         torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=1e-7)
 

@@ -27,6 +27,9 @@ def known(path, pair, t, target):
         log_density = torch.distributions.Normal(c.alpha * pair.x1, c.sigma).log_prob(x).sum()
         return grad(log_density, x)[0]
     c = path.coeffs(like(t, x))
+    if isinstance(target, targets.EDM):  # (x1 - c_skip x) / c_out, on x_t / alpha = x1 + s x0
+        s, d = c.sigma / c.alpha, target.sigma_data
+        return (pair.x1 - d**2 / (s**2 + d**2) * x / c.alpha) * (s**2 + d**2).sqrt() / (s * d)
     return {
         targets.data: lambda: pair.x1,
         targets.noise: lambda: pair.x0,

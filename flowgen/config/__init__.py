@@ -3,21 +3,25 @@
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, load_data, read_rows
 from flowgen.config.experiment import Config, find_device, make_config
 from flowgen.config.fields import lookup
-from flowgen.config.names import COUPLINGS, LOSSES, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES
+from flowgen.config.names import COUPLINGS, LOSSES, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES, WEIGHTS
 from flowgen.config.nets import NETS
 from flowgen.config.objectives import OBJECTIVES, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
+from flowgen.config.samplers import GRIDS, SAMPLERS, sampling_by
 
 __all__ = [
     "COUPLINGS",
+    "GRIDS",
     "LOSSES",
     "NETS",
     "OBJECTIVES",
     "PATHS",
+    "SAMPLERS",
     "SCHEDULES",
     "SOLVERS",
     "TARGETS",
     "TIMES",
+    "WEIGHTS",
     "Config",
     "DistillConfig",
     "ImagesConfig",
@@ -31,4 +35,5 @@ __all__ = [
     "lookup",
     "make_config",
     "read_rows",
+    "sampling_by",
 ]

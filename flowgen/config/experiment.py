@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from flowgen import losses, objectives, paths, targets
+from flowgen import losses, objectives, paths, targets, weights
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, kind, load_data
 from flowgen.config.fields import Section, choice, explain, named, record
-from flowgen.config.names import BRIDGES, COUPLINGS, LOSSES, PATHS, SCHEDULES, TARGETS, TIMES
+from flowgen.config.names import BRIDGES, COUPLINGS, LOSSES, PATHS, SCHEDULES, TARGETS, TIMES, WEIGHTS
 from flowgen.config.nets import NETS, MLPConfig, sized
 from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, Parts, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
@@ -32,6 +32,13 @@ __all__ = ["Config", "find_device", "make_config"]
 
 DEVICES = ("cpu", "cuda", "mps")
 BATCH_SIZE = 512
+DIFFUSIONS: dict[str, dict[str, Any]] = {
+    "vp": {"target": "noise", "coupling": "independent"},
+    "ddpm": {"target": "noise", "coupling": "independent"},
+    "offset-cosine": {"target": "v", "coupling": "independent"},
+    "ve": {"target": "noise", "coupling": "independent"},
+}
+"""What goes with the paths of diffusions, where nothing else is asked for."""
 DRAWN = ("independent", "semidiscrete")
 """Couplings that have nothing to solve in a batch."""
 
@@ -97,13 +104,14 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
-    target: named("target", TARGETS)  # type: ignore[valid-type]
+    target: choice("target", TARGETS)  # type: ignore[valid-type]
     coupling: choice("coupling", COUPLINGS) = MultiscaleOT()  # type: ignore[valid-type]
     pool: record("pool", Pool)  # type: ignore[valid-type]
     bridge: choice("bridge", BRIDGES) = paths.Constant()  # type: ignore[valid-type]
     objective: choice("objective", OBJECTIVES) = FlowMatchingConfig()  # type: ignore[valid-type]
     times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
     loss: choice("loss", LOSSES) = losses.Squared()  # type: ignore[valid-type]
+    weight: choice("weight", WEIGHTS) = weights.Own()  # type: ignore[valid-type]
     net: choice("net", NETS) = MLPConfig()  # type: ignore[valid-type]
     images: ImagesConfig = ImagesConfig()
     split: SplitConfig = SplitConfig()
@@ -150,7 +158,8 @@ class Config(Section):
     def make_objective(self, classes: int = 0, teaching: Teaching | None = None) -> Objective | Scheduled:
         """What training minimises, with so many labels, taught by another run where one is distilled."""
         bridge = self.bridge if self.bridge.sigma else None
-        return self.objective.build(Parts(self.times, bridge, self.loss, self.train.steps, classes, teaching))
+        parts = Parts(self.times, bridge, self.loss, self.weight, self.train.steps, classes, teaching)
+        return self.objective.build(parts)
 
     def device_of(self, processes: Processes) -> torch.device:
         """Where one of the processes computes: alone, where the configuration says."""
@@ -198,20 +207,23 @@ def find_device(name: str) -> torch.device:
 def make_config(tree: Mapping[str, Any]) -> Config:
     """Validates an experiment given as nested tables.
 
-    Where the tree is silent, images have their recipe, VP and VE are the diffusions they stand for, target noise and
-    an independent coupling, the ends of a Schroedinger bridge have its noise between them, and couplings that solve
+    Where the tree is silent, images have their recipe, the paths of diffusions are the diffusions they stand for, by
+    target, coupling and times, the ends of a Schroedinger bridge have its noise between them, and couplings that solve
     something share their work over a pool, which holds the group that is asked for.
 
     Raises:
         InputError: for unknown keys and names (with the nearest known one), values out of range, and a target that is
-            singular on the path or says nothing of a bridge, groups that are too large for their coupling, mirrored
-            images whose rows are to be given, and a flow map with what it cannot be trained with.
+            singular on the path or says nothing of a bridge, a weight that is infinite, groups that are too large for
+            their coupling, mirrored images whose rows are to be given, and a flow map with what it cannot be trained
+            with.
     """
     try:
         config = Config.model_validate(_resolved(tree))
     except ValidationError as error:
         raise InputError("; ".join(explain(dict(detail), Config) for detail in error.errors())) from error
-    targets.span(config.path, config.target)
+    _, end = targets.span(config.path, config.target)
+    if isinstance(config.weight, weights.Likelihood) and end == 1:
+        raise InputError("weight likelihood is infinite at the data: it needs the path vp, ddpm, offset-cosine or ve")
     _check_map(config)
     if config.bridge.sigma and config.target is not targets.velocity:
         raise InputError("noise on the path (bridge.sigma) needs the target velocity")
@@ -237,6 +249,10 @@ def _check_map(config: Config) -> None:
         return
     if not config.whole:
         raise InputError(f"objective {name} needs the target velocity on the path linear or cosine")
+    if not isinstance(config.weight, weights.Own):
+        raise InputError(f"objective {name} weighs all times alike: leave out weight")
+    if isinstance(config.times, objectives.LogNormal):
+        raise InputError(f"objective {name} needs times on [0, 1], not those of a law of noise: choose logit-normal")
     if config.bridge.sigma:
         raise InputError(f"objective {name} follows trajectories, which have no noise: set bridge.sigma to 0")
     if kind.differentiates and config.train.compile:
@@ -255,8 +271,9 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree with what it leaves open filled in: the defaults of its data, then of its path, then of its coupling."""
     name, given = tree.get("data"), tree.get("pool", {})
     recipe = recipe_of(name) if isinstance(name, str) else {}
-    diffusion = _name(tree.get("path")) in ("vp", "ve")
-    natural: dict[str, Any] = {"target": "noise", "coupling": "independent"} if diffusion else {"target": "velocity"}
+    natural: dict[str, Any] = {"target": "velocity", **DIFFUSIONS.get(str(_name(tree.get("path"))), {})}
+    if _name(tree.get("path")) == "ddpm":
+        natural["times"] = {"name": "discrete", "steps": _table(tree["path"]).get("steps", paths.DDPM().steps)}
     if _name(tree.get("coupling")) == "bridge" and not tree.get("reflow"):
         sigma = _table(tree["coupling"]).get("sigma", SchroedingerBridge().sigma)
         natural["bridge"] = {"name": "brownian", "sigma": sigma}
@@ -272,6 +289,8 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
         "net": "mlp",
         "bridge": "constant",
         "loss": "squared",
+        "weight": "own",
+        "target": "edm",
     }
     tables = {key: {"name": name, **tree[key]} for key, name in named.items() if isinstance(tree.get(key), Mapping)}
     if "net" in tables:

@@ -42,22 +42,31 @@ def record(kind: str, made: type) -> Any:
     return Annotated[Any, PlainValidator(build), PlainSerializer(dataclasses.asdict)]
 
 
-def choice(kind: str, table: Mapping[str, type]) -> Any:
-    """A field that is given as a name, or as a table {name = ..., parameters}, and holds the object itself."""
+def choice(kind: str, table: Mapping[str, Any]) -> Any:
+    """A field that is given as a name, or as a table {name = ..., parameters}, and holds the object itself.
+
+    What the table has is a class, whose parameters those are, or an object without any.
+    """
+    classes = tuple(made for made in table.values() if isinstance(made, type))
 
     def build(value: Any) -> Any:
-        if isinstance(value, tuple(table.values())):
+        if isinstance(value, classes) or any(value is made for made in table.values()):
             return value
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise InputError(f"{kind} needs a name: choose from {', '.join(table)}")
         parameters = {key: x for key, x in value.items() if key != "name"}
-        return _construct(f"{kind} {value['name']}", lookup(kind, value["name"], table), parameters)
+        made = lookup(kind, value["name"], table)
+        if made in classes:
+            return _construct(f"{kind} {value['name']}", made, parameters)
+        if parameters:
+            raise InputError(f"{kind} {value['name']} has no parameters, and no {next(iter(parameters))}")
+        return made
 
-    def dump(value: Any) -> dict[str, Any]:
-        name = next(name for name, made in table.items() if made is type(value))
-        return {"name": name, **dataclasses.asdict(value)}
+    def dump(value: Any) -> Any:
+        name = next(name for name, made in table.items() if made in (value, type(value)))
+        return {"name": name, **dataclasses.asdict(value)} if type(value) in classes else name
 
     return Annotated[Any, PlainValidator(build), PlainSerializer(dump)]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from flowgen import losses, objectives, optim, paths, solvers, targets
+from flowgen import losses, objectives, optim, paths, solvers, targets, weights
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.couplings import (
     ExactOT,
@@ -16,15 +17,23 @@ from flowgen.couplings import (
     Unbalanced,
 )
 
-__all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "PATHS", "SCHEDULES", "SOLVERS", "TARGETS", "TIMES"]
+__all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "PATHS", "SCHEDULES", "SOLVERS", "TARGETS", "TIMES", "WEIGHTS"]
 
-PATHS: dict[str, type] = {"linear": paths.Linear, "cosine": paths.Cosine, "vp": paths.VP, "ve": paths.VE}
-TARGETS: dict[str, targets.Target] = {
+PATHS: dict[str, type] = {
+    "linear": paths.Linear,
+    "cosine": paths.Cosine,
+    "vp": paths.VP,
+    "ddpm": paths.DDPM,
+    "offset-cosine": paths.OffsetCosine,
+    "ve": paths.VE,
+}
+TARGETS: dict[str, Any] = {
     "velocity": targets.velocity,
     "data": targets.data,
     "noise": targets.noise,
     "v": targets.v,
     "score": targets.score,
+    "edm": targets.EDM,
 }
 COUPLINGS: dict[str, type] = {
     "independent": Independent,
@@ -41,11 +50,22 @@ LOSSES: dict[str, type] = {
     "pseudo-huber": losses.PseudoHuber,
     "adaptive": losses.Adaptive,
 }
+WEIGHTS: dict[str, type] = {
+    "own": weights.Own,
+    "simple": weights.Simple,
+    "snr": weights.TruncatedSNR,
+    "min-snr": weights.MinSNR,
+    "sigmoid": weights.Sigmoid,
+    "edm": weights.EDM,
+    "likelihood": weights.Likelihood,
+}
 BRIDGES: dict[str, type] = {"constant": paths.Constant, "brownian": paths.Brownian}
 TIMES: dict[str, type] = {
     "uniform": objectives.Uniform,
     "stratified": objectives.Stratified,
+    "discrete": objectives.Discrete,
     "logit-normal": objectives.LogitNormal,
+    "log-normal": objectives.LogNormal,
     "u-shaped": objectives.UShaped,
 }
 SOLVERS: dict[str, solvers.Solver] = {

@@ -12,6 +12,7 @@ from flowgen.core import Field, FlowMap
 from flowgen.losses import Loss
 from flowgen.objectives import Objective, Scheduled, TimeLaw
 from flowgen.paths import Bridge
+from flowgen.weights import Weight
 
 __all__ = ["OBJECTIVES", "Kind", "Parts", "Teaching"]
 
@@ -37,6 +38,7 @@ class Parts(NamedTuple):
     times: TimeLaw
     bridge: Bridge | None
     loss: Loss
+    weight: Weight
     steps: int
     null: int
     teaching: Teaching | None = None
@@ -79,7 +81,7 @@ class FlowMatchingConfig(Kind):
     maps: ClassVar[bool] = False
 
     def build(self, parts: Parts) -> Objective:
-        return objectives.FlowMatching(parts.times, parts.bridge, parts.loss)
+        return objectives.FlowMatching(parts.times, parts.bridge, parts.loss, parts.weight)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ __all__ = [
     "over_white",
     "quiet",
     "read_bytes",
+    "read_image",
     "unlike",
 ]
 
@@ -141,6 +142,26 @@ def decode(data: bytes, form: Form) -> np.ndarray:
         raise Misfit("in colour", COLOUR)
     pixels = np.asarray(flat.convert("L" if form.channels == 1 else "RGB"))
     return pixels.reshape(form.height, form.width, form.channels).transpose(2, 0, 1)
+
+
+def read_image(path: Path, event: tuple[int, int, int] | None = None) -> np.ndarray:
+    """The pixels of one image file `(channels, height, width)` uint8: as it is, or as images of an event are made.
+
+    Of another size than the event it becomes its centre square, resized, as in a folder that is trained on.
+
+    Raises:
+        InputError: if it cannot be read, or has another size than an event that is not square.
+    """
+    try:
+        with quiet():
+            shape = inspect(path)
+            channels, height, width = event or (1 if shape.grey else 3, shape.height, shape.width)
+            fits = (shape.height, shape.width) == (height, width)
+            if not fits and height != width:
+                raise InputError(f"{path} is {shape.width}x{shape.height}: resize it to {width}x{height}")
+            return decode(read_bytes(path), Form(channels, height, width, resize=not fits))
+    except Broken as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
 
 
 def inspect(source: Path | IO[bytes]) -> Shape:

@@ -35,11 +35,14 @@ Read = tuple[np.ndarray, tuple[str, ...], np.ndarray | None]
 """What a reader gives: values, names of columns, and labels."""
 
 
-def read_table(path: Path | str) -> Table:
+def read_table(path: Path | str, missing: bool = False) -> Table:
     """Reads a table of numbers from `.npy`, `.npz` (array `x`, or the only one), `.csv` or `.parquet`.
 
     A CSV may start with a header; a one-dimensional array is one column. Whole numbers in an array `y` beside `x`, one
     a row, are labels.
+
+    Args:
+        missing: cells may be NaN or empty, which are NaN then.
 
     Raises:
         InputError: for a missing, empty or unreadable file, an unknown suffix, text columns, a wrong number of
@@ -53,14 +56,14 @@ def read_table(path: Path | str) -> Table:
     if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty")
     values, columns, labels = READERS[path.suffix](path)
-    x = _checked(values, path)
+    x = _checked(values, path, missing)
     # y may be anything, a target of regression too: then it is none of ours
     if labels is None or labels.dtype.kind not in "iub" or labels.dtype == np.uint64 or labels.shape != (len(x),):
         return Table(x, columns)
     return Table(x, columns, torch.from_numpy(labels.astype(np.int64)))
 
 
-def _checked(values: np.ndarray, path: Path) -> Tensor:
+def _checked(values: np.ndarray, path: Path, missing: bool) -> Tensor:
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2 or not values.shape[1]:
@@ -71,7 +74,8 @@ def _checked(values: np.ndarray, path: Path) -> Tensor:
         raise InputError(f"{path}: the table has no rows")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted below
         values = values.astype(np.float32)
-    if bad := int((~np.isfinite(values).all(1)).sum()):
+    sound = np.isfinite(values) | (missing & np.isnan(values))
+    if bad := int((~sound.all(1)).sum()):
         raise InputError(
             f"{path}: {bad} of {len(values)} rows hold NaN, missing or infinite values, or numbers beyond float32"
         )

@@ -5,8 +5,9 @@ floor, true data beside other true data, and every figure has a confidence inter
 a reflow has come to, beside its parent. `pairing` measures what couplings cost and reach, before there is a run.
 """
 
+from flowgen.evaluation.copying import Suspects, suspects
 from flowgen.evaluation.measure import Estimate, Quality, Settings, floor, geometry, kl_divergence, quality
-from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves, solver_name
+from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves
 from flowgen.evaluation.rounds import Figures, Round, measure_round
 from flowgen.evaluation.subject import FEATURES, Reference, Subject, load_subject
 from flowgen.evaluation.views import View
@@ -25,6 +26,7 @@ __all__ = [
     "Round",
     "Settings",
     "Subject",
+    "Suspects",
     "View",
     "curves",
     "floor",
@@ -33,5 +35,5 @@ __all__ = [
     "load_subject",
     "measure_round",
     "quality",
-    "solver_name",
+    "suspects",
 ]

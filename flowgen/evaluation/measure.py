@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from flowgen import grids, metrics, sampling, solvers
+from flowgen.config import SOLVERS
 from flowgen.core import InputError, generator
 from flowgen.evaluation.subject import Subject
 from flowgen.evaluation.views import in_model_units
 from flowgen.likelihood import Density, log_likelihood
 from flowgen.metrics.distances import EXACT
+from flowgen.sampling import Spacing, even
 from flowgen.solvers import Solver
 
 __all__ = [
@@ -45,7 +47,10 @@ NOISE = 0.1
 
 
 class Settings(NamedTuple):
-    """How to measure: at each number of steps of the solver, `num` samples, `repeats` times, by a seed."""
+    """How to measure: at each number of steps of the solver, on a kind of grid, `num` samples, `repeats` times.
+
+    called: the name of the solver, where it has parameters.
+    """
 
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 100)
     solver: Solver = solvers.euler
@@ -53,6 +58,14 @@ class Settings(NamedTuple):
     repeats: int = 5
     seed: int = 0
     neighbours: int = 5
+    spacing: Spacing = even
+    called: str | None = None
+
+    @property
+    def named(self) -> str:
+        """What its solver is called on the command line."""
+        known = (name for name, made in SOLVERS.items() if made == self.solver)
+        return "jump" if self.solver.jumps else self.called or next(known, repr(self.solver))
 
     def check(self, subject: Subject) -> None:
         """
@@ -100,7 +113,7 @@ class Quality(NamedTuple):
     nfe: evaluations of the network for a sample.
     seconds: of sampling, for 1000 samples.
     figures: by name, those of the floor, and `endpoint_error` against a fine solve of the same starts, in model units,
-        where the model has a velocity to solve.
+        where the model has a velocity to solve, and the solver draws no noise.
     """
 
     steps: int
@@ -129,7 +142,7 @@ def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
         fine = [follow(subject, start, fine_steps(subject), solvers.rk4).x for start in starts]
     thousand = starts[0].take(torch.arange(1000) % len(starts[0].x0))
     for steps in settings.steps:
-        made = [follow(subject, start, steps, settings.solver) for start in starts]
+        made = [follow(subject, start, steps, settings.solver, settings.spacing) for start in starts]
         figures = []
         for index, drawn in enumerate(made):
             x = model.scaling.undo(drawn.x.to(model.device)).cpu()
@@ -137,10 +150,10 @@ def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
             asked, classify = starts[index].cond, subject.view.classify
             if asked is not None and classify is not None:
                 compared["agreement"] = (classify(x) == asked).double().mean().item()
-            if fine is not None:
+            if fine is not None and not settings.solver.draws:
                 compared["endpoint_error"] = metrics.endpoint_error(drawn.x, fine[index])
             figures.append(compared)
-        seconds = follow(subject, thousand, steps, settings.solver).seconds
+        seconds = follow(subject, thousand, steps, settings.solver, settings.spacing).seconds
         yield Quality(steps, fmean(drawn.nfe for drawn in made), seconds, _estimates(figures))
 
 
@@ -209,10 +222,10 @@ def fine_steps(subject: Subject) -> int:
     return FINE_IMAGES if len(subject.source.law.event) == 3 else FINE
 
 
-def follow(subject: Subject, start: Start, steps: int, solver: Solver) -> _Followed:
+def follow(subject: Subject, start: Start, steps: int, solver: Solver, spacing: Spacing = even) -> _Followed:
     """Where the model takes starts in so many steps."""
     model, done = subject.model, start.first
-    grid, counted = grids.uniform(steps, *model.span), sampling.Counted(sampling.asked(model, solver))
+    grid, counted = sampling.grid_of(model, solver, steps, spacing), sampling.Counted(sampling.asked(model, solver))
     field = subject.guided(counted)
     began, ends = time.perf_counter(), []
     for x0, cond, _ in start.chunks():

@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from flowgen import __version__
-from flowgen.config import SOLVERS
 from flowgen.data import Rows
 from flowgen.evaluation.measure import Estimate, Quality, Settings, density_points
 from flowgen.evaluation.subject import Subject
 from flowgen.metrics.distances import EXACT
 from flowgen.plots import Curve
-from flowgen.solvers import Solver
 
-__all__ = ["SHARES", "TITLES", "Evaluation", "curves", "solver_name"]
+__all__ = ["SHARES", "TITLES", "Evaluation", "curves"]
 
 TITLES = {
     "w2": "W2",
@@ -70,7 +68,7 @@ class Evaluation(NamedTuple):
             "repeats": settings.repeats,
             "neighbours": settings.neighbours,
             "seed": settings.seed,
-            "solver": solver_name(settings.solver),
+            "solver": settings.named,
             "floor": _plain(self.floor),
             "quality": [
                 {"steps": q.steps, "nfe": q.nfe, "seconds_per_1000": q.seconds, **_plain(q.figures)}
@@ -79,11 +77,6 @@ class Evaluation(NamedTuple):
             "geometry": _plain(self.geometry),
             "kl": None if self.kl is None else _plain({"kl": self.kl})["kl"],
         }
-
-
-def solver_name(solver: Solver) -> str:
-    """What a solver is called on the command line."""
-    return "jump" if solver.jumps else next((name for name, made in SOLVERS.items() if made == solver), repr(solver))
 
 
 def _plain(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:

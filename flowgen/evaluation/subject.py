@@ -65,6 +65,7 @@ class Subject(NamedTuple):
     fields: whether the model has a velocity.
     jump_counts: in how many steps a flow map can jump; empty for a velocity.
     sampler: what a solver, a number of steps and a seed become for this model; it refuses what was not learned.
+    seen: the training rows themselves, of `trained_on`.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Subject(NamedTuple):
     fields: bool = True
     jump_counts: tuple[int, ...] = ()
     sampler: Callable[[Solver | None, int | None, int], Sampler] | None = None
+    seen: Rows | None = None
 
     def suited(
         self, solver: Solver | None, steps: Sequence[int] | None, seed: int = 0
@@ -153,6 +155,7 @@ def load_subject(
         config.objective.fields,
         jump_counts(config),
         lambda solver, steps, seed: sampler(config, trained.model, trained.source, solver, steps, seed),
+        data.law if isinstance(data.law, Rows) else None,
     )
 
 

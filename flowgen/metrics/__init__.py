@@ -3,11 +3,12 @@
 from flowgen.metrics.distances import energy_distance, mmd, sliced_wasserstein2, wasserstein2
 from flowgen.metrics.features import frechet_distance, kernel_distance
 from flowgen.metrics.geometry import Geometry, endpoint_error, geometry, normalised_path_energy
-from flowgen.metrics.neighbours import Manifold, copies, manifold, nearest_ratio
+from flowgen.metrics.neighbours import Manifold, Nearest, copies, manifold, nearest, nearest_ratio
 
 __all__ = [
     "Geometry",
     "Manifold",
+    "Nearest",
     "copies",
     "endpoint_error",
     "energy_distance",
@@ -16,6 +17,7 @@ __all__ = [
     "kernel_distance",
     "manifold",
     "mmd",
+    "nearest",
     "nearest_ratio",
     "normalised_path_energy",
     "sliced_wasserstein2",

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowgen.core import InputError
 from flowgen.metrics.pairwise import checked, distances
 
-__all__ = ["Manifold", "copies", "manifold", "nearest_ratio"]
+__all__ = ["Manifold", "Nearest", "copies", "manifold", "nearest", "nearest_ratio"]
 
 
 class Manifold(NamedTuple):
@@ -72,27 +72,53 @@ def _share(which: Tensor) -> float:
     return which.double().mean().item()
 
 
-def nearest_ratio(x: Tensor, data: Tensor) -> Tensor:
-    """d1 / d2 of each sample, the distances to its nearest and second nearest row of data: near 0 for a copy.
+class Nearest(NamedTuple):
+    """What row of data each sample is nearest to, `(N,)` int64, and d1 / d2, `(N,)` float64 in [0, 1], of the distances
+    to it and to the second nearest."""
 
-    0 where the nearest is met exactly. Rows of data that are equal count as one.
+    row: Tensor
+    ratio: Tensor
 
-    Shapes: x `(N, *event)`, data `(M, *event)`, to `(N,)` float64 in [0, 1].
+
+def nearest(x: Tensor, data: Tensor) -> Nearest:
+    """The nearest row of data of each sample, and how near it is against the second nearest: near 0 for a copy.
+
+    The ratio is 0 where the nearest is met exactly. Rows of data that are equal count as one, the first.
+
+    Shapes: x `(N, *event)`, data `(M, *event)`.
 
     Raises:
         InputError: for fewer than 2 rows of data that differ, different events, NaN or infinite values.
     """
     x, data = checked(x, data)
-    data = data.unique(dim=0)
+    data, number = _distinct(data)
     if len(data) < 2:
         raise InputError(f"a second nearest neighbour needs 2 rows of data that differ, not {len(data)}")
-    ratio = x.new_empty(len(x))
+    row, ratio = number.new_empty(len(x)), x.new_empty(len(x))
     for rows, block in distances(x, data):
-        two = data[block.topk(2, dim=1, largest=False).indices]
+        two = block.topk(2, dim=1, largest=False).indices
         # by differences: the block's rounding would make up the ratio of a copy
-        first, second = (two - x[rows].unsqueeze(1)).norm(dim=2).sort(dim=1).values.unbind(1)
+        far = (data[two] - x[rows].unsqueeze(1)).norm(dim=2)
+        first, second = far.sort(dim=1).values.unbind(1)
         ratio[rows] = torch.where(first == 0, 0.0, first / second)
-    return ratio
+        row[rows] = number[two.gather(1, far.argmin(1, keepdim=True)).squeeze(1)]
+    return Nearest(row, ratio)
+
+
+def _distinct(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that differ, and the number of the first row that each of them is."""
+    rows, which = x.unique(dim=0, return_inverse=True)
+    numbers = torch.arange(len(x), device=x.device)
+    return rows, numbers.new_full((len(rows),), len(x)).scatter_reduce(0, which, numbers, "amin")
+
+
+def nearest_ratio(x: Tensor, data: Tensor) -> Tensor:
+    """The ratios d1 / d2 of `nearest`, `(N,)`.
+
+    Raises:
+        InputError: as `nearest`.
+    """
+    return nearest(x, data).ratio
 
 
 def copies(x: Tensor, data: Tensor, threshold: float = 1 / 3) -> float:

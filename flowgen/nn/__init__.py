@@ -4,6 +4,7 @@ from flowgen.nn.classifier import Classifier, fit_classifier
 from flowgen.nn.dit import DIT_SIZES, DiT
 from flowgen.nn.embeddings import Conditioning
 from flowgen.nn.mlp import MLP, TimeFeatures
+from flowgen.nn.noisy import NoisyClassifier
 from flowgen.nn.resmlp import ResMLP
 from flowgen.nn.seeded import seeded
 from flowgen.nn.unet import UNET_SIZES, UNet
@@ -15,6 +16,7 @@ __all__ = [
     "Classifier",
     "Conditioning",
     "DiT",
+    "NoisyClassifier",
     "ResMLP",
     "TimeFeatures",
     "UNet",

@@ -14,7 +14,7 @@ from flowgen.nn.seeded import seeded
 __all__ = ["ResMLP"]
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """A perceptron, shifted, scaled and gated by the conditioning: adaLN."""
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -58,7 +58,7 @@ class ResMLP(nn.Module):
         with seeded(seed):
             self.conditioning = Conditioning(64, width, classes)
             self.embed = nn.Linear(dim, width)
-            self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
+            self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
             self.norm = nn.LayerNorm(width, elementwise_affine=False)
             self.modulation, self.out = zeroed(nn.Linear(width, 2 * width)), zeroed(nn.Linear(width, dim))
 

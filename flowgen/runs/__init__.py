@@ -11,7 +11,19 @@ metrics.jsonl        one line for every `log_every` steps; tensorboard/ where it
 plots/  README.md    pictures, and the model card with the command that made it
 """
 
+from flowgen.runs.classifier import (
+    Known,
+    Right,
+    classifier_file,
+    labelled_data,
+    load_classifier,
+    right,
+    train_classifier,
+)
+from flowgen.runs.densities import Asked, asked_rows, check_density, log_likelihoods
+from flowgen.runs.editing import Editor
 from flowgen.runs.folder import Run, Trained, check_vacant, load
+from flowgen.runs.guiding import Guidance, guided, load_weak
 from flowgen.runs.pairs import Accuracy, accuracy, make_pairs
 from flowgen.runs.potentials import find_potentials
 from flowgen.runs.report import describe, illustrate
@@ -22,22 +34,37 @@ from flowgen.runs.train import Progress, train
 
 __all__ = [
     "Accuracy",
+    "Asked",
+    "Editor",
+    "Guidance",
+    "Known",
     "Progress",
+    "Right",
     "Run",
     "Sampler",
     "Trained",
     "accuracy",
+    "asked_rows",
+    "check_density",
     "check_vacant",
+    "classifier_file",
     "describe",
     "distill_config",
     "find_potentials",
+    "guided",
     "illustrate",
     "jump_counts",
+    "labelled_data",
     "load",
+    "load_classifier",
+    "load_weak",
+    "log_likelihoods",
     "make_pairs",
     "reflow_config",
+    "right",
+    "round_file",
     "sampler",
     "stages",
-    "round_file",
     "train",
+    "train_classifier",
 ]

@@ -16,7 +16,7 @@ from flowgen.config import Config, LoadedData, Teacher, find_device, make_config
 from flowgen.core import Field, InputError
 from flowgen.data import Categorical, Law, Scaling
 from flowgen.data.tables import new_file
-from flowgen.guidance import Guided
+from flowgen.guidance import Guided, Rescale
 from flowgen.model import Model
 from flowgen.runs.card import card
 from flowgen.runs.log import board
@@ -193,13 +193,19 @@ class Trained(NamedTuple):
         """Labels by their shares in the data, `(num,)`: label i is a function of (seed, i). None without labels."""
         return None if self.labels is None else starts(self.labels, 0, num, seed, stream)
 
-    def guided(self, field: Field, guidance: float, interval: tuple[float, float] = (0.0, 1.0)) -> Field:
+    def guided(
+        self, field: Field, guidance: float, interval: tuple[float, float] = (0.0, 1.0), rescale: float = 0.0
+    ) -> Field:
         """The field of the model, guided, unless the weight is 1.
 
+        Args:
+            rescale: the share of `guidance.Rescale`; 0 for none.
+
         Raises:
-            InputError: for guidance of a model that knows no labels, or a bad weight or interval.
+            InputError: for guidance of a model that knows no labels, or a bad weight, interval or share.
         """
-        guided = Guided(field, len(self.classes), guidance, interval)
+        rescaling = Rescale(self.model.path, rescale) if rescale else None
+        guided = Guided(field, len(self.classes), guidance, interval, rescaling)
         if guidance == 1:
             return field
         if self.config.objective.maps:
@@ -207,7 +213,9 @@ class Trained(NamedTuple):
         if not self.classes:
             raise InputError("guidance needs a model that was trained with labels")
         if not self.config.train.label_dropout:
-            raise InputError("guidance needs labels that were hidden in training, now and then: train.label_dropout is 0")
+            raise InputError(
+                "guidance needs labels that were hidden in training, now and then: train.label_dropout is 0"
+            )
         return guided
 
     def check_data(self, data: LoadedData) -> None:
@@ -262,7 +270,9 @@ def _check(config: Config) -> LoadedData:
     if config.distill:
         _check_teacher(config.distill, data, needs_velocity=not config.objective.taught)
     if config.objective.guidance != 1 and not (data.classes and config.train.label_dropout):
-        raise InputError("guidance needs labels, some of which are hidden in training: see labels and train.label_dropout")
+        raise InputError(
+            "guidance needs labels, some of which are hidden in training: see labels and train.label_dropout"
+        )
     return data
 
 
@@ -277,7 +287,9 @@ def _check_teacher(settings: Teacher, data: LoadedData, needs_velocity: bool) ->
     if settings.guidance != 1 and not data.classes:
         raise InputError("guidance needs labels, and labels is false: what learns from a guided flow has to know them")
     if needs_velocity and not teacher.config.objective.fields:
-        raise InputError(f"{settings.parent} jumps, and has no velocity to learn from: take the run that it learned from")
+        raise InputError(
+            f"{settings.parent} jumps, and has no velocity to learn from: take the run that it learned from"
+        )
     if data.classes and not teacher.classes:
         raise InputError(f"{settings.parent} knows no labels, and what learns from it cannot learn any: labels is true")
 

@@ -42,7 +42,7 @@ def reflow_config(parent: Path, settings: Mapping[str, Any]) -> Config:
         **reflow_defaults(trained.config.data),
     }
     tree = trained.config.model_dump(exclude={"pool", "objective", "distill"})
-    tree |= {"path": "linear", "target": "velocity", "times": "u-shaped", "bridge": "constant"}
+    tree |= {"path": "linear", "target": "velocity", "times": "u-shaped", "bridge": "constant", "weight": "own"}
     tree |= {"loss": {"name": "pseudo-huber", "c": FORGIVING}, "reflow": reflow}
     for key, value in settings.items():
         tree = override(tree, key, value)

@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flowgen import grids
 from flowgen.config import Config
 from flowgen.core import InputError
 from flowgen.couplings import Independent
 from flowgen.data import Law
 from flowgen.model import Model
-from flowgen.sampling import Renoise
+from flowgen.sampling import Renoise, Spacing, even, grid_of
 from flowgen.solvers import Adaptive, Jump, Solver, heun
 
 __all__ = ["Sampler", "jump_counts", "sampler"]
@@ -29,8 +28,12 @@ def jump_counts(config: Config) -> tuple[int, ...]:
 def _only(config: Config) -> bool:
     """Whether there is only one number of jumps: a consistency model that is to jump again needs noise that may be
     drawn anew, and not that of its pair."""
-    alone = isinstance(config.coupling, Independent) and not config.reflow
-    return config.objective.fixed or (config.objective.to_data and not alone)
+    return config.objective.fixed or (config.objective.to_data and not _independent(config))
+
+
+def _independent(config: Config) -> bool:
+    """Whether the two ends of its pairs are."""
+    return isinstance(config.coupling, Independent) and not config.reflow
 
 
 class Sampler(NamedTuple):
@@ -41,7 +44,13 @@ class Sampler(NamedTuple):
 
 
 def sampler(
-    config: Config, model: Model, source: Law, solver: Solver | None = None, steps: int | None = None, seed: int = 0
+    config: Config,
+    model: Model,
+    source: Law,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    spacing: Spacing = even,
 ) -> Sampler:
     """The sampler of what a configuration trains: Heun's method for a velocity, jumps for a flow map.
 
@@ -49,9 +58,11 @@ def sampler(
         solver: another than that.
         steps: other than 50 for a velocity, one jump for a flow map, or as many as it has learned.
         seed: of the noise of a consistency model that makes several jumps.
+        spacing: of the grid, which is even by default.
 
     Raises:
-        InputError: for a solver that asks of the model what it has not learned, or jumps of another number than it has.
+        InputError: for a solver that asks of the model what it has not learned, jumps of another number than it has,
+            and noise where pairs are not independent.
     """
     kind = config.objective
     solver = solver or (Jump() if kind.maps else heun)
@@ -59,10 +70,15 @@ def sampler(
         raise InputError("this run has learned a velocity, and cannot jump: choose another solver")
     if not (solver.jumps or kind.fields):
         raise InputError("this run has learned to jump, and has no velocity to solve: choose the solver jump")
+    if solver.draws and not (_independent(config) and config.source == "gaussian"):
+        raise InputError(
+            "only between independent pairs of Gaussian noise and data can noise be drawn anew: choose a solver that "
+            "draws none, such as heun, ddim or dpm++2m, or train with --coupling independent"
+        )
     if steps is None:
         steps = kind.jumps if solver.jumps else 1 if isinstance(solver, Adaptive) else STEPS
     if solver.jumps and _only(config) and steps != kind.jumps:
         raise InputError(f"this run has learned to jump in {kind.jumps} steps, not in {steps}")
     if solver.jumps and kind.to_data:
         solver = Renoise(model.path, source, seed)
-    return Sampler(solver, grids.uniform(steps, *model.span))
+    return Sampler(solver, grid_of(model, solver, steps, spacing))

@@ -63,7 +63,7 @@ def distill_config(
         raise InputError(f"{folder} has no weights yet: train it to its first checkpoint, with --resume")
     learned: dict[str, Any] = {"parent": str(folder.resolve()), "parent_hash": checkpoints.file_hash(run.weights)}
     learned |= {} if guidance is None else {"guidance": guidance}
-    tree = before.model_dump(exclude={"reflow", "distill", "objective", "times", "loss"})
+    tree = before.model_dump(exclude={"reflow", "distill", "objective", "times", "loss", "weight"})
     tree["objective"] = {"name": method, **({"jumps": jumps} if kind.taught else {})}
     by_pairs = kind.pairs or pairs is not None or before.reflow or before.bridge.sigma or not before.whole
     if before.objective.fields and by_pairs:
@@ -140,4 +140,9 @@ def warm_start(model: Model, config: Config) -> None:
 def _shape(config: Config) -> tuple[Any, ...]:
     """What must agree for weights to mean the same, but for whether a net reads two times."""
     net = config.net
-    return config.path, config.target, config.labels, replace(net, two_times=False) if isinstance(net, MLPConfig) else net
+    return (
+        config.path,
+        config.target,
+        config.labels,
+        replace(net, two_times=False) if isinstance(net, MLPConfig) else net,
+    )

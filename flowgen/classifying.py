@@ -1,0 +1,69 @@
+"""Labels of points on a path: what a classifier of them learns, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowgen.core import Pair, like
+from flowgen.model import Model
+from flowgen.objectives import Stratified, TimeLaw, on_path
+
+__all__ = ["Labelling", "Posterior", "log_prior"]
+
+
+def log_prior(counts: Sequence[float]) -> Tensor:
+    """The log of each label's share, `(K,)`, of how often it was seen and once more: none is impossible."""
+    seen = torch.tensor(counts, dtype=torch.float64) + 1
+    return (seen / seen.sum()).log()
+
+
+@final
+@dataclass(frozen=True)
+class Posterior:
+    """p(label | x_t, t), the softmax of
+
+    log prior + alpha / |(alpha, sigma)| f(x_t, t):
+
+    where there is only noise, x says nothing of its label, and the gradient of its log goes to 0 with alpha. It is a
+    `guidance.LogProb`.
+
+    Args:
+        model: a network with the path of the points; what it predicts is f, `(B, K)`, and no end of a path. On another
+            path (`repath`) it says the same.
+        log_prior: of the labels, `(K,)`.
+    """
+
+    model: Model
+    log_prior: Tensor
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of all labels: x `(B, *event)` and t `(B,)` to `(B, K)`."""
+        c, f = self.model.path.coeffs(t), self.model(x, t)
+        return self.log_prior.to(f) + like(c.alpha / torch.hypot(c.alpha, c.sigma), f).to(f) * f
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return -F.cross_entropy(self.logits(x, t), cond, reduction="none")
+
+
+@final
+@dataclass(frozen=True)
+class Labelling:
+    """The cross-entropy of the labels of pairs, given where these are on the path, with t ~ times: an Objective.
+
+    It is least at p(label | x_t, t) of the pairs (arXiv 2105.05233).
+    """
+
+    log_prior: Tensor
+    times: TimeLaw = field(default_factory=Stratified)
+
+    def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
+        assert pair.cond is not None, "pairs to learn labels from have labels"
+        t = on_path(self.times, self.times(len(pair.x1), generator), model.path, model.span)
+        point = model.path.at(pair, t.to(pair.x1.device))
+        return -Posterior(model, self.log_prior)(point.x, point.t, pair.cond.to(pair.x1.device))

@@ -1,0 +1,102 @@
+"""Ways to sample by name: solvers of any field, samplers of diffusions, and where both step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flowgen import grids
+from flowgen.config.fields import lookup
+from flowgen.config.names import SOLVERS
+from flowgen.core import InputError
+from flowgen.paths import DDPM, Path
+from flowgen.samplers import DDIM, Ancestral, Churned, Corrected, DPMSolverPP, Langevin, UniPC
+from flowgen.sampling import Spacing, even
+from flowgen.sde import Stochastic
+from flowgen.solvers import Solver
+
+__all__ = ["GRIDS", "SAMPLERS", "Sampling", "sampling_by"]
+
+
+class Made(NamedTuple):
+    """A sampler of diffusions.
+
+    make: (path, noise, seed) to the solver.
+    noise: what is given for it by default, of solvers that can draw more or less; None of others.
+    grid: the name of its paper's grid.
+    """
+
+    make: Callable[[Path, float, int], Solver]
+    noise: float | None = None
+    grid: str = "uniform"
+
+
+SAMPLERS: dict[str, Made] = {
+    "ddim": Made(lambda path, eta, seed: DDIM(path, eta, seed=seed), noise=0.0),
+    "ddpm": Made(lambda path, noise, seed: Ancestral(path, seed=seed)),
+    "ddpm-large": Made(lambda path, noise, seed: Ancestral(path, large=True, seed=seed)),
+    "dpm++2m": Made(lambda path, noise, seed: DPMSolverPP(path, 2), grid="log-snr"),
+    "dpm++3m": Made(lambda path, noise, seed: DPMSolverPP(path, 3), grid="log-snr"),
+    "unipc": Made(lambda path, noise, seed: UniPC(path), grid="log-snr"),
+    "edm": Made(lambda path, churn, seed: Churned(path, churn, seed=seed), noise=0.0, grid="karras"),
+    "sde": Made(lambda path, level, seed: Stochastic(path, level, seed), noise=1.0),
+    "pc": Made(lambda path, snr, seed: Corrected(Stochastic(path, 1.0, seed), path, snr, seed=seed), noise=0.16),
+    "langevin": Made(lambda path, size, seed: Langevin(path, size, 10, seed=seed), noise=0.2, grid="log-snr"),
+}
+
+
+def _of_steps(spacing: Callable[[DDPM, int], Tensor]) -> Spacing:
+    """A spacing of the steps of a path that has some."""
+
+    def made(path: Path, steps: int, lo: float, hi: float) -> Tensor:
+        if not isinstance(path, DDPM) or hi < 1:
+            raise InputError(
+                f"the grid {spacing.__name__} is of the steps of the path ddpm, down to the data: choose another, or a "
+                "solver such as ddim on that path"
+            )
+        return spacing(path, steps)
+
+    return made
+
+
+GRIDS: dict[str, Spacing] = {
+    "uniform": even,
+    "log-snr": grids.log_snr,
+    "karras": grids.karras,
+    "quadratic": lambda path, steps, lo, hi: grids.quadratic(steps, lo, hi),
+    "shifted": lambda path, steps, lo, hi: grids.shifted(grids.uniform(steps, lo, hi), 3.0),
+    "trailing": _of_steps(grids.trailing),
+    "leading": _of_steps(grids.leading),
+    "linspaced": _of_steps(grids.linspaced),
+}
+
+
+class Sampling(NamedTuple):
+    """How a model is walked: None where that is for the model to say."""
+
+    solver: Solver | None
+    spacing: Spacing
+
+
+def sampling_by(
+    solver: str | None, path: Path, noise: float | None = None, grid: str | None = None, seed: int = 0
+) -> Sampling:
+    """The way of sampling of these names, for a model on a path.
+
+    Args:
+        noise: what a sampler's noise is set by, where it is not to be as usual.
+
+    Raises:
+        InputError: for names that there are not, and noise for a solver that draws none, or no other.
+    """
+    found = SAMPLERS.get(solver or "")
+    if noise is not None and (found is None or found.noise is None):
+        able = ", ".join(name for name, made in SAMPLERS.items() if made.noise is not None)
+        raise InputError(f"only some solvers can be given more or less noise: {able}")
+    spacing = lookup("grid", grid or (found.grid if found else "uniform"), GRIDS)
+    if found is None:
+        return Sampling(lookup("solver", solver, {**SOLVERS, **dict.fromkeys(SAMPLERS)}) if solver else None, spacing)
+    amount = found.noise or 0.0 if noise is None else noise
+    return Sampling(found.make(path, amount, seed), spacing)

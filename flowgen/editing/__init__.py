@@ -1,0 +1,29 @@
+"""Editing with a trained flow: what is known of the data is kept, and the flow makes the rest.
+
+A measurement y = A x1 says what is known. `PseudoInverse` guides a field there, `Replaced` sets it after every step,
+and `project` makes it exact in the end. `noised` goes a part of the way to noise, for the flow to come back; `inverted`
+goes all of it, and `slerp` goes between two such ends.
+"""
+
+from flowgen.editing.guiding import PseudoInverse, Spread, unit_variance
+from flowgen.editing.journeys import from_time, inverted, noised, slerp
+from flowgen.editing.measurements import Downsampled, Grey, Mask, Measurement, framed, project
+from flowgen.editing.replacing import Replaced, resampled
+
+__all__ = [
+    "Downsampled",
+    "Grey",
+    "Mask",
+    "Measurement",
+    "PseudoInverse",
+    "Replaced",
+    "Spread",
+    "framed",
+    "from_time",
+    "inverted",
+    "noised",
+    "project",
+    "resampled",
+    "slerp",
+    "unit_variance",
+]

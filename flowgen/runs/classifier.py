@@ -1,0 +1,173 @@
+"""The classifier of a run's data on their way from noise, which guides its samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from flowgen import __version__, checkpoints
+from flowgen.classifying import Labelling, Posterior, log_prior
+from flowgen.config import Config, LoadedData, load_data
+from flowgen.core import InputError, Pair, expand_time, generator
+from flowgen.couplings import Independent, batches
+from flowgen.data import Categorical, Gaussian, Rows
+from flowgen.model import Model
+from flowgen.nn import NoisyClassifier
+from flowgen.optim import Cosine
+from flowgen.runs.folder import Trained
+from flowgen.training import State, fit
+
+__all__ = [
+    "Known",
+    "Right",
+    "check_independent",
+    "classifier_file",
+    "labelled_data",
+    "load_classifier",
+    "right",
+    "train_classifier",
+]
+
+LR, WEIGHT_DECAY, EMA, CLIP = 1e-3, 1e-2, 0.1, 1.0
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Where it is measured, as shares of the model's span."""
+
+
+class Known(NamedTuple):
+    """A classifier, the names of its classes, and the law of the labels in the data."""
+
+    posterior: Posterior
+    classes: tuple[str, ...]
+    labels: Categorical
+
+
+class Right(NamedTuple):
+    """The share of held-out rows that a classifier labels right at time t, and its cross-entropy in nats."""
+
+    t: float
+    accuracy: float
+    nats: float
+
+
+def classifier_file(folder: Path) -> Path:
+    """The classifier's place in a run folder."""
+    return folder / "noisy-classifier.safetensors"
+
+
+def check_independent(trained: Trained, what: str) -> None:
+    """
+    Raises:
+        InputError: unless the run's points x_t are those of its path with Gaussian noise and independent pairs, of
+            which alone the velocity is a score.
+    """
+    config = trained.config
+    known = config.source == "gaussian" and isinstance(config.coupling, Independent) and not config.bridge.sigma
+    if not known or config.reflow:
+        raise InputError(
+            f"{what} needs a run of a Gaussian source and independent pairs: train it --coupling independent"
+        )
+
+
+def labelled_data(trained: Trained) -> LoadedData:
+    """The data of a run with their labels, also of a run that does not use them.
+
+    Raises:
+        InputError: if they have none, or have changed since the run began, or a classifier could not guide the run.
+    """
+    config = trained.config
+    if config.objective.maps:
+        raise InputError("this run has learned to jump, and jumps cannot be guided by a classifier")
+    check_independent(trained, "a classifier")
+    data = load_data(config.data, config.split, config.images)
+    trained.check_data(data)
+    if len(data.classes) < 2:
+        found = f"has the one {data.classes[0]}" if data.classes else "has none (of .npz: an array y)"
+        raise InputError(f"a classifier needs labels of two classes: {config.data} {found}")
+    return data
+
+
+def train_classifier(
+    folder: Path, trained: Trained, data: LoadedData, steps: int, batch_size: int, seed: int, device: torch.device
+) -> Iterator[float]:
+    """Trains a classifier of the training rows on a run's own path, yields the losses, and keeps it in the folder.
+
+    Batch k and its noise are functions of the seed and of k.
+
+    Args:
+        data: those of `labelled_data`.
+
+    Raises:
+        Diverged: before the weights move, if the loss is not finite; nothing is kept then.
+    """
+    config, event, classes = trained.config, trained.source.event, len(data.classes)
+    prior, start = log_prior(data.counts), NoisyClassifier(event, classes, seed=seed)
+    state = State(_model(trained, start).to(device), LR, WEIGHT_DECAY, EMA)
+    pairs = batches(config.ends(data, device), batch_size, seed=seed)
+    rate = Cosine(LR, steps, steps // 20)
+    yield from fit(state, pairs, Labelling(prior), steps, seed=seed, clip=CLIP, rate=rate)
+    facts = {**_facts(config, trained), "classes": data.classes, "counts": data.counts, "steps": steps, "seed": seed}
+    metadata = {"flowgen": json.dumps({"version": __version__, **facts})}
+    checkpoints.write_tensors(classifier_file(folder), state.ema.state_dict(), metadata)
+
+
+def load_classifier(folder: Path, trained: Trained) -> Known:
+    """The classifier in the folder of a run, on the run's device.
+
+    Raises:
+        InputError: if there is none, or it is of other data or another path than the run.
+    """
+    path = classifier_file(folder)
+    if not path.exists():
+        raise InputError(f"{folder} has no classifier yet: flowgen train-classifier {folder}")
+    tensors, metadata = checkpoints.read_tensors(path)
+    try:
+        facts: dict[str, Any] = json.loads(metadata["flowgen"])
+        classes, counts = tuple(facts["classes"]), tuple(map(float, facts["counts"]))
+        for key, value in _facts(trained.config, trained).items():
+            if facts[key] != value:
+                raise InputError(f"{path} is of another {key} than this run: train it anew, with --overwrite")
+        model = _model(trained, NoisyClassifier(trained.source.event, len(classes)))
+        model.load_state_dict(tensors)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not the classifier of a flowgen run ({error})") from error
+    model = model.to(trained.model.device).requires_grad_(False).eval()
+    return Known(Posterior(model, log_prior(counts).to(model.device)), classes, Categorical(counts))
+
+
+@torch.no_grad()
+def right(known: Known, rows: Rows, seed: int = 0) -> Iterator[Right]:
+    """How often the classifier is right of rows with labels, in data units, at some times of its path."""
+    model, labels = known.posterior.model, rows.labels
+    assert labels is not None, "rows to measure by have labels"
+    x1 = model.scaling.apply_to(rows.values.to(model.device))
+    x0 = Gaussian(rows.event).sample(len(rows), generator(seed, "noise of a classifier")).to(x1)
+    lo, hi = model.span
+    for share in TIMES:
+        t = lo + (hi - lo) * share
+        x = model.path.at(Pair(x0, x1), expand_time(t, x1)).x
+        logits = torch.cat([known.posterior.logits(part, expand_time(t, part)) for part in x.split(1024)]).cpu()
+        found = (logits.argmax(1) == labels).double().mean().item()
+        yield Right(t, found, F.cross_entropy(logits, labels).item())
+
+
+def _model(trained: Trained, net: NoisyClassifier) -> Model:
+    """A classifier on the path, and in the units, of a run."""
+    return Model(net, trained.model.path, trained.model.target, trained.model.scaling).cpu()
+
+
+def _facts(config: Config, trained: Trained) -> dict[str, Any]:
+    """What a classifier and its run must agree in."""
+    tree = json.loads(json.dumps(config.model_dump()))  # as it reads from a file, where tuples are lists
+    return {
+        "data": trained.data_hash or config.data,
+        "split": tree["split"],
+        "path": tree["path"],
+        "event": list(trained.source.event),
+    }

@@ -1,0 +1,177 @@
+"""How likely rows are to a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowgen import grids
+from flowgen.config import ImagesConfig, load_data
+from flowgen.core import Failure, InputError, generator
+from flowgen.data import Images, Law, Rows, open_folder, read_images, read_table
+from flowgen.data.images import is_folder
+from flowgen.likelihood import Density, Signs, dequantised, log_likelihood, probes
+from flowgen.runs.folder import Trained
+from flowgen.sampling import chunk_rows
+from flowgen.solvers import Solver
+
+__all__ = ["Asked", "asked_rows", "check_density", "log_likelihoods"]
+
+MOST_SHADES = 256
+"""Images of more shades than that are taken for continuous."""
+DRAWS = 5000
+"""New draws of a toy, where nothing else is asked for."""
+
+
+class Asked(NamedTuple):
+    """Rows whose likelihood is asked.
+
+    x: in data units, `(N, *event)`.
+    name: says in words what they are.
+    cond: the label of each, `(N,)`, or None.
+    law: that they are draws of, where its density is known.
+    step: how far apart the shades of images are, which are dequantised by it; None of rows, and of continuous images.
+    """
+
+    x: Tensor
+    name: str
+    cond: Tensor | None = None
+    law: Density | None = None
+    step: float | None = None
+
+
+def check_density(trained: Trained) -> None:
+    """
+    Raises:
+        InputError: if a run has no velocity, its source no density that is known, or its data none.
+    """
+    if not trained.config.objective.fields:
+        raise InputError("this run jumps, and has no velocity whose divergence gives a likelihood: take a flow")
+    if not isinstance(trained.source, Density):
+        raise InputError(f"the source {trained.config.source} has no density that is known: take a run from gaussian")
+    if (trained.model.scaling.scale == 0).any():
+        raise InputError("data with a constant column have no density: leave that column out")
+
+
+def asked_rows(trained: Trained, file: Path | None, num: int | None, label: int | None, seed: int) -> Asked:
+    """What is measured: the first `num` rows of a file, or as many that the run never saw, all of them by default, or
+    5000 new draws. Their labels are those that they have, or `label`, or none.
+
+    Raises:
+        InputError: for a bad file, rows of another shape than the run's, or labels that it does not know.
+    """
+    config, images, law = trained.config, len(trained.source.event) == 3, None
+    data = load_data(config.data, config.split, config.images) if images or file is None else None
+    if data is not None:
+        trained.check_data(data)
+    if file is None:
+        assert data is not None
+        law = data.unseen(config.data)
+        rows, name = _some(law, Path(config.data).name, num, seed)
+    else:
+        rows, name = _of_file(trained, file, num)
+    if rows.event != trained.source.event:
+        raise InputError(f"{name} have the shape {rows.event}, and those of this run {trained.source.event}")
+    step = _step(data.law) if data is not None and images else None
+    return Asked(rows.values, name, _labels(trained, rows, label), law if isinstance(law, Density) else None, step)
+
+
+def _some(law: Law, name: str, num: int | None, seed: int) -> tuple[Rows, str]:
+    """Rows that a run never saw: held-out ones, all or some at random, or new draws."""
+    rng = generator(seed, "likelihood")
+    if not isinstance(law, Rows):
+        x = law.sample(num or DRAWS, rng)
+        return Rows(x), f"{len(x)} new draws of {name}"
+    some = torch.randperm(len(law), generator=rng)[:num].sort().values
+    return law.take(some), f"{len(some)} held-out rows of {name}"
+
+
+def _of_file(trained: Trained, file: Path, num: int | None) -> tuple[Rows, str]:
+    """The rows of a file, with the labels that the run knows by the same names."""
+    if len(trained.source.event) == 3:
+        found = _images(file, trained.config.images)
+        x, names, labels = found.pixels, found.classes, found.labels
+    else:
+        table = read_table(file)
+        if table.columns and trained.columns and table.columns != trained.columns:
+            columns = ", ".join(table.columns), ", ".join(trained.columns)
+            raise InputError(f"{file} has the columns {columns[0]}, the data of this run {columns[1]}")
+        x, names, labels = table.x, (), None
+        if table.labels is not None:
+            values, labels = table.labels.unique(return_inverse=True)
+            names = tuple(map(str, values.tolist()))
+    if labels is not None and trained.classes:
+        if strange := sorted(set(names) - set(trained.classes)):
+            raise InputError(f"{file} has labels that this run does not know: {', '.join(strange[:10])}")
+        labels = torch.tensor([trained.classes.index(name) for name in names])[labels]
+    rows = Rows(x, labels).take(slice(num))
+    return rows, f"{len(rows)} rows of {file}"
+
+
+def _images(file: Path, settings: ImagesConfig) -> Images:
+    if not is_folder(str(file)):
+        return read_images(file, settings.size, settings.channels)
+    folder = open_folder(
+        file, size=settings.size, channels=settings.channels, workers=settings.workers, strict=settings.strict
+    )
+    return folder.load()
+
+
+def _labels(trained: Trained, rows: Rows, label: int | None) -> Tensor | None:
+    """The label of each row, of a run that knows labels."""
+    if not trained.classes:
+        return None
+    if label is not None:
+        return torch.full((len(rows),), label)
+    if rows.labels is not None:
+        return rows.labels
+    if not trained.config.train.label_dropout:
+        raise InputError("these rows have no labels, and this run has always seen some: give --label")
+    return torch.full((len(rows),), len(trained.classes))
+
+
+def _step(law: Law) -> float | None:
+    """How far apart the shades of the images of training are; None where these are more than 256, or uneven."""
+    if not isinstance(law, Rows) or law.x.dtype == torch.uint8:
+        return 1 / 255
+    shades = law.x.unique().double()
+    if not 2 <= len(shades) <= MOST_SHADES:
+        return None
+    gaps = shades.diff() / shades.diff().min()
+    # float32 holds shades to a ten-millionth, far less than a thousandth of a gap
+    return shades.diff().min().item() if (gaps - gaps.round()).abs().max() < 1e-3 else None
+
+
+def log_likelihoods(
+    trained: Trained, asked: Asked, solver: Solver, steps: int, count: int, seed: int
+) -> Iterator[Tensor]:
+    """The log-likelihoods in nats, float64, of chunks of rows in order: those of a row do not depend on the others,
+    unless the solver is adaptive.
+
+    Of images with shades it is the log-probability of the image: its lower bound, by one dequantisation of each.
+
+    Args:
+        steps: of the solver, evenly in time; on paths that end before t = 1 evenly in the log of signal over noise.
+        count: probes of Hutchinson's estimate; 0 for the exact divergence.
+
+    Raises:
+        Failure: where a trajectory is not finite.
+    """
+    model, event, size = trained.model, trained.source.event, chunk_rows(trained.source.event)
+    lo, hi = model.span
+    grid = grids.uniform(steps, lo, hi) if hi == 1 else grids.log_snr(model.path, steps, lo, hi)
+    for first in range(0, len(asked.x), size):
+        rows = slice(first, first + size)
+        x = asked.x[rows] if asked.step is None else dequantised(asked.x[rows], asked.step, seed, first)
+        cond = None if asked.cond is None else asked.cond[rows]
+        drawn = probes(Signs(event), len(x), count, seed, first) if count else None
+        assert isinstance(trained.source, Density), "check_density has seen to it"
+        found = log_likelihood(model, trained.source, x, grid, solver, cond, drawn)
+        if bad := (~found.isfinite()).nonzero().flatten().tolist():
+            raise Failure(f"row {first + bad[0]} has no finite log-likelihood: its trajectory leaves all numbers")
+        yield found if asked.step is None else found + math.prod(event) * math.log(asked.step)

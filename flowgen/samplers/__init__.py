@@ -1,0 +1,14 @@
+"""Samplers of diffusion models, as solvers: they read the ends that a velocity field expects, and step between them.
+
+Each holds the path of its field, and takes any: a level of noise is sigma / alpha, whatever the path. All of them land:
+they walk a grid that ends at t = 1 and never ask for the velocity there, since a step to sigma = 0 is to the expected
+data.
+"""
+
+from flowgen.samplers.ancestral import DDIM, Ancestral
+from flowgen.samplers.churned import Churned
+from flowgen.samplers.langevin import Corrected, Langevin
+from flowgen.samplers.marks import Random
+from flowgen.samplers.multistep import DPMSolverPP, UniPC
+
+__all__ = ["DDIM", "Ancestral", "Churned", "Corrected", "DPMSolverPP", "Langevin", "Random", "UniPC"]

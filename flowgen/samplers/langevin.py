@@ -1,0 +1,128 @@
+"""Langevin dynamics at the noise levels of a path: alone, or after the steps of another solver."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+from torch import Tensor
+
+from flowgen.core import Field, InputError, expand_time
+from flowgen.paths import Path
+from flowgen.samplers.marks import Random, mark
+from flowgen.solvers import Solver
+from flowgen.targets import expected
+
+__all__ = ["Corrected", "Langevin"]
+
+
+@dataclass(frozen=True)
+class _Moving(Random):
+    """Moves that keep the marginal of a time: x + e score + sqrt(2 e) z with e = 2 (snr sigma)^2, which is
+
+    x + 2 snr sigma (z - snr x0),
+
+    since the score is -x0 / sigma of the expected source x0.
+    """
+
+    def _moved(
+        self, field: Field, path: Path, x: Tensor, s: float, cond: Tensor | None, snr: float, steps: int
+    ) -> Tensor:
+        sigma, t = mark(path, s).sigma, expand_time(s, x)
+        for k in range(steps):
+            x0 = expected(field, path, x, t, cond).x0
+            x = x + 2 * snr * sigma * (self.normal(x, f"move {k} at {s!r}") - snr * x0)
+        return x
+
+
+@final
+@dataclass(frozen=True)
+class Corrected(_Moving):
+    """Predictor and corrector (arXiv 2011.13456): a step of another solver, and Langevin moves at the time it led to,
+
+    x + e score + sqrt(2 e) z,  e = 2 (snr sigma)^2.
+
+    The paper has e = 2 (snr |z| / |score|)^2 with the mean norms of a batch. Here each norm is what it is expected to
+    be, sqrt(D) of z and sqrt(D) / sigma of the score of x_t given its data: rows stay independent of one another, and
+    a move is not long because a row's score happens to be short. In the step to sigma = 0 nothing moves.
+
+    A multistep predictor starts anew each time, since its past is not where it had led to.
+
+    Args:
+        predictor: a solver of a field.
+        path: of the field.
+        snr: the signal-to-noise ratio of a move; the paper's is 0.16 (VE) and 0.01 to 0.2 elsewhere.
+        steps: moves a step, an evaluation each.
+
+    Raises:
+        InputError: for a predictor that jumps, or unless 0 < snr < 1 and steps >= 0.
+    """
+
+    order = 1
+    predictor: Solver
+    path: Path
+    snr: float = 0.16
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.predictor.jumps:
+            raise InputError("Corrected needs a predictor that steps a velocity field, not one that jumps")
+        if not 0 < self.snr < 1 or self.steps < 0:
+            raise InputError(f"Corrected needs 0 < snr < 1 and steps >= 0, not {self.snr} and {self.steps}")
+
+    @property
+    def joint(self) -> bool:  # type: ignore[override]  # as the predictor's
+        return self.predictor.joint
+
+    @property
+    def lands(self) -> bool:  # type: ignore[override]
+        return self.predictor.lands
+
+    def at(self, row: int) -> Corrected:
+        return replace(self, first=self.first + row, predictor=self.predictor.at(row))
+
+    def step(
+        self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
+    ) -> tuple[Tensor, None]:
+        x, _ = self.predictor.step(field, x, t, s, cond)
+        if mark(self.path, s).sigma == 0:
+            return x, None
+        return self._moved(field, self.path, x, s, cond, self.snr, self.steps), None
+
+
+@final
+@dataclass(frozen=True)
+class Langevin(_Moving):
+    """Annealed Langevin dynamics (arXiv 1907.05600): at each time of the grid after the first, so many moves
+
+    x + a / 2 score + sqrt(a) z,  a = size sigma^2,
+
+    from wherever the moves at the time before have led; nothing else takes x from one time to the next, so the law
+    follows the marginals only as far as there are moves for it. The step to sigma = 0 is to the expected data.
+
+    Args:
+        path: of the field.
+        size: the paper's epsilon / sigma_L^2, which is 0.2.
+        steps: moves a step, an evaluation each.
+
+    Raises:
+        InputError: unless 0 < size < 4, where moves shrink what they should, and steps >= 1.
+    """
+
+    order = 1
+    lands: ClassVar[bool] = True
+    path: Path
+    size: float = 0.2
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size < 4 or self.steps < 1:
+            raise InputError(f"Langevin needs 0 < size < 4 and steps >= 1, not {self.size} and {self.steps}")
+
+    def step(
+        self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
+    ) -> tuple[Tensor, None]:
+        if mark(self.path, s).sigma == 0:
+            return expected(field, self.path, x, expand_time(t, x), cond).x1, None
+        return self._moved(field, self.path, x, s, cond, math.sqrt(self.size) / 2, self.steps), None

@@ -1,0 +1,276 @@
+"""Samplers on flows whose expected ends are known: where they lead, how fast they converge, what they ask."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from flowgen import grids, targets
+from flowgen.core import InputError, expand_time, like
+from flowgen.paths import VE, VP, Linear
+from flowgen.samplers import DDIM, Ancestral, Churned, Corrected, DPMSolverPP, Langevin, UniPC
+from flowgen.sampling import Counted, solve, walk
+from flowgen.sde import Stochastic
+from flowgen.solvers import Jump, euler, rk4
+
+SOLVERS = {
+    "ddim": DDIM,
+    "ddim-half": lambda path: DDIM(path, 0.5),
+    "ddim-whole": lambda path: DDIM(path, 1.0),
+    "ancestral": Ancestral,
+    "ancestral-large": lambda path: Ancestral(path, large=True),
+    "dpm-solver-1": lambda path: DPMSolverPP(path, 1),
+    "dpm-solver-2": DPMSolverPP,
+    "dpm-solver-3": lambda path: DPMSolverPP(path, 3),
+    "unipc": UniPC,
+    "heun": Churned,
+    "churned": lambda path: Churned(path, 0.3, 0.05, 20.0, 1.01),
+    "stochastic-none": lambda path: Stochastic(path, 0.0),
+    "stochastic": Stochastic,
+    "corrected": lambda path: Corrected(Ancestral(path), path),
+    "langevin": lambda path: Langevin(path, steps=3),
+}
+ORDERS = {"ddim": 1, "dpm-solver-1": 1, "dpm-solver-2": 2, "heun": 2}
+
+
+@pytest.fixture(params=list(SOLVERS.values()), ids=list(SOLVERS))
+def make(request):
+    """Every sampler, of a path."""
+    return request.param
+
+
+def field_of(flow):
+    """The velocity field of a flow whose expected ends are known, which refuses to be asked where it is infinite."""
+
+    def velocity(x, t, cond=None):
+        assert (t >= 0).all()
+        assert (flow.path.coeffs(t).sigma > 0).all()
+        return targets.encode(flow.ends(x, t), flow.path.coeffs(like(t, x)), targets.velocity)
+
+    return velocity
+
+
+def first(path, x0):
+    """Where sampling starts."""
+    return path.coeffs(torch.zeros((), dtype=torch.float64)).sigma * x0
+
+
+@pytest.fixture
+def one_point(empirical_flow):
+    """A flow to a single point of the plane, and the point."""
+
+    def make(path):
+        flow = empirical_flow(path)
+        return type(flow)(path, flow.data[:1]), flow.data[:1]
+
+    return make
+
+
+# where they land
+
+
+def test_with_a_single_data_point_every_sampler_lands_on_it(make, path, one_point, normal):
+    """And never asks for the velocity there. A path that ends on blurred data has nothing special at its end."""
+    flow, point = one_point(path)
+    solver = make(path)
+    assert solver.lands
+    x, end = first(path, normal("source", 6, 2)), path.coeffs(torch.ones((), dtype=torch.float64)).sigma
+    for grid in (grids.uniform(1), grids.uniform(6), grids.karras(path, 6)):
+        reached = solve(field_of(flow), x, grid, solver)
+        assert reached.isfinite().all()
+        if end == 0:
+            torch.testing.assert_close(reached, point.expand(6, 2), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS.keys() - {"churned"}))
+def test_the_step_to_the_data_is_to_what_is_expected(name, path, empirical_flow, normal):
+    """Of a churned step, to what is expected where it has gone back to."""
+    flow, x, t = empirical_flow(path), normal("source", 6, 2), torch.full((6,), 0.7, dtype=torch.float64)
+    if path.coeffs(torch.ones(1)).sigma == 0:
+        x1 = flow.ends(x, t).x1
+        torch.testing.assert_close(SOLVERS[name](path).step(field_of(flow), x, 0.7, 1.0)[0], x1, rtol=1e-9, atol=1e-9)
+
+
+EVALUATIONS = {"heun": 13, "churned": 13, "corrected": 13, "langevin": 3 * 6 + 1}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_what_a_walk_of_seven_steps_costs(name, empirical_flow, normal):
+    field = Counted(field_of(empirical_flow(VP())))
+    solve(field, normal("source", 6, 2), grids.uniform(7), SOLVERS[name](VP()))
+    assert field.evaluations == EVALUATIONS.get(name, 7)
+
+
+def test_a_level_that_is_infinite_is_left_by_eulers_step(empirical_flow, normal):
+    path, x = Linear(), normal("source", 6, 2)
+    field = Counted(field_of(empirical_flow(path)))
+    end, _ = Churned(path, 0.3).step(field, x, 0.0, 0.2)
+    assert field.evaluations == 1
+    torch.testing.assert_close(end, x + 0.2 * field(x, expand_time(0.0, x)))
+
+
+def test_the_condition_reaches_every_evaluation(make, path, normal):
+    seen, labels = [], torch.arange(6)
+
+    def field(x, t, cond=None):
+        seen.append(cond)
+        return x
+
+    solve(field, normal("source", 6, 2), grids.uniform(5, 0.1, 0.9), make(path), labels)
+    assert len(seen) >= 5
+    assert all(cond is labels for cond in seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_keep_their_type_and_times_are_no_half(make, path, one_point, normal, dtype):
+    flow, _ = one_point(path)
+    exact = field_of(type(flow)(path, flow.data.to(dtype)))
+
+    def field(x, t, cond=None):
+        assert t.dtype == dtype
+        return exact(x, t)
+
+    x = first(path, normal("source", 6, 2)).to(dtype)
+    assert solve(field, x, grids.uniform(4, 0, 0.9), make(path)).dtype == dtype
+
+
+# what they are the same as
+
+
+@pytest.mark.parametrize("grid", [grids.uniform(11, 0.1, 0.9), grids.quadratic(8, 0.3, 0.97)])
+def test_ddim_is_eulers_method_in_the_noise_level(path, empirical_flow, grid, normal):
+    """dy/dl = x0 with y = x / alpha and l = sigma / alpha."""
+    flow, c = empirical_flow(path), path.coeffs(grid)
+
+    def slope(y, level, cond=None):
+        t = path.time(-2 * level.log())
+        return flow.ends(like(path.coeffs(t).alpha, y) * y, t).x0
+
+    x = normal("source", 6, 2)
+    y = solve(slope, x / c.alpha[0], c.sigma / c.alpha, euler)
+    for solver in (DDIM(path), DPMSolverPP(path, 1)):
+        torch.testing.assert_close(solve(field_of(flow), x, grid, solver), c.alpha[-1] * y, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [DDIM, lambda path: DPMSolverPP(path, 1), lambda path: Stochastic(path, 0.0)])
+def test_on_the_straight_path_it_is_eulers_method(make, empirical_flow, normal):
+    flow, x = empirical_flow(Linear()), normal("source", 6, 2)
+    exact = walk(field_of(flow), x, grids.uniform(9), euler)
+    for ours, end in zip(walk(field_of(flow), x, grids.uniform(9), make(Linear())), exact, strict=True):
+        torch.testing.assert_close(ours, end, rtol=1e-9, atol=1e-9)
+
+
+def test_ddim_with_all_noise_is_ddpm(path, empirical_flow, normal):
+    flow, x = empirical_flow(path), first(path, normal("source", 6, 2))
+    for grid in (grids.uniform(9), grids.karras(path, 12)):
+        ddim = walk(field_of(flow), x, grid, DDIM(path, 1.0, seed=3))
+        for ours, end in zip(ddim, walk(field_of(flow), x, grid, Ancestral(path, seed=3)), strict=True):
+            torch.testing.assert_close(ours, end, rtol=1e-9, atol=1e-9)
+
+
+def test_ddim_walks_back_where_it_came_from(path, gaussian_flow, normal):
+    """As closely as steps are short."""
+    flow, x, errors = gaussian_flow(path), normal("source", 6, 2), []
+    for steps in (20, 40, 80):
+        grid = grids.uniform(steps, 0.1, 0.9)
+        there = solve(flow.velocity, x, grid, DDIM(path))
+        errors.append(float((solve(flow.velocity, there, grid.flip(0), DDIM(path)) - x).abs().max()))
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver-2", "dpm-solver-3", "unipc", "heun"])
+def test_without_noise_they_walk_back_to_the_source(name, path, gaussian_flow, normal):
+    """To t = 0 itself, where there may be no data left in x."""
+    flow, x = gaussian_flow(path), normal("source", 6, 2)
+    source = flow.map(x, 0.9, 0.0)
+    found = solve(flow.velocity, x, grids.uniform(100, 0, 0.9).flip(0), SOLVERS[name](path))
+    off = (found - source).abs().max() / source.abs().max()
+    assert off < (0.03 if name == "ddim" else 0.01)
+
+
+# how fast they converge
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_error_falls_at_the_order_of_the_sampler(name, path, gaussian_flow, normal):
+    flow, solver = gaussian_flow(path), SOLVERS[name](path)
+    assert solver.order == ORDERS[name]
+    mean, std = flow.moments(0.05)
+    x = mean + std * normal("source", 50, 2)
+    exact, errors = flow.map(x, 0.05, 0.9), []
+    for steps in (68, 136):  # whole numbers of steps to a step of the path of 20
+        errors.append(float((solve(flow.velocity, x, grids.uniform(steps, 0.05, 0.9), solver) - exact).abs().max()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.25)
+    assert errors[-1] < 0.05
+
+
+def test_unipc_is_of_a_higher_order_than_its_guess(path, gaussian_flow, normal):
+    """Order 3 once its first step, of order 1, is forgotten; it is never below 2."""
+    flow, errors = gaussian_flow(path), []
+    mean, std = flow.moments(0.05)
+    x = mean + std * normal("source", 50, 2)
+    exact = flow.map(x, 0.05, 0.9)
+    for steps, solver in ((68, UniPC(path)), (136, UniPC(path)), (136, DPMSolverPP(path))):
+        errors.append(float((solve(flow.velocity, x, grids.uniform(steps, 0.05, 0.9), solver) - exact).abs().max()))
+    assert 1.9 < math.log2(errors[0] / errors[1]) < 3.2
+    assert errors[1] < errors[2] / 2
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_one_step_from_a_true_past_is_of_one_order_more(order, path, gaussian_flow, normal):
+    """The first steps of a walk have no past, and are less exact: here each begins on the solution."""
+    flow, x, errors = gaussian_flow(path), normal("source", 50, 2), []
+    for h in (0.02, 0.01, 0.005):
+        carry, times = None, [0.6 - 2.7 * h, 0.6 - 1.2 * h, 0.6, 0.6 + h]  # steps of several lengths
+        for t, s in pairwise(times):
+            end, carry = DPMSolverPP(path, order).step(flow.velocity, flow.map(x, 0.6, t), t, s, None, carry)
+        errors.append(float((end - flow.map(x, 0.6, 0.6 + h)).abs().max()))
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(order + 1, abs=0.25)
+
+
+def test_whole_walks_lead_where_the_flow_to_several_points_does(path, empirical_flow, normal):
+    """From t = 0 to the data, on levels evenly apart, beside a fine solution of the same field."""
+    flow, x = empirical_flow(path), first(path, normal("source", 40, 2))
+    exact = solve(field_of(flow), x, grids.log_snr(path, 300, 0.0, 0.95), rk4)
+    for solver in (DPMSolverPP(path), DPMSolverPP(path, 3), UniPC(path), Churned(path)):
+        ends = [solve(field_of(flow), x, grids.log_snr(path, steps, 0.0, 0.95), solver) for steps in (40, 80)]
+        coarse, fine = (float((end - exact).square().mean().sqrt()) for end in ends)
+        assert fine < min(0.005, 0.55 * coarse)  # at order 2, but for the corners of a path with few steps
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda path: DDIM(path, -0.1), "eta"),
+        (lambda path: DDIM(path, 1.1), "eta"),
+        (lambda path: DDIM(path, math.nan), "eta"),
+        (lambda path: DPMSolverPP(path, 0), "orders 1, 2 and 3"),
+        (lambda path: DPMSolverPP(path, 4), "orders 1, 2 and 3"),
+        (lambda path: Churned(path, -1.0), "churn >= 0"),
+        (lambda path: Churned(path, math.nan), "churn >= 0"),
+        (lambda path: Churned(path, 0.1, 2.0, 1.0), "lo <= hi"),
+        (lambda path: Churned(path, 0.1, noise=0.0), "noise > 0"),
+        (lambda path: Corrected(Jump(), path), "jumps"),
+        (lambda path: Corrected(euler, path, 0.0), "snr"),
+        (lambda path: Corrected(euler, path, 1.0), "snr"),
+        (lambda path: Corrected(euler, path, steps=-1), "steps"),
+        (lambda path: Langevin(path, 0.0), "size"),
+        (lambda path: Langevin(path, 4.0), "size"),
+        (lambda path: Langevin(path, steps=0), "steps"),
+        (lambda path: Stochastic(path, -0.1), "not negative"),
+        (lambda path: Stochastic(path, math.inf), "finite"),
+    ],
+)
+def test_samplers_that_there_are_not_are_refused(make, match):
+    with pytest.raises(InputError, match=match):
+        make(VE())
+
+
+@pytest.mark.parametrize("name", ["ddim-half", "ddim-whole", "ancestral", "ancestral-large"])
+def test_noise_is_not_walked_back(name, path, gaussian_flow, normal):
+    with pytest.raises(InputError, match="increasing"):
+        solve(gaussian_flow(path).velocity, normal("x", 4, 2), grids.uniform(3, 0.2, 0.8).flip(0), SOLVERS[name](path))
