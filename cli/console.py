@@ -62,6 +62,11 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., No
         yield move
 
 
+def evaluations(count: float) -> str:
+    """What a sample has cost, in words."""
+    return f"{count:.4g} evaluation{'s' * (count != 1)} of the network for each"
+
+
 class Interrupt:
     """Holds the first SIGINT or SIGTERM until the work has come to a place where it can be left."""
 
@@ -175,6 +180,17 @@ def together(device: str) -> Iterator[Processes]:
 
     with processes(find_device(device)) as group:
         yield group
+
+
+def check_other(out: Path, *read: Path | None) -> None:
+    """
+    Raises:
+        InputError: if what is to be written would take the place of what is read.
+    """
+    from flowgen.core import InputError
+
+    if any(path is not None and path.resolve() == out.resolve() for path in read):
+        raise InputError(f"--out {out} is what is read: choose another place")
 
 
 def check_place(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import SAMPLER_HELP, check_place
+from .console import SAMPLER_HELP, check_other, check_place, evaluations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,8 @@ def edit(
     editor, counted = _editor(run, job, device, ema, solver, steps, label, guidance, seed)
     out = out or run / {"invert": "noise.npy", "table": "filled.csv"}.get(job, "edited.png")
     _check_out(out, job)
-    facts: dict[str, Any] = {"run": str(run), "image": str(image), "job": job, "out": str(out), "num": num}
+    check_other(out, image, mask, toward)
+    facts: dict[str, Any] = {"run": str(run), "file": str(image), "job": job, "out": str(out), "num": num}
     facts |= {"steps": steps, "solver": solver, "guidance": guidance, "seed": seed}
     facts |= JOBS[job](editor, asked, out)
     facts["evaluations"] = counted.rows / facts["num"]
@@ -125,6 +126,7 @@ class _Asked(NamedTuple):
 
 def _check_out(out: Path, job: str) -> None:
     from flowgen.core import InputError
+    from flowgen.data.pictures import check_empty
 
     suffixes = {"invert": (".npy",), "toward": (".png",), "table": (".csv", ".npy", ".npz")}.get(job, (".png", ""))
     if out.suffix not in suffixes and job == "table":
@@ -134,6 +136,8 @@ def _check_out(out: Path, job: str) -> None:
         raise InputError(f"--out of --{job} is {wanted}, not {out}")
     if out.suffix:
         check_place(out)
+    else:
+        check_empty(out)
 
 
 def _editor(
@@ -320,7 +324,7 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
     from flowgen.editing import Mask
 
     table, trained = read_table(asked.image, missing=True), editor.trained
-    if (x := table.x.to(editor.model.device)).shape[1:] != trained.source.event:
+    if (x := table.x).shape[1:] != trained.source.event:
         raise InputError(f"{asked.image} has {x.shape[1]} columns, and this run {trained.source.event[0]}")
     if table.columns and trained.columns and table.columns != trained.columns:
         raise InputError(f"{asked.image} has other columns than this run: {', '.join(trained.columns)}")
@@ -328,11 +332,12 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
         raise InputError(f"{asked.image} has no empty cell: nothing would be filled in")
     parts, scaling, size = [], editor.model.scaling, editor.together(trained.source.event)
     for first in range(0, len(x), size):
-        here, measurement = x[first : first + size], Mask(known[first : first + size])
-        y = measurement.apply(scaling.apply_to(here))
-        made = editor.fill(measurement, y, len(here), asked.resample, first)
-        parts.append(torch.where(measurement.known, here, scaling.undo(made)).cpu())
-    write_rows(out, parts, x.shape, table.columns or trained.columns)
+        here, there = x[first : first + size], known[first : first + size]
+        measurement = Mask(there.to(editor.model.device))
+        y = measurement.apply(scaling.apply_to(here.float().to(editor.model.device)))
+        made = scaling.undo(editor.fill(measurement, y, len(here), asked.resample, first)).cpu()
+        parts.append(torch.where(there, here, made.double()))
+    write_rows(out, parts, x.shape, table.columns or trained.columns, double=True)
     return {"num": len(x), "cells": int((~known).sum())}
 
 
@@ -372,9 +377,9 @@ def _told(facts: dict[str, Any]) -> str:
     way = f"in {facts['steps']} step{'s' * (facts['steps'] > 1)} of {facts['solver']}"
     if facts["job"] == "invert":
         return (
-            f"{facts['out']}: the noise of {facts['image']}, {way}, of mean {facts['mean']:.2g} and deviation "
+            f"{facts['out']}: the noise of {facts['file']}, {way}, of mean {facts['mean']:.2g} and deviation "
             f"{facts['deviation']:.3g}. It leads back to it within {facts['error']:.2g} of 255 levels"
         )
     what = {"toward": "frame", "table": "row"}.get(facts["job"], "image")
     made = f"{facts['num']} {what}{'s' * (facts['num'] > 1)}"
-    return f"{facts['out']}: {made} {way}, {facts['evaluations']:.4g} evaluations of the network for each"
+    return f"{facts['out']}: {made} {way}, {evaluations(facts['evaluations'])}"

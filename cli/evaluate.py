@@ -62,7 +62,7 @@ def evaluate(
     for subject in subjects:
         chosen, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
         walked, at = subject.suited(chosen, counts, seed)
-        suited.append(evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver))
+        suited.append(evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver, grid, noise))
         suited[-1].check(subject)
     if len({subject.view.features for subject in subjects}) > 1:
         raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")

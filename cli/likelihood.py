@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import bar, check_place
+from .console import bar, check_other, check_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ def likelihood(
     import torch
 
     from flowgen import runs
-    from flowgen.config import SOLVERS, lookup
+    from flowgen.config import SAMPLERS, SOLVERS, lookup
     from flowgen.core import InputError
     from flowgen.data.tables import write_rows
     from flowgen.solvers import Adaptive
@@ -65,6 +65,9 @@ def likelihood(
     for path in filter(None, (out, to_json)):
         if str(path) != "-":
             check_place(path)  # before the work, not after
+    check_other(out, file)
+    if solver in SAMPLERS:
+        raise InputError(f"{solver} is a sampler, and a likelihood needs a solver of the velocity, such as rk4")
     method = lookup("solver", solver, {name: made for name, made in SOLVERS.items() if not made.jumps})
     trained = runs.load(run, device, ema)
     runs.check_density(trained)
@@ -79,7 +82,7 @@ def likelihood(
     asked = runs.asked_rows(trained, file, num, None if label is None else label_number(label, trained.classes), seed)
     made = list(_followed(runs.log_likelihoods(trained, asked, method, steps, count, seed), len(asked.x), run))
     write_rows(out, (part.unsqueeze(1) for part in made), (len(asked.x), 1), ("log_likelihood",))
-    how = {"solver": solver, "steps": steps, "hutchinson": count, "seed": seed}
+    how = {"solver": solver, "steps": steps, "hutchinson": count, "label": label, "ema": ema, "seed": seed}
     _tell(run, asked, _figures(asked, torch.cat(made)), how, out, to_json)
 
 

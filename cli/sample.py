@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import GRID_HELP, NOISE_HELP, PATH_HELP, SAMPLER_HELP, bar, together
+from .console import GRID_HELP, NOISE_HELP, PATH_HELP, SAMPLER_HELP, bar, evaluations, together
 from .labels import conditions
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def sample(
         write = _write_images if images else _write_rows
         write(out, trained, _followed(chunks, num, f"sampling {run}"), num, cond, per_label if labels else None)
         rows = sampling.whole_blocks(num)
-        each = f", {counted.rows / rows:.3g} evaluations of the network for each" if group.part.of == 1 else ""
+        each = f", {evaluations(counted.rows / rows)}" if group.part.of == 1 else ""
         print(f"{out}: {num} samples in {way}{each}")
 
 

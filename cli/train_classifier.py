@@ -35,7 +35,8 @@ def train_classifier(
 
     trained = runs.load(run, device)
     data, images, place = runs.labelled_data(trained), len(trained.source.event) == 3, runs.classifier_file(run)
-    steps, batch_size = STEPS[images] if steps is None else steps, batch_size or BATCH_SIZE[images]
+    steps = STEPS[images] if steps is None else steps
+    batch_size = BATCH_SIZE[images] if batch_size is None else batch_size
     for name, value in {"--steps": steps, "--batch-size": batch_size}.items():
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")

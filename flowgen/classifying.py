@@ -45,7 +45,7 @@ class Posterior:
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Unnormalised log-probabilities of all labels: x `(B, *event)` and t `(B,)` to `(B, K)`."""
         c, f = self.model.path.coeffs(t), self.model(x, t)
-        return self.log_prior.to(f) + like(c.alpha / torch.hypot(c.alpha, c.sigma), f).to(f) * f
+        return self.log_prior.to(f) + like(c.alpha / c.size, f).to(f) * f
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         return -F.cross_entropy(self.logits(x, t), cond, reduction="none")

@@ -134,7 +134,7 @@ def log_likelihood(
     dimension, for points and narrow tables; with probes, which stay the same along a trajectory, one for each of them,
     and is unbiased (arXiv 1810.01367).
 
-    It is the density of what the model samples. On diffusions (VP, VE) that begins with sigma(0) x0, which is nearly,
+    It is the density of what the model samples. On diffusions that begins with sigma(0) x0, which is nearly,
     not exactly, the law of x_t there: that has alpha(0) of the data in it. And it ends where the grid does, before the
     last noise is gone: at t = 1 - margin it is the density of alpha x1 + sigma x0, the data blurred by sigma.
 

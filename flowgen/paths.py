@@ -31,6 +31,11 @@ class Coeffs(NamedTuple):
     d_alpha: Tensor
     d_sigma: Tensor
 
+    @property
+    def size(self) -> Tensor:
+        """sqrt(alpha^2 + sigma^2), the size of x_t where both ends are of size 1."""
+        return (self.alpha**2 + self.sigma**2).sqrt()  # torch.hypot has no ONNX
+
 
 class Path(ABC):
     """A schedule (alpha, sigma) that joins x0 to x1."""

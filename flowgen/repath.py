@@ -47,7 +47,7 @@ class _Reread:
 
     def size(self, c: Coeffs) -> Tensor:
         old = self.clock.old.coeffs(self.clock(c))
-        return torch.hypot(c.alpha, c.sigma) / torch.hypot(old.alpha, old.sigma)
+        return c.size / old.size
 
     @property
     def __name__(self) -> str:
@@ -73,11 +73,12 @@ def repath(model: Model, path: Path) -> Model:
     end the model is asked no later than it was trained.
 
     Args:
-        path: any, for the same Gaussian source and independent pairs; with others, x_t has one law on the way only.
+        path: any. The flow is the same but for scale and clock, whatever its pairs and its source are.
     """
     if path == model.path:
         return model
     clock = _Clock(model.path, model.span)
     target = _Reread(model.target, clock)
     lo = path.time(model.path.log_snr(torch.tensor(model.span[0], dtype=torch.float64))).item()
-    return Model(_Retimed(model, path, clock), path, target, model.scaling, start=max(0.0, lo))
+    start = lo if lo > 0 else 0.0  # lo is nan where the new path has no time for endless noise, and needs none
+    return Model(_Retimed(model, path, clock), path, target, model.scaling, start)

@@ -123,7 +123,7 @@ def size(path: Path, target: Target) -> Callable[[Coeffs], Tensor] | None:
     """By what x_t is divided before a net sees it: as the target says, or |(alpha, sigma)| where that grows."""
     if isinstance(target, Sized):
         return target.size
-    return (lambda c: torch.hypot(c.alpha, c.sigma)) if path.exploding else None
+    return (lambda c: c.size) if path.exploding else None
 
 
 def determinant(c: Coeffs, target: Target) -> Tensor:

@@ -92,7 +92,7 @@ class MinSNR:
 @final
 @dataclass(frozen=True)
 class Sigmoid:
-    """sigmoid(bias - log SNR) for noise (arXiv 2303.00848, 2410.19324): less for what is nearly data.
+    """sigmoid(bias - log SNR) d log SNR / dt / 2 for noise: little near the data (arXiv 2303.00848, 2410.19324).
 
     Raises:
         InputError: unless the bias is finite.
@@ -105,8 +105,9 @@ class Sigmoid:
             raise InputError(f"Sigmoid needs a finite bias, not {self.bias}")
 
     def __call__(self, c: Coeffs, target: Target) -> Tensor:
-        noise = math.exp(self.bias) * c.sigma**2
-        return _of(c, target, c.alpha**2 * noise / (noise + c.alpha**2))
+        slope = c.d_alpha * c.sigma - c.d_sigma * c.alpha
+        more = math.exp(self.bias)
+        return _of(c, target, more * c.alpha * c.sigma * slope / (more * c.sigma**2 + c.alpha**2))
 
 
 @final

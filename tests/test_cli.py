@@ -35,7 +35,7 @@ def test_train_reflow_sample_info_from_nothing(flowgen):
     assert "runs/8gaussians-reflow2" in out
     code, out, _ = flowgen("sample", "runs/8gaussians-reflow2", "--steps", 1, "--solver", "euler", "--num", 50)
     assert code == 0
-    assert "1 evaluations of the network for each" in out
+    assert "1 evaluation of the network for each" in out
     assert Image.open("runs/8gaussians-reflow2/samples.png").size[0] > 100
     facts = json.loads(flowgen("info", "runs/8gaussians-reflow2", "--json")[1])
     assert [Path(parent["run"]).name for parent in facts["parents"]] == ["8gaussians-reflow1", "8gaussians"]

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from flowgen import grids, targets
-from flowgen.core import expand_time, generator, like
+from flowgen.core import Failure, expand_time, generator, like
+from flowgen.exporting.to_diffusers import diffusers_parts
 from flowgen.paths import DDPM, VE, Linear
 from flowgen.samplers import DDIM, Ancestral, Churned, DPMSolverPP, Random, UniPC
 from flowgen.sampling import walk
 from flowgen.solvers import euler
 
-pytest.importorskip("diffusers")
+try:
+    diffusers_parts()  # before all else of diffusers, which then does without a torchvision of another torch
+except Failure as reason:
+    pytest.skip(str(reason), allow_module_level=True)
 from diffusers.schedulers import (
     scheduling_ddim,
     scheduling_ddpm,

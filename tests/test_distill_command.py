@@ -69,7 +69,7 @@ def test_a_student_of_one_step_is_made_from_nothing_but_a_run(home):
     assert (tree["reflow"]["pairs"], tree["train"]["steps"]) == (100, 8)
     code, out, _ = home("sample", "runs/moons-1step", "--num", 50, "--out", "x.npy")
     assert code == 0
-    assert "1 step of jump, 1 evaluations of the network for each" in out
+    assert "1 step of jump, 1 evaluation of the network for each" in out
     assert np.load("x.npy").shape == (50, 2)
 
 

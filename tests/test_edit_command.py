@@ -342,3 +342,29 @@ def test_mistakes_are_one_line_and_write_nothing(flowgen, files, arguments, told
     assert told in err
     assert len(err.splitlines()) == 1
     assert sorted(Path().rglob("*")) == before
+
+
+def test_known_cells_keep_all_their_digits(flowgen, files):
+    Path("digits.csv").write_text("a,b,c\n1.23456789012345,100000123,\n-0.1,,3e-17\n")
+    good(flowgen, "rows", "digits.csv", "--steps", 5, "--out", "made.csv")
+    first, second = Path("made.csv").read_text().splitlines()[1:]
+    assert first.startswith("1.23456789012345,100000123,")
+    assert second.startswith("-0.1,")
+    assert second.endswith(",3e-17")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["rows", "cells.csv", "--out", "cells.csv"], "cells.csv"),
+        (["flow", "x.png", "--mask", "mask.png", "--out", "x.png"], "x.png"),
+        (["flow", "x.png", "--mask", "mask.png", "--out", "./mask.png"], "mask.png"),
+        (["flow", "x.png", "--toward", "y.png", "--out", "y.png"], "y.png"),
+    ],
+)
+def test_what_is_read_is_not_written_over(flowgen, files, arguments, kept):
+    before = Path(kept).read_bytes()
+    code, _, err = flowgen("edit", *arguments)
+    assert code == 2
+    assert "choose another place" in err
+    assert Path(kept).read_bytes() == before

@@ -2,15 +2,18 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from flowgen import editing, targets
+from flowgen.config import sampling_by
 from flowgen.core import Pair, expand_time
 from flowgen.grids import uniform
-from flowgen.paths import VE, VP, Cosine, Linear, OffsetCosine
-from flowgen.sampling import solve
+from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine
+from flowgen.runs import Editor, Sampler
+from flowgen.sampling import grid_of, solve
 from flowgen.solvers import Adaptive, euler, heun, rk4
 
 
@@ -108,3 +111,17 @@ def test_between_points_of_one_direction_it_is_the_line(normal, apart):
     y = 3 * x + apart * normal("y", 12)
     way = editing.slerp(x, y, torch.tensor([0.5], dtype=torch.float64))
     torch.testing.assert_close(way[0], (x + y) / 2, rtol=0, atol=1e-9 + apart**2)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m", "dpm++3m", "unipc", "edm", "heun"])
+@pytest.mark.parametrize("path", [DDPM(steps=50, beta_min=0.002, beta_max=0.35), VP(), Linear()], ids=repr)
+def test_a_run_is_inverted_by_every_solver_that_draws_nothing(gaussian_flow, exact_model, normal, name, path):
+    """On the grids that they have by name, also where the path has few steps of its own."""
+    model, x = exact_model(gaussian_flow(path), targets.v).double(), normal("data", 3, 2)
+    chosen, spacing = sampling_by(name, path)
+    for steps, bound in ((8, math.inf), (150, 0.5 if name == "ddim" else 0.05)):
+        grid = grid_of(model, chosen, steps, spacing)
+        editor = Editor(SimpleNamespace(model=model), model.velocity, Sampler(chosen, grid))
+        back = editor.back(editor.invert(x))
+        assert back.isfinite().all()
+        assert (back - x).abs().max() < bound

@@ -33,6 +33,7 @@ TREES = {
     "between": {"data": "moons", "source": "8gaussians", "net": {"width": 16, "depth": 1}},
     "vp": {"data": "moons", "path": "vp", "net": {"width": 16, "depth": 1}},
     "ve": {"data": "moons", "path": "ve", "target": "data", "net": {"width": 16, "depth": 1}},
+    "ve-noise": {"data": "moons", "path": "ve", "net": {"width": 16, "depth": 1}},
     "map": {"data": "moons", "objective": "shortcut", "net": {"name": "mlp", "width": 16, "depth": 1}},
     "consistency": {"data": "moons", "objective": "consistency", "net": {"name": "mlp", "width": 16, "depth": 1}},
     "wide": {"data": "digits", "net": {**WIDE, "multipliers": [1, 1], "attention": [2], "heads": 4}},
@@ -144,6 +145,7 @@ def close(x, y):
         ("unlabelled", "onnx", "rk4", 2),
         ("vp", "onnx", "euler", 3),
         ("ve", "torch-export", "heun", 3),
+        ("ve-noise", "onnx", "euler", 2),
     ],
 )
 def test_an_export_makes_the_samples_of_flowgen_in_batches_of_any_size(name, form, solver, steps, run_of, made_of):
@@ -277,7 +279,7 @@ def test_which_sizes_diffusers_has():
 
 @pytest.mark.parametrize("name", ["base", "cifar10"])
 def test_the_named_sizes_are_the_nets_of_diffusers(name):
-    net_of, _ = to_diffusers._imported()
+    net_of, _ = to_diffusers.diffusers_parts()
     net = UNet((3, 8, 16), 2, **UNET_SIZES[name]).eval()
     net.load_state_dict(shaken(net.state_dict(), 0.02))
     theirs = net_of(**unet2d.arguments(UNetConfig(**UNET_SIZES[name]), (3, 8, 16), 2)).eval()
@@ -291,13 +293,15 @@ def test_the_named_sizes_are_the_nets_of_diffusers(name):
 
 
 def test_diffusers_is_imported_without_torchvision(monkeypatch):
-    script = "import sys; from flowgen.exporting.to_diffusers import _imported; _imported(); print(*sys.modules)"
+    script = (
+        "import sys; from flowgen.exporting.to_diffusers import diffusers_parts; diffusers_parts(); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "diffusers" in done.stdout.split()
     assert not [name for name in done.stdout.split() if name.split(".")[0] == "torchvision"]
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(Failure, match="diffusers cannot be imported"):
-        to_diffusers._imported()
+        to_diffusers.diffusers_parts()
 
 
 # what is not the model is not written

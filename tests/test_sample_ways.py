@@ -12,12 +12,13 @@ TRAIN = ("train", "moons", "--steps", "60", "--set", "net.width=16", "--set", "p
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, request):
-    """A diffusion, and a flow on pairs of optimal transport."""
+    """A diffusion, a flow on pairs of optimal transport, and one with noise between its pairs."""
     import subprocess
     import sys
 
     root = tmp_path_factory.mktemp("runs")
-    for name, options in {"vp": ("--path", "vp"), "ot": ()}.items():
+    bridge = ("--coupling", "independent", "--set", "bridge.sigma=0.3")
+    for name, options in {"vp": ("--path", "vp"), "ot": (), "bridge": bridge}.items():
         command = [sys.executable, "-m", "flowgen", *TRAIN, *options, "--out", str(root / name)]
         subprocess.run(command, check=True, capture_output=True)
     return root
@@ -71,9 +72,10 @@ def test_the_same_samples_come_by_another_path(drawn):
     assert np.abs(here - there).mean() < 0.002 * np.abs(here).mean()
 
 
+@pytest.mark.parametrize("run", ["ot", "bridge"])
 @pytest.mark.parametrize("solver", ["ddpm", "sde", "pc", "langevin"])
-def test_noise_between_pairs_that_are_not_independent_is_refused(flowgen, runs, solver):
-    code, _, err = flowgen("sample", runs / "ot", "--solver", solver)
+def test_noise_where_the_velocity_does_not_say_the_score_is_refused(flowgen, runs, run, solver):
+    code, _, err = flowgen("sample", runs / run, "--solver", solver)
     assert code == 2
     assert "independent" in err
 

@@ -17,12 +17,11 @@ WEIGHTS = {
     "truncated-snr-0.1": (weights.TruncatedSNR(0.1), lambda snr: snr.clamp(min=0.1)),
     "min-snr": (weights.MinSNR(), lambda snr: snr.clamp(max=5)),
     "min-snr-1": (weights.MinSNR(1.0), lambda snr: snr.clamp(max=1)),
-    "sigmoid": (weights.Sigmoid(), lambda snr: snr * torch.sigmoid(2 - snr.log())),
-    "sigmoid-low": (weights.Sigmoid(-1.0), lambda snr: snr * torch.sigmoid(-1 - snr.log())),
     "edm": (weights.EDM(), lambda snr: snr + 1 / 0.5**2),
     "edm-wide": (weights.EDM(2.0), lambda snr: snr + 1 / 2.0**2),
 }
 """Each weight, and what its paper gives to the error of the data at a ratio of signal to noise."""
+OF_SLOPES = [weights.Likelihood(), weights.Sigmoid(), weights.Sigmoid(-1.0)]
 INSIDE = torch.linspace(0.01, 0.99, 200, dtype=torch.float64)
 
 
@@ -37,14 +36,18 @@ def test_a_weight_of_the_data_is_that_of_the_paper(path, known):
     torch.testing.assert_close(weight(path.coeffs(INSIDE), targets.data), exact(snr), rtol=1e-9, atol=0)
 
 
-def test_the_likelihood_weight_of_the_noise_is_half_the_slope_of_the_log_snr(path):
+def test_weights_of_the_noise_have_half_the_slope_of_the_log_snr(path):
     t = INSIDE.clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(path.log_snr(t).sum(), t)
     found = weights.Likelihood()(path.coeffs(INSIDE), targets.noise)
     torch.testing.assert_close(found, slope / 2, rtol=1e-7, atol=0)
+    for bias in (2.0, -1.0):
+        found = weights.Sigmoid(bias)(path.coeffs(INSIDE), targets.noise)
+        exact = torch.sigmoid(bias - path.log_snr(INSIDE)) * slope / 2
+        torch.testing.assert_close(found, exact, rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("weight", [known for known, _ in WEIGHTS.values()] + [weights.Likelihood()], ids=str)
+@pytest.mark.parametrize("weight", [known for known, _ in WEIGHTS.values()] + OF_SLOPES, ids=str)
 def test_the_same_errors_cost_the_same_whatever_is_predicted(usable, weight, gaussian_flow, exact_model, normal):
     """A denoiser that takes the data for 0.3 more than it is expected to be."""
     path, target = usable
@@ -99,9 +102,10 @@ def test_a_weight_multiplies_the_loss(path, known, normal, recorder):
 def test_weights_are_finite_from_noise_to_data(usable, known):
     path, target = usable
     lo, hi = targets.span(path, target)
-    found = known[0](path.coeffs(torch.tensor([lo, hi], dtype=torch.float64)), target)
-    assert found.isfinite().all()
-    assert (found >= 0).all()
+    for weight in (known[0], weights.Sigmoid()):
+        found = weight(path.coeffs(torch.tensor([lo, hi], dtype=torch.float64)), target)
+        assert found.isfinite().all()
+        assert (found >= 0).all()
 
 
 def test_ddpm_is_trained_by_the_simplified_loss(normal, recorder):

@@ -20,7 +20,7 @@ from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError
-from flowgen.couplings import Ends, MultiscaleOT, Pool, SchroedingerBridge
+from flowgen.couplings import Ends, Independent, MultiscaleOT, Pool, SchroedingerBridge
 from flowgen.couplings.exact import LARGEST
 from flowgen.data import Flipped, Gaussian, Law, Rows, Scaled, Scaling
 from flowgen.distributed import Processes
@@ -133,6 +133,12 @@ class Config(Section):
     def whole(self) -> bool:
         """Whether what is learned is the velocity of trajectories from t = 0 to 1, as flow maps need it."""
         return self.target is targets.velocity and targets.span(self.path, self.target) == (0.0, 1.0)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the velocity that is learned says the score: of a Gaussian source, independent pairs, no bridge."""
+        independent = isinstance(self.coupling, Independent) and not self.reflow
+        return independent and self.source == "gaussian" and not self.bridge.sigma
 
     def load_data(self) -> LoadedData:
         """The data; without their labels, where the configuration does not use them."""
@@ -290,7 +296,6 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
         "bridge": "constant",
         "loss": "squared",
         "weight": "own",
-        "target": "edm",
     }
     tables = {key: {"name": name, **tree[key]} for key, name in named.items() if isinstance(tree.get(key), Mapping)}
     if "net" in tables:

@@ -43,7 +43,7 @@ SAMPLERS: dict[str, Made] = {
     "edm": Made(lambda path, churn, seed: Churned(path, churn, seed=seed), noise=0.0, grid="karras"),
     "sde": Made(lambda path, level, seed: Stochastic(path, level, seed), noise=1.0),
     "pc": Made(lambda path, snr, seed: Corrected(Stochastic(path, 1.0, seed), path, snr, seed=seed), noise=0.16),
-    "langevin": Made(lambda path, size, seed: Langevin(path, size, 10, seed=seed), noise=0.2, grid="log-snr"),
+    "langevin": Made(lambda path, size, seed: Langevin(path, size, 10, seed=seed), noise=1.0, grid="log-snr"),
 }
 
 

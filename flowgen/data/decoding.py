@@ -160,7 +160,7 @@ def read_image(path: Path, event: tuple[int, int, int] | None = None) -> np.ndar
             if not fits and height != width:
                 raise InputError(f"{path} is {shape.width}x{shape.height}: resize it to {width}x{height}")
             return decode(read_bytes(path), Form(channels, height, width, resize=not fits))
-    except Broken as error:
+    except (Broken, Misfit) as error:  # Misfit: of an image that its own header has not described
         raise InputError(f"{path} cannot be read ({error})") from error
 
 

@@ -85,6 +85,15 @@ def write_strip(path: Path, states: Tensor) -> None:
     write_grid(path, states[times].transpose(0, 1).flatten(0, 1), columns=len(times))
 
 
+def check_empty(path: Path) -> None:
+    """
+    Raises:
+        InputError: if there is something at a place where a folder is to be.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists and is not an empty folder: remove it, or choose another")
+
+
 def write_folder(path: Path, chunks: Iterable[Tensor], start: int = 0, labels: Tensor | None = None) -> None:
     """Writes each image as PNG as it comes, named by its number: 000000.png, ...
 
@@ -98,8 +107,7 @@ def write_folder(path: Path, chunks: Iterable[Tensor], start: int = 0, labels: T
         InputError: if `path` exists and is not an empty folder, or cannot be made.
         OSError: if the disk is full.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path} exists and is not an empty folder: remove it, or choose another")
+    check_empty(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=path.parent))

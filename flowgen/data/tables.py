@@ -42,7 +42,7 @@ def read_table(path: Path | str, missing: bool = False) -> Table:
     a row, are labels.
 
     Args:
-        missing: cells may be NaN or empty, which are NaN then.
+        missing: cells may be NaN or empty, which are NaN then; the others keep all digits, in float64.
 
     Raises:
         InputError: for a missing, empty or unreadable file, an unknown suffix, text columns, a wrong number of
@@ -73,13 +73,13 @@ def _checked(values: np.ndarray, path: Path, missing: bool) -> Tensor:
     if not len(values):
         raise InputError(f"{path}: the table has no rows")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted below
-        values = values.astype(np.float32)
-    sound = np.isfinite(values) | (missing & np.isnan(values))
+        single = values.astype(np.float32)
+    sound = np.isfinite(single) | (missing & np.isnan(single))
     if bad := int((~sound.all(1)).sum()):
         raise InputError(
             f"{path}: {bad} of {len(values)} rows hold NaN, missing or infinite values, or numbers beyond float32"
         )
-    return torch.from_numpy(values)
+    return torch.from_numpy(values.astype(np.float64) if missing else single)
 
 
 def _npy(path: Path) -> Read:
@@ -160,7 +160,9 @@ READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
 """What reads a table, by suffix."""
 
 
-def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], columns: Sequence[str] = ()) -> None:
+def write_rows(
+    path: Path, chunks: Iterable[Tensor], shape: Sequence[int], columns: Sequence[str] = (), double: bool = False
+) -> None:
     """Writes rows as they come to `.npz` (array `x`), `.npy` or `.csv`, without holding them all.
 
     The file takes its name once it is complete.
@@ -169,6 +171,7 @@ def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], colum
         chunks: tensors `(n, *event)`, together of `shape`.
         shape: `(N, *event)`.
         columns: header of a CSV; x0, x1, ... where empty.
+        double: in float64.
 
     Raises:
         InputError: for another suffix, or if the chunks are not of that shape together.
@@ -177,7 +180,7 @@ def write_rows(path: Path, chunks: Iterable[Tensor], shape: Sequence[int], colum
     if path.suffix not in WRITERS:
         raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
     with new_file(path) as file:
-        WRITERS[path.suffix](file, counted(chunks, shape), shape, columns)
+        WRITERS[path.suffix](file, counted(chunks, shape), shape, columns, double)
 
 
 @contextmanager
@@ -226,22 +229,27 @@ def write_array(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[i
         file.write(np.ascontiguousarray(chunk, kind).tobytes())
 
 
-def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
-    write_array(file, chunks, shape)
+Shape = Sequence[int]
+Names = Sequence[str]
 
 
-def _write_npz(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
+def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
+    write_array(file, chunks, shape, "<f8" if double else "<f4")
+
+
+def _write_npz(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
     with zipfile.ZipFile(file, "w") as archive, archive.open("x.npy", "w", force_zip64=True) as member:
-        write_array(member, chunks, shape)
+        _write_npy(member, chunks, shape, columns, double)
 
 
-def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], columns: Sequence[str]) -> None:
+def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
     names = columns or [f"x{index}" for index in range(shape[1])]
     header = io.StringIO()
     csv.writer(header, lineterminator="\n").writerow(names)
     file.write(header.getvalue().encode())
     for chunk in chunks:
-        np.savetxt(file, chunk, delimiter=",", fmt="%.9g")  # nine digits give a float32 back to the last bit
+        # nine digits give a float32 back to the last bit, and 15 what was written with so many
+        np.savetxt(file, chunk, delimiter=",", fmt="%.15g" if double else "%.9g")
 
 
 WRITERS = {".npz": _write_npz, ".npy": _write_npy, ".csv": _write_csv}

@@ -27,7 +27,7 @@ def noised(path: Path, x1: Tensor, x0: Tensor, t: float) -> Tensor:
 def from_time(grid: Tensor, t: float) -> Tensor:
     """The rest of a grid from time t: t, and all later times of the grid. Only t, where there are none.
 
-    >>> from_time(torch.tensor([0.0, 0.5, 1.0]), 0.2).tolist()
+    >>> from_time(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 0.2).tolist()
     [0.2, 0.5, 1.0]
 
     Raises:
@@ -56,7 +56,7 @@ def slerp(x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
     (Shoemake 1985), by sin(z) / z, so that it is the line where w = 0. Its ends are x and y. On the line between two
     rows of Gaussian noise the norm drops by a factor of about sqrt(2), and here it does not.
     """
-    one, other = x.double().flatten(), y.double().flatten()
+    one, other = x.cpu().double().flatten(), y.cpu().double().flatten()  # not every device has float64
     # by the half angle, which keeps the digits that the cosine of a small one loses
     one, other = one / one.norm(), other / other.norm()
     w = 2 * torch.atan2((one - other).norm(), (one + other).norm())

@@ -49,7 +49,7 @@ NOISE = 0.1
 class Settings(NamedTuple):
     """How to measure: at each number of steps of the solver, on a kind of grid, `num` samples, `repeats` times.
 
-    called: the name of the solver, where it has parameters.
+    called: the name of the solver, where it has parameters; grid, noise: what was asked for of it, by name.
     """
 
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 100)
@@ -60,6 +60,8 @@ class Settings(NamedTuple):
     neighbours: int = 5
     spacing: Spacing = even
     called: str | None = None
+    grid: str | None = None
+    noise: float | None = None
 
     @property
     def named(self) -> str:

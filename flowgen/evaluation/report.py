@@ -69,6 +69,8 @@ class Evaluation(NamedTuple):
             "neighbours": settings.neighbours,
             "seed": settings.seed,
             "solver": settings.named,
+            "grid": settings.grid,
+            "noise": settings.noise,
             "floor": _plain(self.floor),
             "quality": [
                 {"steps": q.steps, "nfe": q.nfe, "seconds_per_1000": q.seconds, **_plain(q.figures)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, final
 
-from flowgen.config import SOLVERS, lookup
+from flowgen.config import SAMPLERS, SOLVERS, lookup
 from flowgen.core import InputError
 from flowgen.exporting import graphs
 from flowgen.exporting.comparing import Compared
@@ -90,6 +90,8 @@ def _graph(trained: Trained, steps: int | None, solver: str | None) -> Graph:
         if solver is not None:
             raise InputError("--solver is for a sampler: give its --steps too, or neither for the velocity")
         return graphs.velocity(trained)
+    if solver in SAMPLERS:
+        raise InputError(f"{solver} is a sampler of diffusions, which are not exported: choose another, such as heun")
     given = lookup("solver", solver, SOLVERS) if solver else None
     chosen, grid = sampler(trained.config, trained.model, trained.source, given, steps)
     name = solver or ("jump" if chosen.jumps else "heun")

@@ -24,7 +24,7 @@ from flowgen.nn import UNet
 from flowgen.paths import Linear
 from flowgen.runs import Trained
 
-__all__ = ["check", "write_diffusers"]
+__all__ = ["check", "diffusers_parts", "write_diffusers"]
 
 
 def check(trained: Trained) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def write_diffusers(graph: Graph, folder: Path, steps: int) -> Compared:
     """
     shape = check(graph.trained)
     need("diffusers")
-    net_of, scheduler_of = _imported()
+    net_of, scheduler_of = diffusers_parts()
     theirs = net_of(**shape)
     net = graph.trained.model.net
     assert isinstance(net, UNet)
@@ -71,7 +71,7 @@ def _velocity(theirs: Any, x: Tensor, t: Tensor, labels: Tensor | None) -> Tenso
     return -theirs(x, TIMESTEPS * (1 - t), labels).sample
 
 
-def _imported() -> tuple[Any, Any]:
+def diffusers_parts() -> tuple[Any, Any]:
     """UNet2DModel and FlowMatchEulerDiscreteScheduler, imported without torchvision: nothing here needs it, and one
     that was made for another torch breaks the import.
 

@@ -14,7 +14,7 @@ from flowgen import __version__, checkpoints
 from flowgen.classifying import Labelling, Posterior, log_prior
 from flowgen.config import Config, LoadedData, load_data
 from flowgen.core import InputError, Pair, expand_time, generator
-from flowgen.couplings import Independent, batches
+from flowgen.couplings import batches
 from flowgen.data import Categorical, Gaussian, Rows
 from flowgen.model import Model
 from flowgen.nn import NoisyClassifier
@@ -25,7 +25,6 @@ from flowgen.training import State, fit
 __all__ = [
     "Known",
     "Right",
-    "check_independent",
     "classifier_file",
     "labelled_data",
     "load_classifier",
@@ -59,20 +58,6 @@ def classifier_file(folder: Path) -> Path:
     return folder / "noisy-classifier.safetensors"
 
 
-def check_independent(trained: Trained, what: str) -> None:
-    """
-    Raises:
-        InputError: unless the run's points x_t are those of its path with Gaussian noise and independent pairs, of
-            which alone the velocity is a score.
-    """
-    config = trained.config
-    known = config.source == "gaussian" and isinstance(config.coupling, Independent) and not config.bridge.sigma
-    if not known or config.reflow:
-        raise InputError(
-            f"{what} needs a run of a Gaussian source and independent pairs: train it --coupling independent"
-        )
-
-
 def labelled_data(trained: Trained) -> LoadedData:
     """The data of a run with their labels, also of a run that does not use them.
 
@@ -82,7 +67,7 @@ def labelled_data(trained: Trained) -> LoadedData:
     config = trained.config
     if config.objective.maps:
         raise InputError("this run has learned to jump, and jumps cannot be guided by a classifier")
-    check_independent(trained, "a classifier")
+    trained.check_scored("a classifier")
     data = load_data(config.data, config.split, config.images)
     trained.check_data(data)
     if len(data.classes) < 2:
@@ -138,7 +123,7 @@ def load_classifier(folder: Path, trained: Trained) -> Known:
             raise
         raise InputError(f"{path}: not the classifier of a flowgen run ({error})") from error
     model = model.to(trained.model.device).requires_grad_(False).eval()
-    return Known(Posterior(model, log_prior(counts).to(model.device)), classes, Categorical(counts))
+    return Known(Posterior(model, log_prior(counts).to(model.device, torch.float32)), classes, Categorical(counts))
 
 
 @torch.no_grad()

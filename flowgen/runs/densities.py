@@ -54,6 +54,8 @@ def check_density(trained: Trained) -> None:
         raise InputError("this run jumps, and has no velocity whose divergence gives a likelihood: take a flow")
     if not isinstance(trained.source, Density):
         raise InputError(f"the source {trained.config.source} has no density that is known: take a run from gaussian")
+    if trained.model.device.type == "mps":
+        raise InputError("a likelihood is summed in float64, which mps has not: give --device cpu")
     if (trained.model.scaling.scale == 0).any():
         raise InputError("data with a constant column have no density: leave that column out")
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from flowgen.core import Field, InputError
 from flowgen.editing import Measurement, PseudoInverse, Replaced, from_time, inverted, noised, project, resampled, slerp
 from flowgen.model import Model
-from flowgen.runs.classifier import check_independent
 from flowgen.runs.folder import Trained
 from flowgen.runs.sampler import Sampler
 from flowgen.sampling import chunk_rows, solve, starts
@@ -30,7 +29,8 @@ class Editor(NamedTuple):
     field: of its model, guided or not.
     sampler: walks it.
     label: that is asked for; None for none.
-    seed: of the noise, which begins as that of `flowgen sample`: row i is the same whatever their number is.
+    seed: of the noise, which begins as that of `flowgen sample`: row i is the same, but for rounding, whatever their
+        number is.
     """
 
     trained: Trained
@@ -54,7 +54,7 @@ class Editor(NamedTuple):
         Raises:
             InputError: for a run whose pairs are not independent, of Gaussian noise and data.
         """
-        check_independent(self.trained, "filling in")
+        self.trained.check_scored("filling in")
         path, source = self.model.path, self.trained.source
         since = path.time(torch.tensor(2 * math.log(SINCE), dtype=torch.float64)).item()
         field = PseudoInverse(self.field, path, measurement, y, since=since)
@@ -68,7 +68,7 @@ class Editor(NamedTuple):
         Raises:
             InputError: as `fill`.
         """
-        check_independent(self.trained, "redrawing")
+        self.trained.check_scored("redrawing")
         begun, t = x.expand(num, *x.shape[1:]), 1 - strength
         grid = from_time(self.sampler.grid, t)
         if len(grid) == 1:  # there is no step back: nothing is redrawn
@@ -113,7 +113,7 @@ class Editor(NamedTuple):
     @property
     def _there_and_back(self) -> Sampler:
         """On diffusions to the end of the span, where the velocity is still finite: a solver that lands goes beyond."""
-        return self.sampler._replace(grid=self.sampler.grid.clamp(max=self.model.span[1]))
+        return self.sampler._replace(grid=self.sampler.grid.clamp(max=self.model.span[1]).unique())
 
     def _noise(self, num: int, first: int = 0) -> Tensor:
         return starts(self.trained.source, first, first + num, self.seed).to(self.model.device)

@@ -218,6 +218,16 @@ class Trained(NamedTuple):
             )
         return guided
 
+    def check_scored(self, what: str) -> None:
+        """
+        Raises:
+            InputError: unless the velocity says the score, as what is to be done with the run needs it.
+        """
+        if not self.config.scored:
+            raise InputError(
+                f"{what} needs a run of a Gaussian source and independent pairs: train it --coupling independent"
+            )
+
     def check_data(self, data: LoadedData) -> None:
         """
         Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowgen.core import Field, InputError
 from flowgen.guidance import AutoGuided, ClassifierGuided, Rescale
 from flowgen.repath import repath
-from flowgen.runs.classifier import Known, check_independent
+from flowgen.runs.classifier import Known
 from flowgen.runs.folder import Trained, load
 
 __all__ = ["Guidance", "guided", "load_weak"]
@@ -83,14 +83,13 @@ def _auto_guided(trained: Trained, field: Field, by: Guidance, weak: Trained) ->
     if trained.config.objective.maps:
         raise InputError("this run has learned to jump, and jumps cannot be guided by a weaker run")
     path = trained.model.path
-    if weak.model.path != path:
-        check_independent(weak, "a weaker run on another path")
-    there, (lo, hi) = repath(weak.model, path), by.interval
-    known = (
-        max(lo, there.span[0]),
-        min(hi, there.span[1]),
-    )  # of noise that the weaker run has never seen it says nothing
-    return AutoGuided(field, there.velocity, by.weight, known, Rescale(path, by.rescale) if by.rescale else None)
+    there = repath(weak.model, path)
+    # of noise that the weaker run has never seen it says nothing
+    first, last = max(by.interval[0], there.span[0]), min(by.interval[1], there.span[1])
+    if first > last:
+        return field
+    rescale = Rescale(path, by.rescale) if by.rescale else None
+    return AutoGuided(field, there.velocity, by.weight, (first, last), rescale)
 
 
 def load_weak(folder: Path, trained: Trained, device: str | None = None) -> Trained:

@@ -90,6 +90,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "source": config.source,
         "path": settings["path"],
         "target": settings["target"],
+        "times": settings["times"],
+        "weight": settings["weight"],
         "net": settings["net"],
         "coupling": {"name": "reflow", "pairs": config.reflow.pairs} if config.reflow else settings["coupling"],
         "parents": _parents(folder, config),

@@ -70,10 +70,10 @@ def sampler(
         raise InputError("this run has learned a velocity, and cannot jump: choose another solver")
     if not (solver.jumps or kind.fields):
         raise InputError("this run has learned to jump, and has no velocity to solve: choose the solver jump")
-    if solver.draws and not (_independent(config) and config.source == "gaussian"):
+    if solver.draws and not config.scored:
         raise InputError(
-            "only between independent pairs of Gaussian noise and data can noise be drawn anew: choose a solver that "
-            "draws none, such as heun, ddim or dpm++2m, or train with --coupling independent"
+            "only between independent pairs of Gaussian noise and data, without a bridge, can noise be drawn anew: "
+            "choose a solver that draws none, such as heun, ddim or dpm++2m, or train with --coupling independent"
         )
     if steps is None:
         steps = kind.jumps if solver.jumps else 1 if isinstance(solver, Adaptive) else STEPS

@@ -52,7 +52,7 @@ class Corrected(_Moving):
     Args:
         predictor: a solver of a field.
         path: of the field.
-        snr: the signal-to-noise ratio of a move; the paper's is 0.16 (VE) and 0.01 to 0.2 elsewhere.
+        snr: the signal-to-noise ratio of a move; the paper's is 0.16 on VE.
         steps: moves a step, an evaluation each.
 
     Raises:

@@ -25,14 +25,16 @@ __all__ = ["DPMSolverPP", "UniPC"]
 
 
 class _Seen(NamedTuple):
-    """The expected data at a time, and that time's mark."""
+    """The expected ends at a time, and that time's mark."""
 
     mark: Mark
+    x0: Tensor
     x1: Tensor
 
 
 def _seen(field: Field, path: Path, x: Tensor, t: float, cond: Tensor | None) -> _Seen:
-    return _Seen(mark(path, t), expected(field, path, x, expand_time(t, x), cond).x1)
+    ends = expected(field, path, x, expand_time(t, x), cond)
+    return _Seen(mark(path, t), ends.x0, ends.x1)
 
 
 def _length(before: Mark, after: Mark) -> float:
@@ -102,7 +104,9 @@ class DPMSolverPP(Solver):
 
 
 def _ahead(x: Tensor, after: Mark, past: tuple[_Seen, ...]) -> Tensor:
-    """The step of the order that the past allows."""
+    """The step of the order that the past allows; away from sigma = 0, where x says nothing of x0, one between ends."""
+    if past[0].mark.sigma == 0:
+        return after.alpha * past[0].x1 + after.sigma * past[0].x0
     if len(past) == 1 or math.isinf(_length(past[0].mark, after)):
         return _step(x, past[0].mark, after, past[0].x1)
     return _second(x, after, past) if len(past) == 2 else _third(x, after, past)
@@ -126,13 +130,15 @@ class UniPC(Solver):
 
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
-    ) -> tuple[Tensor, tuple[Tensor, tuple[_Seen, ...]]]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, tuple[_Seen, ...]]]:
         now, before = _seen(field, self.path, x, t, cond), ()
         if carry is not None:
-            start, before = carry
-            x = _corrected(start, now, before)
+            start, guess, before = carry
+            if before[0].mark.sigma:
+                x = x + (_corrected(start, now, before) - guess)  # x is the guess, unless something has been set in it
         past = (now, *before)[:2]
-        return _ahead(x, mark(self.path, s), past), (x, past)
+        end = _ahead(x, mark(self.path, s), past)
+        return end, (x, end, past)
 
 
 def _corrected(x: Tensor, now: _Seen, past: tuple[_Seen, ...]) -> Tensor:
