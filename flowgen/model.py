@@ -64,8 +64,7 @@ class Model(nn.Module):
 
     def start(self, x0: Tensor) -> Tensor:
         """Where sampling starts: sigma x0 at the first time, on the model's device."""
-        sigma = self.path.coeffs(torch.tensor(self.span[0], dtype=torch.float64)).sigma.item()
-        return sigma * x0.to(self.device)
+        return self.path.mark(self.span[0]).sigma * x0.to(self.device)
 
     def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The velocity dx/dt at x_t: a Field."""

@@ -20,7 +20,20 @@ from torch import Tensor
 
 from flowgen.core import InputError, Pair, Point, like
 
-__all__ = ["DDPM", "VE", "VP", "Bridge", "Brownian", "Coeffs", "Constant", "Cosine", "Linear", "OffsetCosine", "Path"]
+__all__ = [
+    "DDPM",
+    "VE",
+    "VP",
+    "Bridge",
+    "Brownian",
+    "Coeffs",
+    "Constant",
+    "Cosine",
+    "Linear",
+    "Mark",
+    "OffsetCosine",
+    "Path",
+]
 
 
 class Coeffs(NamedTuple):
@@ -35,6 +48,23 @@ class Coeffs(NamedTuple):
     def size(self) -> Tensor:
         """sqrt(alpha^2 + sigma^2), the size of x_t where both ends are of size 1."""
         return (self.alpha**2 + self.sigma**2).sqrt()  # torch.hypot has no ONNX
+
+
+class Mark(NamedTuple):
+    """How much of data and source is in x at a time: x = alpha x1 + sigma x0."""
+
+    alpha: float
+    sigma: float
+
+    @property
+    def level(self) -> float:
+        """The noise level sigma / alpha, inf where alpha is 0."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def half_log_snr(self) -> float:
+        """lambda = log(alpha / sigma), -inf and inf at the ends."""
+        return -math.log(self.level) if 0 < self.level < math.inf else math.inf if self.alpha else -math.inf
 
 
 class Path(ABC):
@@ -55,6 +85,12 @@ class Path(ABC):
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
         """The time at which log(alpha^2 / sigma^2) = log_snr; the inverse of `log_snr`."""
+
+    @final
+    def mark(self, t: float) -> Mark:
+        """alpha and sigma at one time, as numbers of float64."""
+        c = self.coeffs(torch.tensor(t, dtype=torch.float64))
+        return Mark(c.alpha.item(), c.sigma.item())
 
     @final
     def log_snr(self, t: Tensor) -> Tensor:

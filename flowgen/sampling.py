@@ -140,12 +140,12 @@ class Renoise(Solver):
         self, field: FlowMap, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         x1 = torch.add(x, field(x, expand_time(t, x), expand_time(1.0, x), cond), alpha=1 - t)
-        c, end = (self.path.coeffs(torch.tensor(time, dtype=torch.float64)) for time in (s, 1.0))
-        sigma = (c.sigma**2 - (c.alpha * end.sigma / end.alpha) ** 2).clamp(min=0).sqrt().item()
+        there, end = self.path.mark(s), self.path.mark(1.0)
+        sigma = math.sqrt(max(0.0, there.sigma**2 - (there.alpha * end.sigma / end.alpha) ** 2))
         if s == 1:
             return x1, None
         x0 = starts(self.source, self.first, self.first + len(x), self.seed, f"source at {s!r}")
-        return (c.alpha / end.alpha).item() * x1 + sigma * x0.to(x), None
+        return there.alpha / end.alpha * x1 + sigma * x0.to(x), None
 
 
 BLOCK = 64

@@ -215,7 +215,7 @@ class Stochastic(Solver):
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
-        if self.path.coeffs(torch.tensor(s, dtype=torch.float64)).sigma == 0:
+        if self.path.mark(s).sigma == 0:
             return targets.expected(field, self.path, x, expand_time(t, x), cond).x1, None
         u = field(x, expand_time(t, x), cond)
 

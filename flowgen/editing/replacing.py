@@ -82,18 +82,14 @@ class Replaced(Solver):
             return self._back(x, t, s, noise), (count + 1, None)
         # a solver with noise of its own has other noise where a step is walked again: that of rows which are not there
         x, inner = self.solver.at(count * ROWS).step(field, x, t, s, cond, inner)
-        alpha, sigma = self._coeffs(s)
+        alpha, sigma = self.path.mark(s)
         known = alpha * self.y + sigma * self.measurement.apply(noise)
         return project(self.measurement, x, known), (count + 1, inner)
 
     def _back(self, x: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
-        (alpha_s, sigma_s), (alpha, sigma) = self._coeffs(s), self._coeffs(t)
+        (alpha_s, sigma_s), (alpha, sigma) = self.path.mark(s), self.path.mark(t)
         a = alpha / alpha_s
         return a * x + max(0.0, sigma**2 - (a * sigma_s) ** 2) ** 0.5 * noise
-
-    def _coeffs(self, t: float) -> tuple[float, float]:
-        c = self.path.coeffs(torch.tensor(t, dtype=torch.float64))
-        return c.alpha.item(), c.sigma.item()
 
 
 def resampled(grid: Tensor, times: int, jump: int = 1) -> Tensor:

@@ -8,7 +8,7 @@ data.
 from flowgen.samplers.ancestral import DDIM, Ancestral
 from flowgen.samplers.churned import Churned
 from flowgen.samplers.langevin import Corrected, Langevin
-from flowgen.samplers.marks import Random
 from flowgen.samplers.multistep import DPMSolverPP, UniPC
+from flowgen.samplers.noise import Random
 
 __all__ = ["DDIM", "Ancestral", "Churned", "Corrected", "DPMSolverPP", "Langevin", "Random", "UniPC"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Path
-from flowgen.samplers.marks import Mark, Random, decay, mark
+from flowgen.paths import Mark, Path
+from flowgen.samplers.noise import Random, decay
 from flowgen.targets import expected
 
 __all__ = ["DDIM", "Ancestral"]
@@ -53,8 +53,8 @@ class DDIM(Random):
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         ends = expected(field, self.path, x, expand_time(t, x), cond)
-        after = mark(self.path, s)
-        fresh = self.eta**2 * (1 - decay(mark(self.path, t), after) ** 2) if self.eta else 0.0
+        after = self.path.mark(s)
+        fresh = self.eta**2 * (1 - decay(self.path.mark(t), after) ** 2) if self.eta else 0.0
         end = after.alpha * ends.x1 + after.sigma * math.sqrt(1 - fresh) * ends.x0
         return _noisy(self, end, after.sigma * math.sqrt(fresh), t, s), None
 
@@ -87,7 +87,7 @@ class Ancestral(Random):
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         x1 = expected(field, self.path, x, expand_time(t, x), cond).x1
-        before, after = mark(self.path, t), mark(self.path, s)
+        before, after = self.path.mark(t), self.path.mark(s)
         gone = 1 - decay(before, after) ** 2
         kept = before.alpha / after.alpha * (after.sigma / before.sigma) ** 2
         return _noisy(self, kept * x + after.alpha * gone * x1, self._width(before, after, gone), t, s), None

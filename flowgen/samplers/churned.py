@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Path
-from flowgen.samplers.marks import Mark, Random, mark
+from flowgen.paths import Mark, Path
+from flowgen.samplers.noise import Random
 from flowgen.targets import expected
 
 __all__ = ["Churned"]
@@ -61,7 +61,7 @@ class Churned(Random):
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         x, t = self._churned(x, t)
-        before, after = mark(self.path, t), mark(self.path, s)
+        before, after = self.path.mark(t), self.path.mark(s)
         ends = expected(field, self.path, x, expand_time(t, x), cond)
         end = after.alpha * ends.x1 + after.sigma * ends.x0
         if before.alpha == 0 or after.alpha == 0 or after.sigma == 0:
@@ -71,17 +71,17 @@ class Churned(Random):
 
     def _churned(self, x: Tensor, t: float) -> tuple[Tensor, float]:
         """x with more noise, and the earlier time at which it has that much."""
-        before = mark(self.path, t)
+        before = self.path.mark(t)
         level = self._raised(before)
         if level == before.level:
             return x, t
         sooner = self.path.time(torch.tensor(-2 * math.log(level), dtype=torch.float64)).clamp(min=0).item()
         width = self.noise * math.sqrt(level**2 - before.level**2)
         y = torch.add(x / before.alpha, self.normal(x, f"churn at {t!r}"), alpha=width)
-        return mark(self.path, sooner).alpha * y, sooner
+        return self.path.mark(sooner).alpha * y, sooner
 
     def _raised(self, before: Mark) -> float:
         """The level (1 + gamma) l, where l is among those that are churned."""
         if not self.lo <= before.level <= self.hi or math.isinf(before.level):
             return before.level
-        return min(before.level * (1 + min(self.churn, math.sqrt(2) - 1)), mark(self.path, 0.0).level)
+        return min(before.level * (1 + min(self.churn, math.sqrt(2) - 1)), self.path.mark(0.0).level)

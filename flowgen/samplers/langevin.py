@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
 from flowgen.paths import Path
-from flowgen.samplers.marks import Random, mark
+from flowgen.samplers.noise import Random
 from flowgen.solvers import Solver
 from flowgen.targets import expected
 
@@ -29,7 +29,7 @@ class _Moving(Random):
     def _moved(
         self, field: Field, path: Path, x: Tensor, s: float, cond: Tensor | None, snr: float, steps: int
     ) -> Tensor:
-        sigma, t = mark(path, s).sigma, expand_time(s, x)
+        sigma, t = path.mark(s).sigma, expand_time(s, x)
         for k in range(steps):
             x0 = expected(field, path, x, t, cond).x0
             x = x + 2 * snr * sigma * (self.normal(x, f"move {k} at {s!r}") - snr * x0)
@@ -86,7 +86,7 @@ class Corrected(_Moving):
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         x, _ = self.predictor.step(field, x, t, s, cond)
-        if mark(self.path, s).sigma == 0:
+        if self.path.mark(s).sigma == 0:
             return x, None
         return self._moved(field, self.path, x, s, cond, self.snr, self.steps), None
 
@@ -123,6 +123,6 @@ class Langevin(_Moving):
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
-        if mark(self.path, s).sigma == 0:
+        if self.path.mark(s).sigma == 0:
             return expected(field, self.path, x, expand_time(t, x), cond).x1, None
         return self._moved(field, self.path, x, s, cond, math.sqrt(self.size) / 2, self.steps), None

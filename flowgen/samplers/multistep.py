@@ -16,8 +16,7 @@ from typing import Any, ClassVar, NamedTuple, final
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Path
-from flowgen.samplers.marks import Mark, mark
+from flowgen.paths import Mark, Path
 from flowgen.solvers import Solver
 from flowgen.targets import expected
 
@@ -34,7 +33,7 @@ class _Seen(NamedTuple):
 
 def _seen(field: Field, path: Path, x: Tensor, t: float, cond: Tensor | None) -> _Seen:
     ends = expected(field, path, x, expand_time(t, x), cond)
-    return _Seen(mark(path, t), ends.x0, ends.x1)
+    return _Seen(path.mark(t), ends.x0, ends.x1)
 
 
 def _length(before: Mark, after: Mark) -> float:
@@ -100,7 +99,7 @@ class DPMSolverPP(Solver):
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, tuple[_Seen, ...]]:
         past = (_seen(field, self.path, x, t, cond), *(carry or ()))[: self.order]
-        return _ahead(x, mark(self.path, s), past), past
+        return _ahead(x, self.path.mark(s), past), past
 
 
 def _ahead(x: Tensor, after: Mark, past: tuple[_Seen, ...]) -> Tensor:
@@ -137,7 +136,7 @@ class UniPC(Solver):
             if before[0].mark.sigma:
                 x = x + (_corrected(start, now, before) - guess)  # x is the guess, unless something has been set in it
         past = (now, *before)[:2]
-        end = _ahead(x, mark(self.path, s), past)
+        end = _ahead(x, self.path.mark(s), past)
         return end, (x, end, past)
 
 

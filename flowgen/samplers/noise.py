@@ -1,44 +1,19 @@
-"""What the samplers share: alpha and sigma as numbers, and the noise of a row."""
+"""What the samplers share: the noise of a row, and what a step leaves of the noise."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import Self
 
-import torch
 from torch import Tensor
 
 from flowgen.core import InputError
 from flowgen.data import Gaussian
-from flowgen.paths import Path
+from flowgen.paths import Mark
 from flowgen.sampling import starts
 from flowgen.solvers import Solver
 
-__all__ = ["Mark", "Random", "decay", "mark"]
-
-
-class Mark(NamedTuple):
-    """How much of data and source is in x at a time: x = alpha x1 + sigma x0."""
-
-    alpha: float
-    sigma: float
-
-    @property
-    def level(self) -> float:
-        """The noise level sigma / alpha, inf where alpha is 0."""
-        return self.sigma / self.alpha if self.alpha else math.inf
-
-    @property
-    def half_log_snr(self) -> float:
-        """lambda = log(alpha / sigma), -inf and inf at the ends."""
-        return -math.log(self.level) if 0 < self.level < math.inf else math.inf if self.alpha else -math.inf
-
-
-def mark(path: Path, t: float) -> Mark:
-    """The mark of a time, in float64."""
-    c = path.coeffs(torch.tensor(t, dtype=torch.float64))
-    return Mark(c.alpha.item(), c.sigma.item())
+__all__ = ["Random", "decay"]
 
 
 def decay(before: Mark, after: Mark) -> float:
