@@ -14,7 +14,8 @@ import torch
 
 from flowgen import Ends, Independent, Model, State, batches, data, euler, fit, grids, heun, metrics, nn, plots, sample
 from flowgen.core import generator
-from flowgen.flowmaps import Intervals, MeanFlow, OfTeacher, Shortcut
+from flowgen.flowmaps import MeanFlow, OfTeacher, Shortcut
+from flowgen.intervals import Intervals
 from flowgen.losses import Squared
 from flowgen.objectives import FlowMatching, Objective, Uniform
 from flowgen.solvers import Jump

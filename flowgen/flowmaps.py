@@ -17,126 +17,27 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Protocol, final
+from typing import ClassVar, Protocol, final
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowgen.core import Field, FlowMap, InputError, Pair, Point, like
+from flowgen.intervals import IntervalLaw, Intervals, Spans
 from flowgen.losses import Adaptive, Loss, Squared
 from flowgen.model import Model
-from flowgen.objectives import LogitNormal, LogNormal, TimeLaw
 
 __all__ = [
     "AlphaFlow",
     "Annealed",
     "EndPoint",
-    "IntervalLaw",
-    "Intervals",
     "MeanFlow",
     "OfPairs",
     "OfTeacher",
     "Shortcut",
-    "Spans",
-    "Steps",
-    "ToData",
     "Velocity",
 ]
-
-
-class Spans(NamedTuple):
-    """What the objectives of flow maps draw for each pair: times t <= s on [0, 1], each `(B,)` float32."""
-
-    t: Tensor
-    s: Tensor
-
-
-class IntervalLaw(Protocol):
-    """A law of pairs of times t <= s.
-
-    Attributes:
-        diagonal: the share of them with s = t. Where there are none, the network's own diagonal is not learned.
-    """
-
-    @property
-    def diagonal(self) -> float: ...
-
-    def __call__(self, n: int, generator: torch.Generator) -> Spans: ...
-
-
-def _check_times(law: TimeLaw) -> None:
-    """
-    Raises:
-        InputError: for a law of noise, whose times are those of a path.
-    """
-    if isinstance(law, LogNormal):
-        raise InputError("a flow map needs times on [0, 1], not those of a law of noise: choose logit-normal")
-
-
-@final
-@dataclass(frozen=True)
-class Intervals:
-    """Two times of a law, in order; a share of them on the diagonal s = t, where the velocity itself is learned.
-
-    Raises:
-        InputError: unless the share is within 0 and 1, and for times of a law of noise.
-    """
-
-    times: TimeLaw = field(default_factory=LogitNormal)
-    diagonal: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check_times(self.times)
-        if not 0 <= self.diagonal <= 1:
-            raise InputError(f"the share of the diagonal must be within 0 and 1, not {self.diagonal}")
-
-    def __call__(self, n: int, generator: torch.Generator) -> Spans:
-        one, other = self.times(n, generator), self.times(n, generator)
-        t, s = torch.minimum(one, other), torch.maximum(one, other)
-        still = torch.randperm(n, generator=generator) < round(self.diagonal * n)  # so many of every batch
-        return Spans(t, torch.where(still, t, s))
-
-
-@final
-@dataclass(frozen=True)
-class ToData:
-    """From a time of a law to the data, s = 1.
-
-    Raises:
-        InputError: for times of a law of noise.
-    """
-
-    diagonal: ClassVar[float] = 0.0
-    times: TimeLaw = field(default_factory=LogitNormal)
-
-    def __post_init__(self) -> None:
-        _check_times(self.times)
-
-    def __call__(self, n: int, generator: torch.Generator) -> Spans:
-        t = self.times(n, generator)
-        return Spans(t, torch.ones_like(t))
-
-
-@final
-@dataclass(frozen=True)
-class Steps:
-    """From one time of an even grid to the next, t = i / steps.
-
-    Raises:
-        InputError: unless there is at least one step.
-    """
-
-    diagonal: ClassVar[float] = 0.0
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"a grid needs at least one step, not {self.steps}")
-
-    def __call__(self, n: int, generator: torch.Generator) -> Spans:
-        i = torch.randint(self.steps, (n,), generator=generator)
-        return Spans(i / self.steps, (i + 1) / self.steps)
 
 
 class Velocity(Protocol):

@@ -14,9 +14,9 @@ from flowgen.flowmaps import (
     OfPairs,
     OfTeacher,
     Shortcut,
-    Spans,
 )
 from flowgen.guidance import Guided
+from flowgen.intervals import Spans
 from flowgen.losses import Adaptive, PseudoHuber, Squared
 from flowgen.model import Model
 from flowgen.nn import MLP, DiT, ResMLP, UNet

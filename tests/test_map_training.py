@@ -15,16 +15,14 @@ from flowgen.flowmaps import (
     AlphaFlow,
     Annealed,
     EndPoint,
-    Intervals,
     MeanFlow,
     OfPairs,
     OfTeacher,
     Shortcut,
-    Steps,
-    ToData,
 )
 from flowgen.grids import uniform
 from flowgen.guidance import Guided
+from flowgen.intervals import Intervals, Steps, ToData
 from flowgen.losses import Squared
 from flowgen.model import Model
 from flowgen.nn import MLP

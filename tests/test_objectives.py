@@ -8,7 +8,7 @@ from torch import nn
 
 from flowgen import targets
 from flowgen.core import InputError, Pair, generator, like
-from flowgen.flowmaps import Intervals, ToData
+from flowgen.intervals import Intervals, ToData
 from flowgen.model import Model
 from flowgen.objectives import (
     Discrete,

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field as Bounds
 
-from flowgen import flowmaps, objectives
+from flowgen import flowmaps, intervals, objectives
 from flowgen.core import Field, FlowMap
 from flowgen.losses import Loss
 from flowgen.objectives import Objective, Scheduled, TimeLaw
@@ -91,8 +91,8 @@ class _Between(Kind):
     diagonal: Share = 0.5
     guidance: float = 1.0
 
-    def intervals(self, parts: Parts) -> flowmaps.Intervals:
-        return flowmaps.Intervals(parts.times, self.diagonal)
+    def intervals(self, parts: Parts) -> intervals.Intervals:
+        return intervals.Intervals(parts.times, self.diagonal)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class ConsistencyConfig(Kind):
     last: Positive = 2.0**-3
 
     def build(self, parts: Parts) -> Scheduled:
-        made = flowmaps.AlphaFlow(flowmaps.ToData(parts.times), parts.velocity(), parts.loss, absolute=True)
+        made = flowmaps.AlphaFlow(intervals.ToData(parts.times), parts.velocity(), parts.loss, absolute=True)
         return flowmaps.Annealed(made, parts.steps, self.last)
 
 
@@ -162,7 +162,7 @@ class ProgressiveConfig(Kind):
 
     def build(self, parts: Parts) -> Objective:
         assert parts.teaching is not None, "make_config has seen to it"
-        return flowmaps.Shortcut(flowmaps.Steps(self.jumps), distance=parts.loss, halves=parts.teaching.jump)
+        return flowmaps.Shortcut(intervals.Steps(self.jumps), distance=parts.loss, halves=parts.teaching.jump)
 
 
 OBJECTIVES: dict[str, type[Kind]] = {
