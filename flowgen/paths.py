@@ -197,6 +197,14 @@ class OffsetCosine(Path):
         return torch.asin(math.sin(self._turn) * torch.sigmoid(log_snr).sqrt()) / self._turn
 
 
+def _remaining(integral: Tensor, alpha: Tensor) -> Tensor:
+    """sqrt(1 - exp(-integral)) beside alpha = exp(-integral / 2).
+
+    By tanh, which keeps the digits of small ones where expm1 is exp less 1, as in ONNX.
+    """
+    return ((1 + alpha**2) * torch.tanh(integral / 2)).sqrt()
+
+
 @final
 @dataclass(frozen=True)
 class VP(Path):
@@ -219,7 +227,8 @@ class VP(Path):
     def coeffs(self, t: Tensor) -> Coeffs:
         r, slope = 1 - t, self.beta_max - self.beta_min
         integral = r * (self.beta_min + slope * r / 2)
-        alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+        alpha = torch.exp(-integral / 2)
+        sigma = _remaining(integral, alpha)
         d_alpha = alpha * (self.beta_min + slope * r) / 2
         return Coeffs(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
 
@@ -268,7 +277,8 @@ class DDPM(Path):
         place = (1 - t) * self.steps
         k = place.long().clamp(0, self.steps - 1)
         integral, slope = _cubic(place - k, *self._table.to(t)[:, k])
-        alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+        alpha = torch.exp(-integral / 2)
+        sigma = _remaining(integral, alpha)
         d_alpha = alpha * slope * self.steps / 2
         return Coeffs(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
 
@@ -315,7 +325,8 @@ class VE(Path):
 
     def coeffs(self, t: Tensor) -> Coeffs:
         rate = 2 * math.log(self.sigma_max / self.sigma_min)
-        grown = torch.expm1(rate * (1 - t))
+        half = rate / 2 * (1 - t)
+        grown = 2 * torch.sinh(half) * torch.exp(half)  # exp(rate (1 - t)) - 1: not expm1, as of `_remaining`
         sigma = self.sigma_min * grown.sqrt()
         return Coeffs(
             torch.ones_like(t), sigma, torch.zeros_like(t), -rate / 2 * self.sigma_min**2 * (grown + 1) / sigma

@@ -144,6 +144,7 @@ def close(x, y):
         ("consistency", "torch-export", "jump", 1),
         ("unlabelled", "onnx", "rk4", 2),
         ("vp", "onnx", "euler", 3),
+        ("vp", "onnx", "heun", 4),
         ("ve", "torch-export", "heun", 3),
         ("ve-noise", "onnx", "euler", 2),
     ],
