@@ -28,15 +28,14 @@ def uniform(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     return torch.linspace(lo, hi, steps + 1, dtype=torch.float64)
 
 
-def log_snr(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, margin: float | None = None) -> Tensor:
+def log_snr(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, margin: float = 1e-3) -> Tensor:
     """steps + 1 times from lo to hi, evenly spaced in log(alpha^2 / sigma^2) between them (arXiv 2206.00927).
 
     The log-SNR is infinite at the ends of most paths: the even spacing runs from lo + margin to hi - margin, and the
-    first and last time are then moved to lo and hi. The margin is that of the path by default.
+    first and last time are then moved to lo and hi. It never runs on beyond 1 - path.margin, where no net was asked.
     """
-    margin = path.margin if margin is None else margin
     inner = uniform(steps, 0, 1)
-    first, last = path.log_snr(torch.tensor([lo + margin, hi - margin], dtype=torch.float64))
+    first, last = path.log_snr(torch.tensor([lo + margin, min(hi - margin, 1 - path.margin)], dtype=torch.float64))
     grid = path.time(first + (last - first) * inner)
     grid[0], grid[-1] = lo, hi
     return grid

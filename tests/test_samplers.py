@@ -234,7 +234,7 @@ def test_whole_walks_lead_where_the_flow_to_several_points_does(path, empirical_
     flow, x = empirical_flow(path), first(path, normal("source", 40, 2))
 
     def grid(steps):
-        return grids.log_snr(path, steps, 0.0, 0.95, margin=1e-3)
+        return grids.log_snr(path, steps, 0.0, 0.95)
 
     exact = solve(field_of(flow), x, grid(300), rk4)
     for solver in (DPMSolverPP(path), DPMSolverPP(path, 3), UniPC(path), Churned(path)):
