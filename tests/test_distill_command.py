@@ -96,7 +96,7 @@ def test_a_flow_is_halved_to_one_step_by_way_of_four_and_two(home):
         assert tree["distill"]["parent_hash"] == checkpoints.file_hash(Path(parent, "model.safetensors"))
         assert tree["train"]["steps"] == 5
         out = home("sample", name, "--num", 20)[1]
-        assert f"{jumps} step{'s' if jumps > 1 else ''} of jump, {jumps} evaluations" in out
+        assert f"{jumps} step{'s' if jumps > 1 else ''} of jump, {jumps} evaluation" in out
 
 
 def test_what_jumps_in_four_steps_is_halved_from_there(home):
