@@ -71,6 +71,8 @@ def test_a_configuration_survives_its_file(change, tmp_path):
         ({"target": 3}, "target needs a name"),
         ({"target": {"name": "noise", "sigma_data": 1.0}}, "target noise has no parameters, and no sigma_data"),
         ({"target": {"name": "edm", "sigma": 1.0}}, "sigma_data"),
+        ({"weight": {"name": "own", "gamma": 3.0}}, "weight own has no parameters, and no gamma"),
+        ({"objective": {"name": "flow-matching", "guidance": 2.0}}, "flow-matching has no parameters, and no guidance"),
         ({"target": {"name": "edm", "sigma_data": -1.0}}, "positive sigma_data"),
         ({"weight": "min_snr"}, "did you mean min-snr"),
         ({"weight": {"name": "min-snr", "gamma": 0}}, "positive gamma"),

@@ -57,11 +57,10 @@ def choice(kind: str, table: Mapping[str, Any]) -> Any:
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise InputError(f"{kind} needs a name: choose from {', '.join(table)}")
         parameters = {key: x for key, x in value.items() if key != "name"}
-        made = lookup(kind, value["name"], table)
+        made, title = lookup(kind, value["name"], table), f"{kind} {value['name']}"
         if made in classes:
-            return _construct(f"{kind} {value['name']}", made, parameters)
-        if parameters:
-            raise InputError(f"{kind} {value['name']} has no parameters, and no {next(iter(parameters))}")
+            return _construct(title, made, parameters)
+        _check_none(title, parameters)
         return made
 
     def dump(value: Any) -> Any:
@@ -86,12 +85,19 @@ def named(kind: str, table: Mapping[str, Any]) -> Any:
 def _construct(kind: str, made: type, parameters: Mapping[str, Any]) -> Any:
     """made(**parameters), with the parameters checked against the fields of the dataclass."""
     known = {field.name: field for field in dataclasses.fields(made)}
+    if not known:
+        _check_none(kind, parameters)
     for key in parameters:
         lookup(f"parameter of {kind}", key, known)
     try:
         return TypeAdapter(made).validate_python(dict(parameters))
     except ValidationError as error:
         raise InputError("; ".join(f"{kind}: {explain(dict(detail), None)}" for detail in error.errors())) from error
+
+
+def _check_none(kind: str, parameters: Mapping[str, Any]) -> None:
+    if parameters:
+        raise InputError(f"{kind} has no parameters, and no {next(iter(parameters))}")
 
 
 class Section(BaseModel):
