@@ -11,6 +11,7 @@ Where det is zero the prediction says nothing about one of the ends: the target 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
@@ -170,8 +171,9 @@ def span(path: Path, target: Target, start: float = 0.0) -> tuple[float, float]:
     det = determinant(c, target)
     begins, ends_well = (det.isfinite() & (det != 0) & c.d_alpha.isfinite() & c.d_sigma.isfinite()).tolist()
     if not begins:
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "-", type(path).__name__).lower()
         raise InputError(
-            f"target {target.__name__} is singular at t = {start:.3g} of the path {type(path).__name__.lower()}, where "
+            f"target {target.__name__} is singular at t = {start:.3g} of the path {name}, where "
             "sampling starts: it does not determine a velocity there. Choose velocity, v, edm or data, or the path vp, "
             "ddpm or ve"
         )

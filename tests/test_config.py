@@ -22,7 +22,7 @@ def singular(path: str, target: str) -> bool:
 def test_a_target_that_is_singular_where_sampling_starts_is_refused(path, target):
     tree = {"data": "moons", "path": path, "target": target}
     if singular(path, target):
-        with pytest.raises(InputError, match=f"target {target} is singular at t = 0 of the path"):
+        with pytest.raises(InputError, match=f"target {target} is singular at t = 0 of the path {path},"):
             make_config(tree)
     else:
         assert make_config(tree).target == (targets.EDM() if target == "edm" else TARGETS[target])

@@ -33,9 +33,9 @@ def test_there_and_back_is_as_exact_as_the_solver(gaussian_flow, normal, path, s
         assert min(orders) > solver.order - 0.35
 
 
-@pytest.fixture(params=[Linear(), Cosine(), VP(), OffsetCosine(), VE()], ids=lambda path: type(path).__name__)
+@pytest.fixture(params=[Linear(), Cosine(), VP(), OffsetCosine(), DDPM(), VE()], ids=lambda path: type(path).__name__)
 def smooth(request):
-    """Paths that an adaptive method finds no corners in."""
+    """Paths whose velocity an adaptive method can follow to its tolerance."""
     return request.param
 
 

@@ -162,7 +162,7 @@ def test_the_diffusion_makes_the_variance_of_the_path(path):
     """Forward, in r = 1 - t, dx = -(alpha'/alpha) x dr + g dw: (sigma / alpha)^2 grows by (g / alpha)^2."""
     nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(8))
     for lo, hi in ((100, 300), (300, 900)):
-        edges = torch.arange(lo, hi + 1, dtype=torch.float64) / 1000  # the slope of DDPM jumps at some of them
+        edges = torch.arange(lo, hi + 1, dtype=torch.float64) / 1000  # the cubics of DDPM meet at some of them
         r = (edges[:-1, None] + edges[1:, None] + edges.diff()[:, None] * nodes) / 2
         rate = (path.diffusion(1 - r) / path.coeffs(1 - r).alpha).square()
         grown = (rate * weights * edges.diff()[:, None] / 2).sum()

@@ -240,7 +240,7 @@ def test_whole_walks_lead_where_the_flow_to_several_points_does(path, empirical_
     for solver in (DPMSolverPP(path), DPMSolverPP(path, 3), UniPC(path), Churned(path)):
         ends = [solve(field_of(flow), x, grid(steps), solver) for steps in (40, 80)]
         coarse, fine = (float((end - exact).square().mean().sqrt()) for end in ends)
-        assert fine < min(0.005, 0.55 * coarse)  # at order 2, but for the corners of a path with few steps
+        assert fine < min(0.005, 0.55 * coarse)  # of order 2, with room
 
 
 # what is refused

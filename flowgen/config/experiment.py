@@ -135,10 +135,14 @@ class Config(Section):
         return self.target is targets.velocity and targets.span(self.path, self.target) == (0.0, 1.0)
 
     @property
+    def independent(self) -> bool:
+        """Whether the two ends of its pairs are."""
+        return isinstance(self.coupling, Independent) and not self.reflow
+
+    @property
     def scored(self) -> bool:
         """Whether the velocity that is learned says the score: of a Gaussian source, independent pairs, no bridge."""
-        independent = isinstance(self.coupling, Independent) and not self.reflow
-        return independent and self.source == "gaussian" and not self.bridge.sigma
+        return self.independent and self.source == "gaussian" and not self.bridge.sigma
 
     def load_data(self) -> LoadedData:
         """The data; without their labels, where the configuration does not use them."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from flowgen.config import Config
 from flowgen.core import InputError
-from flowgen.couplings import Independent
 from flowgen.data import Law
 from flowgen.model import Model
 from flowgen.sampling import Renoise, Spacing, even, grid_of
@@ -28,12 +27,7 @@ def jump_counts(config: Config) -> tuple[int, ...]:
 def _only(config: Config) -> bool:
     """Whether there is only one number of jumps: a consistency model that is to jump again needs noise that may be
     drawn anew, and not that of its pair."""
-    return config.objective.fixed or (config.objective.to_data and not _independent(config))
-
-
-def _independent(config: Config) -> bool:
-    """Whether the two ends of its pairs are."""
-    return isinstance(config.coupling, Independent) and not config.reflow
+    return config.objective.fixed or (config.objective.to_data and not config.independent)
 
 
 class Sampler(NamedTuple):
