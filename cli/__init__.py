@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -51,7 +55,8 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Runs the command line. Bad input ends with one line and exit code 2, failed work with one line and 1."""
     try:
-        code = app(standalone_mode=False, prog_name="flowgen")
+        with _notes_printed():
+            code = app(standalone_mode=False, prog_name="flowgen")
     except TyperException as error:
         code = _fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)
     except typer.Abort:
@@ -75,6 +80,24 @@ def main() -> None:
             raise
         code = _fail("not enough memory: make the batch, the pool or the network smaller" if memory else str(error), 1)
     sys.exit(code)
+
+
+@contextmanager
+def _notes_printed() -> Iterator[None]:
+    """Print notes as lines on standard error; of processes that work together, those of the first."""
+    with warnings.catch_warnings():
+        show_other = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **other: Any) -> None:
+            from flowgen.core import Note
+
+            if not issubclass(category, Note):
+                show_other(message, category, *place, **other)
+            elif os.environ.get("RANK", "0") == "0":
+                print("note:", " ".join(str(message).split()), file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
 
 
 def _fail(message: str, code: int) -> int:

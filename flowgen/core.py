@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final
@@ -17,12 +18,14 @@ __all__ = [
     "Field",
     "FlowMap",
     "InputError",
+    "Note",
     "Pair",
     "Part",
     "Point",
     "expand_time",
     "generator",
     "like",
+    "note",
 ]
 
 
@@ -32,6 +35,15 @@ class InputError(ValueError):
 
 class Failure(RuntimeError):
     """Work that was begun and could not be done; its message is one line that says why."""
+
+
+class Note(UserWarning):
+    """What was guessed about what the user gave, or left out of it: a warning in Python, a line of a command."""
+
+
+def note(text: str) -> None:
+    """Tell the user of a guess, in one line; commands print it on standard error, each text once."""
+    warnings.warn(text, Note, stacklevel=3)
 
 
 class Pair(NamedTuple):
