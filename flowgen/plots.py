@@ -24,6 +24,7 @@ __all__ = [
     "few_steps",
     "losses",
     "pairs",
+    "plain",
     "quality",
     "samples",
     "trajectories",
@@ -34,6 +35,15 @@ Limits = tuple[tuple[float, float], tuple[float, float]]
 """The lower left and the upper right corner of a frame."""
 
 INK, ACCENT, GREY = "#1f3a5f", "#d1495b", "#b8bec6"
+
+
+def plain(text: str) -> str:
+    """Return text that matplotlib draws as it is given: names are neither mathematics nor left out of legends.
+
+    What is not valid Unicode is drawn as question marks.
+    """
+    shown = text.encode("utf-8", "replace").decode().replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # a legend leaves out labels that begin with "_"
 
 
 def figure(rows: int = 1, columns: int = 1, size: float = 3.6) -> tuple[object, np.ndarray]:
@@ -80,7 +90,7 @@ def _planes(path: Path, x: Tensor, truth: Tensor | None) -> None:
     limits = _limits(sets[0][1])
     for axis, (title, points, colour) in zip(axes[0], sets, strict=True):
         draw_points(axis, points, limits, colour)
-        axis.set_title(title)
+        axis.set_title(plain(title))
     write(path, made)
 
 
@@ -101,7 +111,7 @@ def _histograms(path: Path, x: Tensor, truth: Tensor | None, columns: Sequence[s
                 axis.hist(reference, bins, density=True, color=GREY, label="data")
             drawn = np.clip(x[:, index].numpy(), bins[0], bins[-1])  # what lies beyond is counted at the edge
             axis.hist(drawn, bins, density=True, histtype="step", color=INK, label="samples")
-        axis.set_title(names[index])
+        axis.set_title(plain(names[index]))
         axis.set_yticks([])
     axes[0, 0].legend(fontsize="small")
     write(path, made)
@@ -120,7 +130,7 @@ def ways(path: Path, panels: Mapping[str, Tensor]) -> None:
     limits = _limits(torch.cat([states[[0, -1]].flatten(0, 1) for states in panels.values()]))
     for axis, (name, states) in zip(axes[0], panels.items(), strict=True):
         draw_trajectories(axis, states, limits)
-        axis.set_title(name)
+        axis.set_title(plain(name))
     write(path, made)
 
 
@@ -142,7 +152,7 @@ def few_steps(path: Path, flows: Mapping[str, Sequence[FewSteps]], truth: Tensor
     limits = _limits(torch.cat([truth, *(walked[-1].states[0] for walked in flows.values())]))
     for row, (name, walked) in zip(axes, flows.items(), strict=True):
         draw_trajectories(row[0], walked[-1].states[:, :300], limits)
-        row[0].set_title(f"{name}: trajectories")
+        row[0].set_title(plain(f"{name}: trajectories"))
         for axis, cell in zip(row[1:], walked, strict=True):
             draw_points(axis, cell.states[-1], _limits(truth))
             axis.set_title(f"{cell.steps} step{'s' * (cell.steps > 1)}: W2 = {cell.distance:.3f}")
@@ -173,16 +183,14 @@ def quality(path: Path, panels: Mapping[str, Mapping[str, Curve]], shares: Seque
         floors = {curve.floor for curve in curves.values()}
         for index, (name, curve) in enumerate(curves.items()):
             colour = f"C{index % 10}"
-            # a name is not mathematics, and none is hidden from the legend for its first letter
-            label = (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
-            axis.plot(curve.nfe, curve.mean, "o-", color=colour, markersize=4, linewidth=1.2, label=label)
+            axis.plot(curve.nfe, curve.mean, "o-", color=colour, markersize=4, linewidth=1.2, label=plain(name))
             lo, hi = np.array(curve.mean) - curve.ci95, np.array(curve.mean) + curve.ci95
             axis.fill_between(curve.nfe, lo, hi, color=colour, alpha=0.15, linewidth=0)
             if len(floors) > 1 or index == 0:
                 floor_label = "true data" if index == 0 else None
                 shade = "black" if len(floors) == 1 else colour
                 axis.axhline(curve.floor, color=shade, linestyle="--", linewidth=0.8, label=floor_label)
-        axis.set(xscale="log", xlabel="network evaluations", title=title)
+        axis.set(xscale="log", xlabel="network evaluations", title=plain(title))
         counts = sorted({round(nfe) for curve in curves.values() for nfe in curve.nfe})
         axis.set_xticks(counts, [f"{count}" for count in counts])
         axis.minorticks_off()
@@ -236,7 +244,7 @@ def pairs(path: Path, panels: Mapping[str, Pair]) -> None:
             axis.plot(*x.T, ".", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0, zorder=2)
         _frame(axis, limits)
         axis.spines[:].set_color(GREY)
-        axis.set_title(title, fontsize="medium")
+        axis.set_title(plain(title), fontsize="medium")
     write(path, made)
 
 
@@ -246,7 +254,7 @@ def beside(path: Path, panels: Mapping[str, Tensor]) -> None:
     limits = _limits(torch.cat(list(panels.values())))
     for axis, (title, x) in zip(axes[0], panels.items(), strict=True):
         draw_points(axis, x, limits)
-        axis.set_title(title, fontsize="medium")
+        axis.set_title(plain(title), fontsize="medium")
     write(path, made)
 
 

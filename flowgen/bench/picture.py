@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flowgen.bench.summary import Results, rows
 from flowgen.bench.table2d import METHODS, PROBLEMS, PUBLISHED, Floor, Protocol, Result
-from flowgen.plots import ACCENT, GREY, INK, figure, write
+from flowgen.plots import ACCENT, GREY, INK, figure, plain, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def draw(path: Path, results: Results, floors: Mapping[str, Floor], protocol: Pr
         for axis in (many, one):
             _draw_floor(axis, floors[problem].truth)
         _draw_published(energy, PUBLISHED[problem])
-        many.set(title=problem, xlabel=f"W2, {protocol.euler_steps} Euler steps")
+        many.set(title=plain(problem), xlabel=f"W2, {protocol.euler_steps} Euler steps")
         one.set(xlabel="W2, 1 Euler step", xscale="log")
         energy.set(xlabel="normalised path energy", xscale="log")
         one.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -56,7 +56,7 @@ def _panel(axis: Axes, found: Mapping[tuple[str, str], Sequence[Result]], value:
             both = (method, "torchcfm") in found
             place = METHOD_NAMES.index(method) + both * (-0.17 if package == "torchcfm" else 0.17)
             axis.plot(values, [place] * len(values), ".", color=colour, markersize=4, alpha=0.7)
-            axis.plot(fmean(values), place, "o", color=colour, markersize=7, fillstyle="none", label=package)
+            axis.plot(fmean(values), place, "o", color=colour, markersize=7, fillstyle="none", label=plain(package))
     axis.set_yticks(range(len(METHOD_NAMES)), METHOD_NAMES)
     axis.set_ylim(len(METHOD_NAMES) - 0.5, -0.5)
     axis.grid(alpha=0.3)
