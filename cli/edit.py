@@ -293,7 +293,7 @@ def _invert(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
     """The noise x0 that leads to an image, and how well it does."""
     import torch
 
-    from flowgen.data.tables import write_rows
+    from flowgen.data.writing import write_rows
 
     x = _read(asked.image, editor)
     latent = editor.invert(x)
@@ -320,7 +320,8 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
     import torch
 
     from flowgen.core import InputError
-    from flowgen.data.tables import read_table, write_rows
+    from flowgen.data.tables import read_table
+    from flowgen.data.writing import write_rows
     from flowgen.editing import Mask
 
     table, trained = read_table(asked.image, missing=True), editor.trained

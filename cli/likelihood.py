@@ -54,7 +54,7 @@ def likelihood(
     from flowgen import runs
     from flowgen.config import SAMPLERS, SOLVERS, lookup
     from flowgen.core import InputError
-    from flowgen.data.tables import write_rows
+    from flowgen.data.writing import write_rows
     from flowgen.solvers import Adaptive
 
     from .labels import label_number

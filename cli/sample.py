@@ -152,7 +152,7 @@ def _write_rows(
     import torch
 
     from flowgen import plots
-    from flowgen.data.tables import write_rows
+    from flowgen.data.writing import write_rows
 
     if out.suffix == ".png":
         plots.samples(out, torch.cat(list(chunks)), columns=trained.columns)
@@ -168,7 +168,7 @@ def _write_images(
 
     from flowgen.core import InputError
     from flowgen.data.pictures import write_folder, write_grid, write_npz
-    from flowgen.data.tables import write_rows
+    from flowgen.data.writing import write_rows
 
     scaling = deepcopy(trained.model.scaling).cpu()
     pixels = (scaling.pixels(chunk) for chunk in chunks)

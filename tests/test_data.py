@@ -27,7 +27,8 @@ from flowgen.data import (
     s_curve,
     swissroll,
 )
-from flowgen.data.tables import READERS, WRITERS, write_rows
+from flowgen.data.tables import READERS
+from flowgen.data.writing import WRITERS, write_rows
 
 # laws
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowgen.core import InputError
-from flowgen.data.tables import counted, new_file, write_array
+from flowgen.data.writing import counted, new_file, write_array
 
 __all__ = ["grid", "to_uint8", "write_folder", "write_grid", "write_npz", "write_strip"]
 

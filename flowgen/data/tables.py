@@ -1,17 +1,12 @@
-"""Tables of numbers from files: N rows, D columns, float32."""
+"""Read tables of numbers from files: N rows, D columns, float32."""
 
 from __future__ import annotations
 
 import csv
-import io
-import os
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +14,7 @@ from torch import Tensor
 
 from flowgen.core import InputError
 
-__all__ = ["READERS", "WRITERS", "Table", "counted", "new_file", "read_table", "write_array", "write_rows"]
+__all__ = ["READERS", "Table", "read_table"]
 
 
 class Table(NamedTuple):
@@ -158,99 +153,3 @@ def _is_number(field: str) -> bool:
 
 READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
 """What reads a table, by suffix."""
-
-
-def write_rows(
-    path: Path, chunks: Iterable[Tensor], shape: Sequence[int], columns: Sequence[str] = (), double: bool = False
-) -> None:
-    """Writes rows as they come to `.npz` (array `x`), `.npy` or `.csv`, without holding them all.
-
-    The file takes its name once it is complete.
-
-    Args:
-        chunks: tensors `(n, *event)`, together of `shape`.
-        shape: `(N, *event)`.
-        columns: header of a CSV; x0, x1, ... where empty.
-        double: in float64.
-
-    Raises:
-        InputError: for another suffix, or if the chunks are not of that shape together.
-        OSError: if the disk is full or the folder missing.
-    """
-    if path.suffix not in WRITERS:
-        raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
-    with new_file(path) as file:
-        WRITERS[path.suffix](file, counted(chunks, shape), shape, columns, double)
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its name once it is complete.
-
-    Raises:
-        InputError: if there is no such folder, or it cannot be written to.
-        OSError: if the disk is full.
-    """
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
-    try:
-        handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def counted(chunks: Iterable[Tensor], shape: Sequence[int]) -> Iterator[np.ndarray]:
-    """The chunks as arrays.
-
-    Raises:
-        InputError: if they do not add up to `shape`.
-    """
-    rows = 0
-    for chunk in chunks:
-        rows += len(chunk)
-        if tuple(chunk.shape[1:]) != tuple(shape[1:]):
-            raise InputError(f"a chunk of shape {tuple(chunk.shape)} is no part of an array of shape {tuple(shape)}")
-        yield chunk.numpy()
-    if rows != shape[0]:
-        raise InputError(f"expected {shape[0]} rows, got {rows}")
-
-
-def write_array(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], kind: str = "<f4") -> None:
-    """Writes chunks as one `.npy` array of the type `kind`."""
-    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": tuple(shape)})
-    for chunk in chunks:
-        file.write(np.ascontiguousarray(chunk, kind).tobytes())
-
-
-Shape = Sequence[int]
-Names = Sequence[str]
-
-
-def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
-    write_array(file, chunks, shape, "<f8" if double else "<f4")
-
-
-def _write_npz(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
-    with zipfile.ZipFile(file, "w") as archive, archive.open("x.npy", "w", force_zip64=True) as member:
-        _write_npy(member, chunks, shape, columns, double)
-
-
-def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
-    names = columns or [f"x{index}" for index in range(shape[1])]
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(names)
-    file.write(header.getvalue().encode())
-    for chunk in chunks:
-        # nine digits give a float32 back to the last bit, and 15 what was written with so many
-        np.savetxt(file, chunk, delimiter=",", fmt="%.15g" if double else "%.9g")
-
-
-WRITERS = {".npz": _write_npz, ".npy": _write_npy, ".csv": _write_csv}
-"""What writes rows, by suffix."""

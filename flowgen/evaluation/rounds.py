@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowgen import checkpoints, metrics, solvers
 from flowgen.core import InputError
-from flowgen.data.tables import new_file
+from flowgen.data.writing import new_file
 from flowgen.evaluation.measure import (
     Estimate,
     Settings,

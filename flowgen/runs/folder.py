@@ -15,7 +15,7 @@ from flowgen import checkpoints
 from flowgen.config import Config, LoadedData, Teacher, find_device, make_config
 from flowgen.core import Field, InputError
 from flowgen.data import Categorical, Law, Scaling
-from flowgen.data.tables import new_file
+from flowgen.data.writing import new_file
 from flowgen.guidance import Guided, Rescale
 from flowgen.model import Model
 from flowgen.runs.card import card

@@ -16,7 +16,7 @@ from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import Pair
 from flowgen.couplings import Reporting, ahead, batches, with_null_labels
 from flowgen.data import Law
-from flowgen.data.tables import new_file
+from flowgen.data.writing import new_file
 from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
 from flowgen.runs.folder import Run, load
