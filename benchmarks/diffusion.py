@@ -73,7 +73,7 @@ def figures(folder: Path, way: Way, evaluations: int, judge: Judge, seed: int) -
     steps = max(1, round(evaluations / way.each))
     method = runs.sampler(trained.config, trained.model, trained.source, chosen, steps, seed, spacing)
     made = sampling.sample(trained.model, trained.source, NUM, method.grid, method.solver, seed=seed, cond=labels)
-    return judge.figures(torch.cat(list(made)).flatten(1), labels)
+    return judge.figures(made.flatten(1), labels)
 
 
 def measure(root: Path, seeds: list[int], judge: Judge) -> dict[str, list[list[str]]]:

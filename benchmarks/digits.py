@@ -83,7 +83,7 @@ def measure(root: Path, judge: Judge) -> list[list[str]]:
         for seed in SEEDS:
             way = runs.sampler(trained.config, trained.model, trained.source, SOLVERS[solver], steps)
             made = sampling.sample(trained.model, trained.source, NUM, way.grid, way.solver, seed=seed, cond=labels)
-            found.append(judge.figures(torch.cat(list(made)).flatten(1), labels))
+            found.append(judge.figures(made.flatten(1), labels))
         cells = []
         for name in found[0]:
             values = [figures[name] for figures in found]

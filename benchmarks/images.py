@@ -176,7 +176,7 @@ def samples(model: Model, real: Rows, seed: int) -> Tensor:
     """A sample for each label of true rows, rounded to 8 bits as in a file, `(N, C, H, W)` in [0, 1]."""
     model, grid = deepcopy(model).eval(), grids.uniform(EULER_STEPS)  # the copy is not compiled
     made = sample(model, Gaussian(real.event), len(real), grid, euler, seed=seed, chunk=SAMPLED, cond=real.labels)
-    return floats(to_uint8(torch.cat(list(made))))
+    return floats(to_uint8(made))
 
 
 def figures(seen: Tensor, real: Tensor) -> dict[str, float]:

@@ -68,7 +68,7 @@ def train_teacher(law: Law, seed: int, steps: int) -> Model:
 
 def train_student(teacher: Model, seed: int, sizes: Sizes) -> Model:
     grid = grids.uniform(50)
-    made = Pair.cat(list(sampling.pairs(teacher, SOURCE, sizes.pairs, grid, heun, seed=seed, stream="reflow 1")))
+    made = Pair.cat(list(sampling.pair_chunks(teacher, SOURCE, sizes.pairs, grid, heun, seed=seed, stream="reflow 1")))
     state = State(teacher)
     pairs = batches(StoredPairs(made), BATCH, seed=seed, coupling=Independent())
     for _ in fit(state, pairs, FlowMatching(UShaped()), sizes.steps, seed=seed):

@@ -104,7 +104,7 @@ def sample(
             return
         if out.suffix == ".png" and num > PLOTTED:
             num, cond = PLOTTED, None if cond is None else cond[:PLOTTED]
-        chunks = sampling.sample(
+        chunks = sampling.sample_chunks(
             trained.model, trained.source, num, times, method, seed=seed, field=field, cond=cond, processes=group
         )
         if not group.first:

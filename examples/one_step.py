@@ -10,8 +10,6 @@ derivative along the flow; a velocity that is known already is a better teacher 
 import sys
 from pathlib import Path
 
-import torch
-
 from flowgen import Ends, Independent, Model, State, batches, data, euler, fit, grids, heun, metrics, nn, plots, sample
 from flowgen.core import generator
 from flowgen.flowmaps import MeanFlow, OfTeacher, Shortcut
@@ -48,7 +46,7 @@ def main(steps: int = 5000, points: int = 4000, picture: Path | None = None) -> 
         ("shortcut, 1", alone, Jump(), 1),
         ("taught meanflow, 1", taught, Jump(), 1),
     ):
-        x = torch.cat(list(sample(model, source, points, grids.uniform(count), solver)))
+        x = sample(model, source, points, grids.uniform(count), solver)
         numbers[name] = metrics.energy_distance(x, truth)
         panels[f"{name}: {numbers[name]:.2f}"] = x
 

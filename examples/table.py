@@ -32,7 +32,7 @@ def main(steps: int = 4000, table: Path | None = None, picture: Path | None = No
 
         # Everything that sampling needs is in the folder: weights, scaling and source.
         model, source, *_ = runs.load(run.folder)
-        samples = next(sampling.sample(model, source, 5000, grids.uniform(50), heun))
+        samples = sampling.sample(model, source, 5000, grids.uniform(50), heun)
 
     print(f"\n{'column':30} {'mean':>9} {'of samples':>11} {'deviation':>10} {'of samples':>11}")
     for index in range(real.shape[1]):

@@ -39,7 +39,7 @@ from flowgen.model import Model
 from flowgen.objectives import FlowMatching
 from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 from flowgen.reflow import Inversion, Reflow
-from flowgen.sampling import sample, solve, walk
+from flowgen.sampling import sample, sample_chunks, solve, walk
 from flowgen.solvers import AdamsBashforth2, Adaptive, RungeKutta, euler, heun, midpoint, rk4
 from flowgen.training import Diverged, State, fit
 
@@ -95,6 +95,7 @@ __all__ = [
     "repath",
     "rk4",
     "sample",
+    "sample_chunks",
     "samplers",
     "sampling",
     "sde",

@@ -28,8 +28,9 @@ __all__ = [
     "even",
     "flow",
     "grid_of",
-    "pairs",
+    "pair_chunks",
     "sample",
+    "sample_chunks",
     "solve",
     "starts",
     "walk",
@@ -171,7 +172,7 @@ def starts(law: Law, start: int, stop: int, seed: int, stream: str = "sample") -
     return rows[start - first * BLOCK : stop - first * BLOCK]
 
 
-def pairs(
+def pair_chunks(
     model: Model,
     source: Law,
     num: int,
@@ -252,11 +253,45 @@ def sample(
     chunk: int | None = None,
     field: Evaluated | None = None,
     cond: Tensor | None = None,
+) -> Tensor:
+    """Return all samples in one tensor `(num, *event)`, in data units on the CPU.
+
+    Sample i is a function of (seed, i, its condition), whatever num and chunk are. The device holds one chunk at a
+    time, the CPU all samples (twice, while they are joined): use `sample_chunks` where that is too much, or where
+    several processes sample together.
+
+    Args:
+        source: the law of x0 that the model was trained from, in model units.
+        grid: the times of the steps, see `flowgen.grids`.
+        seed: of the source points, and of the noise of a solver that draws some.
+        chunk: the most rows on the device at a time; None for as many as `chunk_rows` says.
+        field: walked in place of what the solver asks of the model: one that counts, or guides.
+        cond: the condition of each sample, `(num, ...)`.
+
+    Raises:
+        InputError: unless num and chunk are positive, and there are as many conditions as samples.
+    """
+    made = sample_chunks(model, source, num, grid, solver, seed=seed, chunk=chunk, field=field, cond=cond)
+    return torch.cat(list(made))
+
+
+def sample_chunks(
+    model: Model,
+    source: Law,
+    num: int,
+    grid: Tensor,
+    solver: Solver,
+    *,
+    seed: int = 0,
+    chunk: int | None = None,
+    field: Evaluated | None = None,
+    cond: Tensor | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[Tensor]:
-    """Samples in data units on the CPU, in chunks; see `pairs`.
+    """Yield the rows of `sample` in order, at most `chunk` at a time: memory is that of one chunk.
 
-    Processes that sample together make a chunk each at a time, and the first of them yields all, in order.
+    Args:
+        processes: those that sample together: each makes a chunk at a time, and only the first yields them.
     """
     size, part = _chunk(source, num, chunk, cond), processes.part
     for first in range(0, num, size * part.of):
@@ -265,7 +300,9 @@ def sample(
         x = torch.empty(0, *source.event)
         if start < stop:
             given = None if cond is None else cond[start:stop]
-            made = pairs(model, source, stop, grid, solver, seed=seed, chunk=size, start=start, field=field, cond=given)
+            made = pair_chunks(
+                model, source, stop, grid, solver, seed=seed, chunk=size, start=start, field=field, cond=given
+            )
             x = model.scaling.undo(next(made).x1.to(model.device))
         rows = processes.gathered(x)
         if rows is not None:

@@ -242,7 +242,7 @@ def test_edits_of_a_run_are_what_was_measured_and_rows_are_their_own(files):
     # where nothing is known, it is a sample
     free = editor._replace(sampler=runs.sampler(trained.config, model, trained.source, heun, 5))
     nothing = Mask(torch.zeros(8, 8, dtype=torch.bool))
-    (drawn,) = sample(model, trained.source, 3, free.sampler.grid, heun, seed=5, cond=torch.full((3,), 3))
+    drawn = sample(model, trained.source, 3, free.sampler.grid, heun, seed=5, cond=torch.full((3,), 3))
     torch.testing.assert_close(free.fill(nothing, 0 * x, 3), model.scaling.apply_to(drawn), rtol=1e-4, atol=1e-4)
 
 

@@ -116,8 +116,7 @@ def noise_of(trained, num, seed=5):
 def sampled(trained, num, steps, solver, seed=5):
     """What flowgen samples with those labels."""
     grid, cond = uniform(steps, *trained.model.span), labels_of(trained, num).get("labels")
-    made = sampling.sample(trained.model, trained.source, num, grid, SOLVERS[solver], seed=seed, cond=cond)
-    return torch.cat(list(made))
+    return sampling.sample(trained.model, trained.source, num, grid, SOLVERS[solver], seed=seed, cond=cond)
 
 
 def close(x, y):
@@ -209,7 +208,7 @@ def test_a_flow_map_is_exported_as_it_is_sampled(name, facts, run_of, tmp_path):
     assert (made.words, (found["steps"], found["solver"])) == ("samples in 1 step of jump", facts)
     trained = runs.load(run_of(name), "cpu")
     solver, grid = runs.sampler(trained.config, trained.model, trained.source)
-    (own,) = sampling.sample(trained.model, trained.source, 5, grid, solver, seed=5)
+    own = sampling.sample(trained.model, trained.source, 5, grid, solver, seed=5)
     close(loaded(made.path)(noise=noise_of(trained, 5)), own)
 
 
@@ -219,7 +218,7 @@ def test_noise_between_jumps_cannot_be_exported(run_of, tmp_path):
     with pytest.raises(InputError, match="export it with --steps 1"):
         exporting.sampler(trained, uniform(2), solver)
     writers.write_torch(exporting.sampler(trained, uniform(1), solver), tmp_path / "x.pt2")
-    (own,) = sampling.sample(trained.model, trained.source, 5, uniform(1), solver, seed=5)
+    own = sampling.sample(trained.model, trained.source, 5, uniform(1), solver, seed=5)
     close(loaded(tmp_path / "x.pt2")(noise=noise_of(trained, 5)), own)
 
 
@@ -250,7 +249,7 @@ def test_diffusers_own_euler_steps_make_the_samples_of_flowgen(name, run_of, tmp
         exec(code, namespace)
     grid, classes = uniform(3), len(trained.classes)
     cond = torch.arange(16) % classes if classes else None
-    (own,) = sampling.sample(trained.model, trained.source, 16, grid, SOLVERS["euler"], seed=5, cond=cond)
+    own = sampling.sample(trained.model, trained.source, 16, grid, SOLVERS["euler"], seed=5, cond=cond)
     close(trained.model.scaling.undo(namespace["x"]), own)
     assert torch.equal(namespace["images"], ((namespace["x"] + 1) / 2).clamp(0, 1))
     assert made.compared.difference <= made.compared.tolerance < 1e-3 * made.compared.largest

@@ -243,7 +243,7 @@ def test_a_source_of_images_is_in_the_units_of_the_data(tmp_path, pixels):
     x0 = sampling.starts(trained.source, 0, 50, 0)
     rows = torch.from_numpy((255 - pixels) / 127.5 - 1).float()
     assert torch.cdist(x0.flatten(1).double(), rows.flatten(1).double()).min(1).values.max() < 1e-5
-    x = next(sampling.sample(trained.model, trained.source, 9, grids.uniform(3), heun))
+    x = sampling.sample(trained.model, trained.source, 9, grids.uniform(3), heun)
     assert x.shape == (9, 1, 6, 4)
 
 
@@ -273,6 +273,6 @@ def test_the_net_learns_the_labels_of_images(tmp_path, pictures):
     run = finish(create(tmp_path / "run", pictures, net={"name": "resmlp", "width": 64, "depth": 2}, train=train))
     trained = runs.load(run.folder)
     cond = torch.arange(3).repeat_interleave(20)
-    x = next(sampling.sample(trained.model, trained.source, 60, grids.uniform(10), heun, cond=cond))
+    x = sampling.sample(trained.model, trained.source, 60, grids.uniform(10), heun, cond=cond)
     means = x.reshape(3, -1).mean(1) * 255
     assert (means - torch.tensor([60.0, 120.0, 180.0])).abs().max() < 12

@@ -10,7 +10,7 @@ from flowgen.distill import Walked
 from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import BLOCK, Counted, Renoise, asked, flow, pairs, sample, solve, starts, walk
+from flowgen.sampling import BLOCK, Counted, Renoise, asked, flow, pair_chunks, sample, solve, starts, walk
 from flowgen.solvers import AdamsBashforth2, Jump, euler, rk4
 
 PLANE = Gaussian((2,))
@@ -74,7 +74,7 @@ class Double:
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_renoised_samples_of_the_known_map_have_the_law_of_the_data(steps, whole_flow, map_model):
     model, n = map_model(whole_flow.path, whole_flow.average), 40_000
-    (made,) = pairs(model, Double(), n, uniform(steps), Renoise(whole_flow.path, Double()), chunk=n)
+    (made,) = pair_chunks(model, Double(), n, uniform(steps), Renoise(whole_flow.path, Double()), chunk=n)
     z = (made.x1 - whole_flow.mean) / whole_flow.std
     assert (z.mean(0).abs() < 4.5 / n**0.5).all()
     moments = z.T @ z / n - torch.eye(2)
@@ -129,12 +129,12 @@ def test_sample_i_is_the_same_whatever_else_is_asked_for(make, steps, whole_flow
     solver = make(whole_flow.path)
 
     def made(num, chunk):
-        return torch.cat(list(sample(model, PLANE, num, uniform(steps), solver, chunk=chunk, cond=cond[:num], seed=2)))
+        return sample(model, PLANE, num, uniform(steps), solver, chunk=chunk, cond=cond[:num], seed=2)
 
     whole = made(300, None)
     for num, chunk in ((1, None), (50, 7), (100, BLOCK), (300, BLOCK), (300, 2 * BLOCK)):
         assert torch.equal(made(num, chunk), whole[:num])
-    late = list(pairs(model, PLANE, 300, uniform(steps), solver, seed=2, start=2 * BLOCK, cond=cond[2 * BLOCK :]))
+    late = list(pair_chunks(model, PLANE, 300, uniform(steps), solver, seed=2, start=2 * BLOCK, cond=cond[2 * BLOCK :]))
     assert torch.equal(torch.cat([pair.x1 for pair in late]), whole[2 * BLOCK :])
 
 

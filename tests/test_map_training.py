@@ -271,7 +271,7 @@ def learned(objective, solver):
     state = State(Model(MLP(2, 64, 2, two_times=True)), lr=0.003, ema=0.1)
     for _ in fit(state, pairs, objective, LEARNT, seed=0, clip=1.0):
         pass
-    made = next(sample(state.ema, data.Gaussian((2,)), 2000, uniform(1), solver))
+    made = sample(state.ema, data.Gaussian((2,)), 2000, uniform(1), solver)
     return metrics.energy_distance(made, three_clouds(2000, generator(0, "truth")))
 
 

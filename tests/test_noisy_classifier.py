@@ -205,7 +205,7 @@ def walked(name, by, cond, num=64):
     trained = runs.load(Path("runs") / name)
     method, grid = runs.sampler(trained.config, trained.model, trained.source, steps=10)
     field = runs.guided(trained, trained.model.velocity, by)
-    return next(sampling.sample(trained.model, trained.source, num, grid, method, field=field, cond=cond))
+    return sampling.sample(trained.model, trained.source, num, grid, method, field=field, cond=cond)
 
 
 def test_a_classifier_draws_a_class_of_a_run_without_labels(home):
@@ -245,7 +245,7 @@ def test_all_that_guides_goes_together(home):
         there = repath(weak.model, Linear())
         auto = AutoGuided(trained.model.velocity, there.velocity, 2.0, there.span)
         method, grid = runs.sampler(trained.config, trained.model, trained.source, steps=10)
-        exact = next(sampling.sample(trained.model, trained.source, 64, grid, method, field=auto, cond=cond))
+        exact = sampling.sample(trained.model, trained.source, 64, grid, method, field=auto, cond=cond)
         torch.testing.assert_close(drawn(home, *few, "--weak", f"runs/{name}", "--guidance", 2), exact)
 
 
@@ -257,7 +257,7 @@ def test_images_are_rescaled(home):
     trained = runs.load(Path("runs/images"))
     field = Guided(trained.model.velocity, 2, 6.0, rescale=Rescale(Linear(), 1.0))
     method, grid = runs.sampler(trained.config, trained.model, trained.source, steps=5)
-    exact = next(sampling.sample(trained.model, trained.source, 8, grid, method, field=field, cond=cond))
+    exact = sampling.sample(trained.model, trained.source, 8, grid, method, field=field, cond=cond)
     torch.testing.assert_close(whole, exact)
     assert len(drawn(home, "runs/images", "--labels", "0,1", "--per-label", 2, "--classifier-guidance", 2)) == 4
 

@@ -97,5 +97,5 @@ def test_labels_and_scaling_go_along(normal):
 def test_a_blur_that_a_path_ends_with_is_kept_away_from():
     """The net of Linear(sigma_min) has seen no less noise than that, and is asked for no later time."""
     model = Model(MLP(2), Linear(sigma_min=0.1), targets.velocity)
-    x = next(sample(repath(model, Cosine()), Gaussian((2,)), 64, grids.uniform(4), rk4))
+    x = sample(repath(model, Cosine()), Gaussian((2,)), 64, grids.uniform(4), rk4)
     assert x.isfinite().all()

@@ -129,7 +129,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path):
 def test_nothing_touches_the_global_random_states(tmp_path):
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     trained = runs.load(finish(create(tmp_path / "run")).folder)
-    next(sampling.sample(trained.model, trained.source, 10, grids.uniform(2), euler))
+    sampling.sample(trained.model, trained.source, 10, grids.uniform(2), euler)
     assert torch.equal(torch_state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
 
@@ -217,7 +217,7 @@ def test_weights_load_without_the_run_having_seen_its_data_again(tmp_path):
     table.unlink()
     trained = runs.load(run.folder)
     assert trained.columns == ("a", "b", "c")
-    x = next(sampling.sample(trained.model, trained.source, 2000, grids.uniform(4), euler))
+    x = sampling.sample(trained.model, trained.source, 2000, grids.uniform(4), euler)
     assert (x.mean(0) - torch.tensor([24.5, 2.9, 808.0])).abs().max() < 800  # in the units of the table
 
 

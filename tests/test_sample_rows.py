@@ -11,7 +11,7 @@ from flowgen.grids import uniform
 from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import BLOCK, chunk_rows, flow, pairs, sample, starts
+from flowgen.sampling import BLOCK, chunk_rows, flow, pair_chunks, sample, sample_chunks, starts
 from flowgen.solvers import AdamsBashforth2, Adaptive, euler, heun
 
 CLASSES, NUM = 3, 300
@@ -41,7 +41,7 @@ def joined(made):
 
 
 def made(model, num=NUM, solver=heun, law=None, **options):
-    return joined(pairs(model, law or Gaussian(), num, uniform(3), solver, seed=7, **options))
+    return joined(pair_chunks(model, law or Gaussian(), num, uniform(3), solver, seed=7, **options))
 
 
 def same(left, right):
@@ -150,10 +150,12 @@ def together(of, draw):
 )
 def test_processes_draw_the_samples_of_one_in_order(model, labels, of, num, chunk):
     options = {"seed": 3, "chunk": chunk, "cond": labels[:num]}
-    alone = joined(sample(model, Gaussian(), num, uniform(2), euler, **options))
-    found = together(of, lambda told: sample(model, Gaussian(), num, uniform(2), euler, **options, processes=told))
+    alone = sample(model, Gaussian(), num, uniform(2), euler, **options)
+    found = together(
+        of, lambda told: sample_chunks(model, Gaussian(), num, uniform(2), euler, **options, processes=told)
+    )
     assert torch.equal(torch.cat(found), alone)
-    pair = joined(pairs(model, Gaussian(), num, uniform(2), euler, seed=3, cond=labels[:num]))
+    pair = joined(pair_chunks(model, Gaussian(), num, uniform(2), euler, seed=3, cond=labels[:num]))
     assert torch.equal(model.scaling.undo(pair.x1), alone)
     assert alone.shape == (num, 2)
 
@@ -162,6 +164,6 @@ def test_processes_share_the_work_evenly(model):
     rows = []
     for index in range(3):
         told = Told(index, 3)
-        list(sample(model, Gaussian(), 64 * 9, uniform(1), euler, chunk=64, processes=told))
+        list(sample_chunks(model, Gaussian(), 64 * 9, uniform(1), euler, chunk=64, processes=told))
         rows.append([len(x) for x in told.said])
     assert rows == [[64] * 3] * 3

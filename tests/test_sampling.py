@@ -11,7 +11,7 @@ from flowgen.metrics import wasserstein2
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.paths import VE, VP, Linear
-from flowgen.sampling import BLOCK, Counted, flow, pairs, sample, solve, starts
+from flowgen.sampling import BLOCK, Counted, flow, pair_chunks, sample, sample_chunks, solve, starts
 from flowgen.solvers import Adaptive, euler, heun, rk4
 
 # exact fields
@@ -82,7 +82,7 @@ def net_model(request):
 
 
 def drawn(model, num, chunk, seed=7, solver=heun):
-    return torch.cat(list(sample(model, Gaussian(), num, uniform(4), solver, seed=seed, chunk=chunk)))
+    return sample(model, Gaussian(), num, uniform(4), solver, seed=seed, chunk=chunk)
 
 
 @pytest.mark.parametrize("num", [1, 10, 63, 64, 65, 100, 1000])
@@ -118,14 +118,14 @@ def test_adaptive_samples_keep_their_identity_too(adaptive):
 
 
 def test_chunks_are_no_larger_than_asked_for_in_whole_blocks():
-    sizes = [len(part) for part in sample(Model(MLP(2)), Gaussian(), 500, uniform(1), euler, chunk=100)]
+    sizes = [len(part) for part in sample_chunks(Model(MLP(2)), Gaussian(), 500, uniform(1), euler, chunk=100)]
     assert sum(sizes) == 500
     assert max(sizes) <= -(-100 // BLOCK) * BLOCK
 
 
 def test_seeds_and_streams_are_apart():
     def first(seed, stream):
-        return next(pairs(Model(MLP(2)), Gaussian(), 200, uniform(1), euler, seed=seed, stream=stream)).x0
+        return next(pair_chunks(Model(MLP(2)), Gaussian(), 200, uniform(1), euler, seed=seed, stream=stream)).x0
 
     made = [first(0, "sample"), first(1, "sample"), first(0, "other")]
     rows = torch.cat(made)
@@ -145,7 +145,7 @@ def test_no_two_samples_share_their_start():
 
 
 def test_pairs_are_source_points_and_their_ends(net_model):
-    pair = next(pairs(net_model, Gaussian(), 100, uniform(4), heun, seed=7))
+    pair = next(pair_chunks(net_model, Gaussian(), 100, uniform(4), heun, seed=7))
     ends = flow(net_model, starts(Gaussian(), 0, 128, seed=7), uniform(4), heun)[:100]
     assert torch.equal(pair.x0, starts(Gaussian(), 0, 100, seed=7))
     assert torch.equal(pair.x1, ends)
@@ -163,14 +163,16 @@ def test_sampling_leaves_global_state_gradients_and_weights_alone(net_model, glo
 def test_sampling_starts_at_the_width_of_the_path(path):
     """A field that stands still leaves sigma(0) x0."""
     model = Model(Direct(), path, targets.v)
-    pair = next(pairs(model, Gaussian(), 50, uniform(3), euler, field=lambda x, t, cond=None: torch.zeros_like(x)))
+    pair = next(
+        pair_chunks(model, Gaussian(), 50, uniform(3), euler, field=lambda x, t, cond=None: torch.zeros_like(x))
+    )
     torch.testing.assert_close(pair.x1, path.coeffs(torch.zeros(1)).sigma * pair.x0)
 
 
 def test_a_field_given_in_place_of_the_model_is_walked():
     counted = Counted(lambda x, t, cond=None: torch.ones_like(x))
     model = Model(MLP(2))
-    x = torch.cat(list(sample(model, Gaussian(), 100, uniform(5), rk4, chunk=64, field=counted)))
+    x = sample(model, Gaussian(), 100, uniform(5), rk4, chunk=64, field=counted)
     torch.testing.assert_close(x, starts(Gaussian(), 0, 100, seed=0) + 1)
     assert counted.evaluations == 2 * 5 * 4
 
@@ -188,7 +190,7 @@ def test_condition_reaches_the_net_in_a_flow():
 @pytest.mark.parametrize(("num", "chunk"), [(0, 64), (-1, 64), (10, 0)])
 def test_no_samples_and_no_chunks_are_refused(num, chunk):
     with pytest.raises(InputError, match="positive"):
-        next(sample(Model(MLP(2)), Gaussian(), num, uniform(1), euler, chunk=chunk))
+        sample(Model(MLP(2)), Gaussian(), num, uniform(1), euler, chunk=chunk)
 
 
 def test_samples_of_an_exact_model_are_as_near_to_the_data_as_data_is(gaussian_flow, exact_model, normal):

@@ -236,7 +236,7 @@ def _train_reflow(cell: Cell, protocol: Protocol, teacher: nn.Module | None) -> 
         raise InputError(f"{cell.name} needs the network of its teacher")
     model = Model(teacher)
     source = PROBLEMS[cell.problem].source
-    made = sampling.pairs(
+    made = sampling.pair_chunks(
         model, source, protocol.reflow_pairs, grids.uniform(50), heun, seed=cell.seed, stream=cell.method
     )
     pairs = batches(StoredPairs(Pair.cat(list(made))), protocol.batch, seed=cell.seed, pool=Pool(10))

@@ -42,7 +42,7 @@ from flowgen import runs, sampling
 
 trained = runs.load(Path("."))
 solver, grid = runs.sampler(trained.config, trained.model, trained.source)
-x = next(sampling.sample(trained.model, trained.source, 64, grid, solver, cond=trained.draw_labels(64, seed=0)))
+x = sampling.sample(trained.model, trained.source, 64, grid, solver, cond=trained.draw_labels(64, seed=0))
 ```
 """
 

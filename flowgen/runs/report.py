@@ -40,7 +40,7 @@ def illustrate(run: Run) -> None:
         return
     solver, grid = sampler(run.config, trained.model, trained.source, seed=run.config.seed)
     cond = trained.draw_labels(4000, run.config.seed)
-    x = next(sampling.sample(trained.model, trained.source, 4000, grid, solver, cond=cond))
+    x = sampling.sample(trained.model, trained.source, 4000, grid, solver, cond=cond)
     truth = run.config.load_data().law.sample(4000, generator(run.config.seed, "plot"))
     plots.samples(folder / "samples.png", x, truth, trained.columns)
 
@@ -55,7 +55,7 @@ def preview(run: Run, model: Model, source: Law, classes: int, step: int) -> Pat
     else:
         cond = None if not classes else torch.arange(2000) % classes
         solver, grid = _quick(run.config, model, source)
-        plots.samples(path, next(sampling.sample(model, source, 2000, grid, solver, cond=cond)))
+        plots.samples(path, sampling.sample(model, source, 2000, grid, solver, cond=cond))
     return path
 
 
@@ -69,7 +69,7 @@ def _draw_images(path: Path, config: Config, model: Model, source: Law, classes:
     rows = min(classes, 10) or 8
     cond = torch.arange(rows).repeat_interleave(8) if classes else None
     solver, grid = _quick(config, model, source)
-    x = torch.cat(list(sampling.sample(model, source, 8 * rows, grid, solver, seed=config.seed, cond=cond)))
+    x = sampling.sample(model, source, 8 * rows, grid, solver, seed=config.seed, cond=cond)
     write_grid(path, deepcopy(model.scaling).cpu().pixels(x), columns=8)
 
 

@@ -145,7 +145,7 @@ class Trajectories:
 
     def _ends(self, rows: range, cond: Tensor | None, steps: int) -> Tensor:
         """Where the flow takes source points, in model units."""
-        made = sampling.pairs(
+        made = sampling.pair_chunks(
             self.teacher.model,
             self.teacher.source,
             rows.stop,
