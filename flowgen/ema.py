@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowgen.core import InputError
 
-__all__ = ["average", "exponent"]
+__all__ = ["Buffers", "average", "exponent"]
 
 
 @cache
@@ -37,3 +38,52 @@ def average(averages: Sequence[Tensor], parameters: Sequence[Tensor], step: int,
     The average forgets the start of training at any length, and depends on nothing but the step.
     """
     torch._foreach_lerp_(list(averages), list(parameters), 1 - (1 - 1 / step) ** (exponent(width) + 1))
+
+
+@final
+class Buffers:
+    """The buffers of a network, to be copied to copies of it.
+
+    They are looked up by name at each copy: `forward` may have assigned them anew, or registered more.
+    """
+
+    def __init__(self, net: nn.Module, copies: Sequence[nn.Module]) -> None:
+        self._parts = [
+            (name, part, [copied.get_submodule(name) for copied in copies]) for name, part in net.named_modules()
+        ]
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Give the copies the buffers that the network has now.
+
+        Raises:
+            InputError: if a persistent buffer has another shape or type than at the start: a checkpoint of it could not
+                be restored.
+        """
+        to, now = list[Tensor](), list[Tensor]()
+        for prefix, part, copies in self._parts:
+            for name, buffer in part._buffers.items():
+                for copied in copies:
+                    old = copied._buffers.get(name)
+                    if buffer is not None and old is not None and _alike(old, buffer):
+                        to.append(old)
+                        now.append(buffer)
+                    elif buffer is not old:
+                        _check_persistent(part, f"{prefix}.{name}".removeprefix("."), name, old, buffer)
+                        copied.register_buffer(name, None if buffer is None else buffer.clone(), persistent=False)
+        if to:
+            torch._foreach_copy_(to, now)
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and x.dtype == y.dtype
+
+
+def _check_persistent(part: nn.Module, path: str, name: str, old: Tensor | None, new: Tensor | None) -> None:
+    """Raises InputError if a buffer that checkpoints hold is no longer what it was."""
+    if name not in part._non_persistent_buffers_set:
+        was, now = (f"{x.dtype} {tuple(x.shape)}" if x is not None else "missing" for x in (old, new))
+        raise InputError(
+            f"buffer {path} was {was} when the State was made and is {now} after forward: "
+            "keep its shape and type, or register it with persistent=False"
+        )

@@ -50,6 +50,25 @@ class Model(nn.Module):
         self.scaling = deepcopy(scaling) if scaling else Scaling()  # the caller's stays with the data, off the device
         self.span = targets.span(self.path, target, start)
         self.size = targets.size(self.path, target)
+        self._trainable: frozenset[str] = frozenset()  # before `for_inference`
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """The names of the parameters that training moves: those that require gradients, or did so before
+        `for_inference`."""
+        now = frozenset(name for name, p in self.named_parameters() if p.requires_grad)
+        models = (
+            (prefix, part) for prefix, part in self.named_modules() if isinstance(part, Model)
+        )  # a net may be one
+        return now or frozenset(f"{prefix}.{name}".lstrip(".") for prefix, part in models for name in part._trainable)
+
+    def for_inference(self) -> Model:
+        """The model itself, in evaluation mode, with no gradients of its parameters.
+
+        A `State` made from it trains those that required gradients before.
+        """
+        self._trainable = self.trainable
+        return self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         """The raw prediction of the target at x_t, `(B, *event)`."""

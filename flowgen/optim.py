@@ -94,10 +94,6 @@ class AdamW:
             _Moments(torch.zeros_like(w), torch.zeros_like(w), torch.zeros((), device=w.device)) for w in weights
         ]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The moments by name; they change in place."""
-        return {f"{index}.{name}": x for index, m in enumerate(self.moments) for name, x in m._asdict().items()}
-
     def zero_grad(self) -> None:
         """Forgets the gradients."""
         for weight in self.weights:

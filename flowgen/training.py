@@ -9,12 +9,12 @@ from copy import deepcopy
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from flowgen.core import Failure, InputError, Pair, Part, generator
 from flowgen.distributed import ALONE, Processes
-from flowgen.ema import average, exponent
+from flowgen.ema import Buffers, average, exponent
 from flowgen.model import Model
 from flowgen.nn import seeded
 from flowgen.objectives import Objective, Scheduled, Splittable
@@ -33,6 +33,8 @@ class State:
 
     Args:
         model: where training starts; it is copied, so that a student can start from a teacher and leave it as it is.
+            Parameters that are frozen (`requires_grad=False`) stay so: they are not trained, decayed or averaged, and
+            modules of frozen parameters alone keep their training or evaluation mode.
         lr: learning rate of AdamW, where `fit` is given no other.
         weight_decay: weight decay of AdamW.
         ema: width of the weight average, relative to the steps done; see `flowgen.ema.average`. Several widths make
@@ -44,7 +46,7 @@ class State:
         averages: width to averaged model, for all widths.
 
     Raises:
-        InputError: for widths that no average has, or the same one twice.
+        InputError: for widths that no average has, or the same one twice; for a model without parameters to train.
     """
 
     def __init__(
@@ -55,27 +57,33 @@ class State:
             raise InputError(f"the widths of the weight averages must be different, and at least one, not {ema}")
         for width in widths:
             exponent(width)
-        self.model = deepcopy(model).requires_grad_(True).train()
-        self.averages = {width: deepcopy(model).requires_grad_(False).eval() for width in widths}
+        self.model = _to_train(model)
+        self.averages = {width: deepcopy(self.model).for_inference() for width in widths}
         self.ema, self.step = self.averages[widths[0]], 0
-        self.parameters = list(self.model.parameters())
+        self._trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self._frozen = [p for p in self.model.parameters() if not p.requires_grad]
+        self.parameters = _named(self.model, self._trained)
         self.optimizer = AdamW(self.parameters, lr, weight_decay)
-        self._averaged = {width: list(copy.parameters()) for width, copy in self.averages.items()}
-        self._buffers = [list(each.net.buffers()) for each in (self.model, *self.averages.values())]
+        self._averaged = {width: _named(copy, self._trained) for width, copy in self.averages.items()}
+        self._buffers = Buffers(self.model.net, [copy.net for copy in self.averages.values()])
 
     def average(self) -> None:
         """Moves the averages towards the weights, and gives them the network's buffers, which are not averaged."""
         for width, averaged in self._averaged.items():
             average(averaged, self.parameters, self.step, width)
-        buffers, *copies = self._buffers
-        for copied in copies if buffers else ():
-            torch._foreach_copy_(copied, buffers)
+        self._buffers.copy()
+
+    def check_frozen(self) -> None:
+        """Raises InputError if a parameter that was frozen when the state was made has a gradient now."""
+        if any(p.grad is not None for p in self._frozen):
+            raise InputError(
+                "a parameter was frozen when the State was made, and is not now: make a State of the model"
+            )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as named tensors, for a checkpoint."""
         models = {f"{prefix}{name}": x for prefix, m in self._models().items() for name, x in m.state_dict().items()}
-        moments = {f"optimizer.{name}": x for name, x in self.optimizer.tensors().items()}
-        return {**models, **moments, "step": torch.tensor(self.step)}
+        return {**models, **self._moments(), "step": torch.tensor(self.step)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Takes the place of the state that gave `tensors`.
@@ -86,16 +94,57 @@ class State:
         try:
             for prefix, model in self._models().items():
                 model.load_state_dict(_part(tensors, prefix))
-            for name, x in self.optimizer.tensors().items():
-                x.copy_(tensors[f"optimizer.{name}"])
+            moments = self._moments()
+            if other := moments.keys() ^ {name for name in tensors if name.startswith("optimizer.")}:
+                raise KeyError(f"{min(other)}: other parameters were trained")
+            for name, x in moments.items():
+                x.copy_(tensors[name])
             self.step = int(tensors["step"])
         except (RuntimeError, KeyError) as error:
             raise InputError(f"these tensors are of another model: {error}") from error
+
+    def _moments(self) -> dict[str, Tensor]:
+        """What the optimizer remembers of each trained parameter, by its place among all parameters of the model."""
+        places = [place for place, (name, _) in enumerate(self.model.named_parameters()) if name in self._trained]
+        moments = zip(places, self.optimizer.moments, strict=True)
+        return {f"optimizer.{place}.{name}": x for place, m in moments for name, x in m._asdict().items()}
 
     def _models(self) -> dict[str, Model]:
         """Prefix of the names of its tensors to model: the trained one, the first average, and the others."""
         others = {f"ema-{width}.": copy for width, copy in self.averages.items() if copy is not self.ema}
         return {"model.": self.model, "ema.": self.ema, **others}
+
+
+def _to_train(model: Model) -> Model:
+    """A copy of a model, ready to be trained.
+
+    Raises:
+        InputError: if it has no parameters, or all of them are frozen.
+    """
+    trainable = model.trainable
+    if not trainable:
+        frozen = "all are frozen: requires_grad_(True) unfreezes them" if list(model.parameters()) else "it has none"
+        raise InputError(f"the model has no parameter to train: {frozen}")
+    copied = deepcopy(model)
+    for name, parameter in copied.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    modes = {part: part.training for frozen in copied.modules() if _frozen(frozen) for part in frozen.modules()}
+    copied.train()
+    for part, mode in modes.items():
+        part.training = mode
+    return copied
+
+
+def _frozen(module: nn.Module) -> bool:
+    """Whether a module has parameters, and all of them are frozen."""
+    flags = [p.requires_grad for p in module.parameters()]
+    return bool(flags) and not any(flags)
+
+
+def _named(model: Model, names: Sequence[str]) -> list[Tensor]:
+    """The parameters of these names."""
+    parameters = dict(model.named_parameters())
+    return [parameters[name] for name in names]
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -166,7 +215,11 @@ def fit(
     while state.step < steps and (pair := next(stream, None)) is not None:
         state.optimizer.zero_grad()
         loss = gradient(state, pair.to(device), generator(seed, "objective", state.step))
-        norm = torch.stack(torch._foreach_norm([p.grad for p in state.parameters if p.grad is not None])).norm()
+        state.check_frozen()
+        grads = [p.grad for p in state.parameters if p.grad is not None]
+        if not grads:
+            raise InputError("the loss does not depend on any parameter of the model that is trained")
+        norm = torch.stack(torch._foreach_norm(grads)).norm()
         value, length = torch.stack([loss.detach(), norm]).tolist()  # a GPU is waited for once
         if not (math.isfinite(value) and math.isfinite(length)):
             raise Diverged(f"step {state.step + 1}: the loss is {value}, the gradient norm {length}")
@@ -209,7 +262,7 @@ class _Gradient:
             return loss
         with self._forward(pair, draws, 0) if self.special else nullcontext():
             loss = objective(state.model, pair, draws).mean()
-        loss.backward()
+        _differentiable(loss).backward()
         return loss
 
     def _share(self, objective: Splittable, model: Model, pair: Pair, draws: torch.Generator) -> Tensor:
@@ -224,7 +277,7 @@ class _Gradient:
             some = Part(index, self.accumulate).rows(rows)
             with self._forward(pair, draws, part.index * self.accumulate + index):
                 loss = objective.loss(model, pair.take(some), _rows(drawn, some)).sum() / whole
-            loss.backward()
+            _differentiable(loss).backward()
             total = total + loss.detach()
         return total
 
@@ -240,6 +293,18 @@ class _Gradient:
             if self.drops:  # by PyTorch's global generator, which has a seed for each step and part here
                 stack.enter_context(seeded(generator(draws.initial_seed(), "dropout", index).initial_seed(), device))
             yield
+
+
+def _differentiable(loss: Tensor) -> Tensor:
+    """The loss itself.
+
+    Raises:
+        InputError: if it has no gradient.
+    """
+    if not loss.requires_grad:
+        why = "it is computed under no_grad or inference_mode" if not torch.is_grad_enabled() else "or none is trained"
+        raise InputError(f"the loss does not depend on the parameters of the model, {why}")
+    return loss
 
 
 def _drops(model: Model) -> bool:
@@ -277,7 +342,7 @@ def _check_same(state: State, processes: Processes) -> None:
     """Raises InputError, at all processes, where one of them has other weights, or has done other steps."""
     if processes.part.of == 1:
         return
-    mine = [torch.tensor(state.step), torch.cat([w.detach().reshape(-1) for w in state.parameters])]
+    mine = [torch.tensor(state.step), torch.cat([w.detach().reshape(-1) for w in state.model.parameters()])]
     first = [x.clone() for x in mine]
     for x in first:
         processes.broadcast([x])

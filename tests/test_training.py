@@ -155,7 +155,7 @@ def test_tensors_of_another_model_are_refused():
 
 
 def test_a_state_copies_its_model():
-    teacher = model().requires_grad_(False)
+    teacher = model().for_inference()
     before = deepcopy(teacher.state_dict())
     state = State(teacher)
     list(fit(state, pairs(), FlowMatching(), 5, seed=0))

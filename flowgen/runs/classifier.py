@@ -122,7 +122,7 @@ def load_classifier(folder: Path, trained: Trained) -> Known:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not the classifier of a flowgen run ({error})") from error
-    model = model.to(trained.model.device).requires_grad_(False).eval()
+    model = model.to(trained.model.device).for_inference()
     return Known(Posterior(model, log_prior(counts).to(model.device, torch.float32)), classes, Categorical(counts))
 
 

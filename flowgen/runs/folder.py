@@ -261,7 +261,7 @@ def load(folder: Path, device: str | None = None, ema: float | None = None) -> T
         columns, step, data_hash = tuple(facts["columns"]), int(facts["step"]), facts.get("data_hash")
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{weights}: not the weights of a flowgen run ({error})") from error
-    model = model.to(find_device(device or run.config.device)).requires_grad_(False).eval()
+    model = model.to(find_device(device or run.config.device)).for_inference()
     labels = Categorical(counts) if counts else None
     return Trained(model, config.source_law(event, scaling), columns, classes, labels, config, step, data_hash)
 
