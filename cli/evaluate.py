@@ -14,6 +14,7 @@ from .console import GRID_HELP, NOISE_HELP, SAMPLER_HELP, bar, check_place
 
 if TYPE_CHECKING:
     from flowgen.evaluation import Estimate, Evaluation, Settings, Subject
+    from flowgen.solvers import Solver
 
 
 def evaluate(
@@ -57,13 +58,24 @@ def evaluate(
     if out and out.suffix != ".png":
         raise InputError(f"--out is a chart, FILE.png, not {out}")
     folders = _run_folders(runs)
-    subjects = [evaluation.load_subject(run, _file(against), features, weights, device, guidance) for run in folders]
-    suited = []
-    for subject in subjects:
-        chosen, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
-        walked, at = subject.suited(chosen, counts, seed)
-        suited.append(evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver, grid, noise))
-        suited[-1].check(subject)
+    chosen: dict[Path, tuple[Subject, Settings]] = {}
+    refused: dict[Path, InputError] = {}
+    for run in folders:
+        try:
+            subject = evaluation.load_subject(run, _file(against), features, weights, device, guidance)
+            method, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
+            walked, at = _suited(subject, method, counts, seed)
+            settings = evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver, grid, noise)
+            settings.check(subject)
+            chosen[run] = subject, settings
+        except InputError as error:
+            refused[run] = error
+    if not chosen:
+        raise next(iter(refused.values()))
+    for run, error in refused.items():
+        print(f"{run} is left out: {error}", file=sys.stderr)
+    folders, subjects = list(chosen), [subject for subject, _ in chosen.values()]
+    suited = [settings for _, settings in chosen.values()]
     if len({subject.view.features for subject in subjects}) > 1:
         raise InputError("some of these runs make rows, and some images: measure them apart, or choose --features")
     out = out or _default_chart(folders)
@@ -127,9 +139,38 @@ def _counts(text: str) -> tuple[int, ...]:
     from flowgen.core import InputError
 
     try:
-        return tuple(sorted({int(count) for count in text.split(",")}))
+        counts = tuple(sorted({int(count) for count in text.split(",")}))
     except ValueError as error:
         raise InputError(f"--steps is a list of whole numbers like 1,2,4, not {text}") from error
+    if counts[0] < 1:
+        raise InputError(f"--steps must be at least 1, not {counts[0]}")
+    return counts
+
+
+def _suited(
+    subject: Subject, solver: Solver | None, counts: tuple[int, ...] | None, seed: int
+) -> tuple[Solver, tuple[int, ...]]:
+    """The solver of a run, and the numbers of steps that it can take; those that it cannot are named on stderr.
+
+    Raises:
+        InputError: if it can take none of them.
+    """
+    from flowgen.core import InputError
+
+    found: list[tuple[Solver, tuple[int, ...]]] = []
+    refused: dict[int, InputError] = {}
+    for count in counts or (None,):
+        try:
+            found.append(subject.suited(solver, None if count is None else (count,), seed))
+        except InputError as error:
+            if count is None:
+                raise
+            refused[count] = error
+    if not found:
+        raise next(iter(refused.values()))
+    for count, error in refused.items():
+        print(f"{subject.name} is left out at {count} step{'s' * (count > 1)}: {error}", file=sys.stderr)
+    return found[-1][0], tuple(count for _, steps in found for count in steps)
 
 
 def _run_folders(paths: list[Path]) -> list[Path]:

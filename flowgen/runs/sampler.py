@@ -72,7 +72,7 @@ def sampler(
     if steps is None:
         steps = kind.jumps if solver.jumps else 1 if isinstance(solver, Adaptive) else STEPS
     if solver.jumps and _only(config) and steps != kind.jumps:
-        raise InputError(f"this run has learned to jump in {kind.jumps} steps, not in {steps}")
+        raise InputError(f"this run has learned to jump in {kind.jumps} step{'s' * (kind.jumps > 1)}, not in {steps}")
     if solver.jumps and kind.to_data:
         solver = Renoise(model.path, source, seed)
     return Sampler(solver, grid_of(model, solver, steps, spacing))
