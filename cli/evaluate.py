@@ -72,8 +72,8 @@ def evaluate(
             refused[run] = error
     if not chosen:
         raise next(iter(refused.values()))
-    for run, error in refused.items():
-        print(f"{run} is left out: {error}", file=sys.stderr)
+    for run, why in refused.items():
+        print(f"{run} is left out: {why}", file=sys.stderr)
     folders, subjects = list(chosen), [subject for subject, _ in chosen.values()]
     suited = [settings for _, settings in chosen.values()]
     if len({subject.view.features for subject in subjects}) > 1:
@@ -168,8 +168,8 @@ def _suited(
             refused[count] = error
     if not found:
         raise next(iter(refused.values()))
-    for count, error in refused.items():
-        print(f"{subject.name} is left out at {count} step{'s' * (count > 1)}: {error}", file=sys.stderr)
+    for left, why in refused.items():
+        print(f"{subject.name} is left out at {left} step{'s' * (left > 1)}: {why}", file=sys.stderr)
     return found[-1][0], tuple(count for _, steps in found for count in steps)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import COUPLING_HELP, DATA_HELP, PATH_HELP, check_parts, potential_run, together, train_run
+
+if TYPE_CHECKING:
+    from flowgen.config import Config
 
 
 def train(
@@ -112,6 +115,7 @@ def train(
         check_parts(experiment, group)
         if group.first and not resume:
             Run.create(out, experiment, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+            _say_coupled(out, experiment)
         group.barrier()
         run = Run.open(out)
         if run.config.reflow and not run.pairs.exists():
@@ -122,3 +126,16 @@ def train(
             illustrate(run)
             then = "" if run.config.objective.maps else f", flowgen reflow {out}"
             print(f"{out}: {run.config.source} to {run.config.data}. Next: flowgen sample {out}{then}")
+
+
+def _say_coupled(out: Path, config: Config) -> None:
+    """Say before the work what a run on data of the user's own will not be able to do, since its pairs are coupled."""
+    from flowgen.config import kind
+
+    name = config.model_dump()["coupling"]["name"]
+    if config.coupled and kind(config.data) != "toy":
+        print(
+            f"{out}: its pairs are coupled ({name}), for straighter trajectories; to fill in with flowgen edit, or to "
+            "sample with noise, train it --coupling independent",
+            file=sys.stderr,
+        )

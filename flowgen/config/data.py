@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field
 
 from flowgen.checkpoints import file_hash
-from flowgen.config.fields import Section, lookup
+from flowgen.config.fields import Section
 from flowgen.core import InputError, generator
 from flowgen.data import TOYS, Law, Rows, Scaling, read_table, splitting
 from flowgen.data.folder import ImageFolder, open_folder
@@ -126,7 +127,7 @@ def load_data(name: str, split: SplitConfig, images: ImagesConfig = ImagesConfig
 def _table(name: str, split: SplitConfig) -> LoadedData:
     path = Path(name)
     if path.suffix not in READERS and not path.exists():
-        lookup("data", name, {**TOYS, "digits": None})
+        raise InputError(_missing(name))
     table = read_table(path)
     labels, classes = None, tuple[str, ...]()
     if table.labels is not None:
@@ -134,6 +135,16 @@ def _table(name: str, split: SplitConfig) -> LoadedData:
         classes = tuple(map(str, values.tolist()))
     seen, unseen = _split(name, Rows(table.x, labels), split)
     return LoadedData(seen, unseen, Scaling.standardising(seen.x), table.columns, classes, file_hash(path))
+
+
+def _missing(name: str) -> str:
+    """Says that there are no data of a name, with the nearest one that there is."""
+    if Path(name).name != name:
+        return f"{name}: there is no such file or folder"
+    names = (*TOYS, "digits")
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{name}: there is no such file or folder, and no data of that name{hint}: choose from {', '.join(names)}"
 
 
 def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData:

@@ -144,6 +144,12 @@ class Config(Section):
         """Whether the velocity that is learned says the score: of a Gaussian source, independent pairs, no bridge."""
         return self.independent and self.source == "gaussian" and not self.bridge.sigma
 
+    @property
+    def coupled(self) -> bool:
+        """Whether independent pairs, in place of its coupled ones, would make it `scored`."""
+        ends = self.source == "gaussian" and not self.reflow and self.objective.fields
+        return ends and not isinstance(self.coupling, Independent)
+
     def load_data(self) -> LoadedData:
         """The data; without their labels, where the configuration does not use them."""
         data = load_data(self.data, self.split, self.images)

@@ -44,10 +44,12 @@ def read_table(path: Path | str, missing: bool = False) -> Table:
             dimensions, NaN or infinite values.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
     if path.suffix not in READERS:
         raise InputError(f"{path}: unknown suffix; tables are {', '.join(READERS)}")
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: not a file")
     if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty")
     values, columns, labels = READERS[path.suffix](path)

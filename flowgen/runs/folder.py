@@ -77,7 +77,8 @@ class Run:
             InputError: if it is not a run folder.
         """
         if not (folder / "config.toml").is_file():
-            raise InputError(f"{folder} is not a run folder: it has no config.toml")
+            lacks = "it has no config.toml" if folder.exists() else "there is no such folder"
+            raise InputError(f"{folder} is not a run folder: {lacks}")
         return cls(folder, make_config(_recorded(read_toml(folder / "config.toml"))))
 
     def extended(self, tree: Mapping[str, Any]) -> Run:
