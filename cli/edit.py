@@ -183,11 +183,7 @@ def _label_of(trained: Trained, label: str | None, guidance: float) -> int | Non
         raise InputError("--guidance is to a --label: choose one")
     if label is None and trained.classes and not trained.config.train.label_dropout:
         raise InputError("this run was never trained without a label: choose one with --label")
-    if label is None:
-        return None
-    if not trained.classes:
-        raise InputError("this run knows no labels: it was trained without")
-    return label_number(label, trained.classes)
+    return None if label is None else label_number(label, trained)
 
 
 def _read(file: Path, editor: Editor, *size: int, channels: int | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Labels as they are asked for: by number or by name, one or several."""
+"""Labels as they are asked for: by name or by number, one or several."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def conditions(
     import torch
 
     from flowgen.core import InputError
+    from flowgen.data.classes import several
 
     if label is None and labels is None:
         return trained.draw_labels(num, seed)
@@ -27,38 +28,22 @@ def conditions(
     if not trained.classes:
         raise InputError("this run knows no labels: it was trained without. A classifier may: --classifier-guidance")
     if label is not None:
-        return torch.full((num,), label_number(label, trained.classes))
+        return torch.full((num,), label_number(label, trained))
     if per_label < 1:
         raise InputError(f"--per-label must be at least 1, not {per_label}")
     assert labels is not None
-    return torch.tensor(_several(labels, trained.classes)).repeat_interleave(per_label)
+    found = several(labels, trained.classes)
+    trained.check_seen(found)
+    return torch.tensor(found).repeat_interleave(per_label)
 
 
-def _several(text: str, classes: tuple[str, ...]) -> list[int]:
-    """The labels of a list like 0-9, 0,3,5 or cat,dog."""
+def label_number(label: str, trained: Trained) -> int:
+    """The number of a --label that a run has learned."""
     from flowgen.core import InputError
+    from flowgen.data.classes import find
 
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if dash and part not in classes:
-            between = range(label_number(first, classes), label_number(last, classes) + 1)
-            if not between:
-                raise InputError(f"--labels {part}: the first label comes after the last")
-            found += between
-        else:
-            found.append(label_number(part, classes))
-    return found
-
-
-def label_number(text: str, classes: tuple[str, ...]) -> int:
-    """The number of a label that is given by name or by number; a name comes first."""
-    from flowgen.core import InputError
-
-    text = text.strip()
-    if text in classes:
-        return classes.index(text)
-    if text.isdecimal() and int(text) < len(classes):
-        return int(text)
-    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-    raise InputError(f"there is no label {text!r}: choose 0 to {len(classes) - 1}, or a name: {shown}")
+    if not trained.classes:
+        raise InputError("this run knows no labels: it was trained without")
+    number = find(label, trained.classes)
+    trained.check_seen([number])
+    return number

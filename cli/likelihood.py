@@ -71,15 +71,14 @@ def likelihood(
     method = lookup("solver", solver, {name: made for name, made in SOLVERS.items() if not made.jumps})
     trained = runs.load(run, device, ema)
     runs.check_density(trained)
-    if label is not None and not trained.classes:
-        raise InputError("this run knows no labels: it was trained without")
+    given = None if label is None else label_number(label, trained)
     images = len(trained.source.event) == 3
     steps = (1 if isinstance(method, Adaptive) else STEPS[images]) if steps is None else steps
     count = PROBES[images] if hutchinson is None else hutchinson
     for name, value, least in (("--num", num, 1), ("--steps", steps, 1), ("--hutchinson", count, 0)):
         if value is not None and value < least:
             raise InputError(f"{name} must be at least {least}, not {value}")
-    asked = runs.asked_rows(trained, file, num, None if label is None else label_number(label, trained.classes), seed)
+    asked = runs.asked_rows(trained, file, num, given, seed)
     made = list(_followed(runs.log_likelihoods(trained, asked, method, steps, count, seed), len(asked.x), run))
     write_rows(out, (part.unsqueeze(1) for part in made), (len(asked.x), 1), ("log_likelihood",))
     how = {"solver": solver, "steps": steps, "hutchinson": count, "label": label, "ema": ema, "seed": seed}

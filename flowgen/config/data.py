@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from flowgen.checkpoints import file_hash
 from flowgen.config.fields import Section
-from flowgen.core import InputError, generator
+from flowgen.core import InputError
 from flowgen.data import TOYS, Law, Rows, Scaling, read_table, splitting
 from flowgen.data.folder import ImageFolder, open_folder
 from flowgen.data.images import Images, is_folder, is_images, read_images
@@ -24,10 +26,12 @@ HELD_OUT_FILES = 10_000
 
 
 class SplitConfig(Section):
-    """Rows that training never sees: a share of them, drawn by a seed that reflows keep."""
+    """Rows that training never sees: a share of them, drawn by a seed that reflows keep; with `stratify`, a share of
+    each class, of which at least one row is trained on."""
 
     held_out: float = Field(0.1, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**63)
+    stratify: bool = False
 
 
 class ImagesConfig(Section):
@@ -65,10 +69,21 @@ class LoadedData(NamedTuple):
         labels = self.law.labels if isinstance(self.law, Rows | ImageFolder) else None
         return [] if labels is None else labels.bincount(minlength=len(self.classes)).tolist()
 
+    @property
+    def seen(self) -> list[int]:
+        """The labels that some training row has."""
+        return [label for label, count in enumerate(self.counts) if count]
+
     def unlabelled(self) -> LoadedData:
         """The same data without labels."""
         law, held_out = _without_labels(self.law), self.held_out and _without_labels(self.held_out)
         return self._replace(law=law, held_out=held_out, classes=())
+
+    def in_order(self, classes: tuple[str, ...]) -> LoadedData:
+        """The same data, whose labels are the numbers of the same classes in another order."""
+        to = torch.tensor([classes.index(name) for name in self.classes])
+        law, held_out = _renumbered(self.law, to), self.held_out and _renumbered(self.held_out, to)
+        return self._replace(law=law, held_out=held_out, classes=classes)
 
     def unseen(self, name: str) -> Law:
         """The held-out law.
@@ -85,6 +100,13 @@ def _without_labels(law: Law) -> Law:
     if isinstance(law, ImageFolder):
         return law.without_labels()
     return Rows(law.x) if isinstance(law, Rows) else law
+
+
+def _renumbered(law: Law, to: Tensor) -> Law:
+    """The law with the label to[i] in place of i."""
+    if isinstance(law, Rows | ImageFolder) and law.labels is not None:
+        return replace(law, labels=to[law.labels])
+    return law
 
 
 def read_rows(name: str, images: ImagesConfig) -> tuple[Rows, tuple[str, ...]]:
@@ -150,13 +172,9 @@ def _missing(name: str) -> str:
 def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData:
     found = _read(name, settings)
     if isinstance(found, ImageFolder):
-        order = torch.randperm(len(found), generator=generator(split.seed, "held out"))
-        count = min(int(split.held_out * len(found)), HELD_OUT_FILES)
-        held = found.subset(order[:count].sort().values).load() if count else None
+        seen_files, held = _split_files(found, split)
         unseen = Rows(held.pixels, held.labels) if held else None
-        return LoadedData(
-            found.subset(order[count:].sort().values), unseen, Scaling.of_range(0, 1), (), found.classes, found.hash
-        )
+        return LoadedData(seen_files, unseen, Scaling.of_range(0, 1), (), found.classes, found.hash)
     rows = Rows(found.pixels, found.labels)
     if found.held_out:
         cut = len(rows) - found.held_out
@@ -183,9 +201,18 @@ def _read(name: str, settings: ImagesConfig) -> Images | ImageFolder:
     return folder if large else folder.load()
 
 
+def _split_files(folder: ImageFolder, split: SplitConfig) -> tuple[ImageFolder, Images | None]:
+    """The files to train on, and the held-out images."""
+    count = min(int(split.held_out * len(folder)), HELD_OUT_FILES)
+    taken = splitting.hold_out(len(folder), count, split.seed, folder.labels if split.stratify else None)
+    seen = torch.ones(len(folder), dtype=torch.bool)
+    seen[taken] = False
+    return folder.subset(seen.nonzero().squeeze(1)), folder.subset(taken).load() if len(taken) else None
+
+
 def _split(name: str, rows: Rows, split: SplitConfig) -> tuple[Rows, Rows | None]:
     """The rows to train on, and the held-out ones."""
-    seen, unseen = splitting.split(rows.x, split.held_out, split.seed)
+    seen, unseen = splitting.split(rows.x, split.held_out, split.seed, rows.labels if split.stratify else None)
     if len(seen) < 2:
         raise InputError(f"{name}: training needs at least 2 rows, found {len(seen)}, with {len(unseen)} held out")
     return rows.take(seen), rows.take(unseen) if len(unseen) else None

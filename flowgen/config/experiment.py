@@ -224,8 +224,9 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     """Validates an experiment given as nested tables.
 
     Where the tree is silent, images have their recipe, the paths of diffusions are the diffusions they stand for, by
-    target, coupling and times, the ends of a Schroedinger bridge have its noise between them, and couplings that solve
-    something share their work over a pool, which holds the group that is asked for.
+    target, coupling and times, the ends of a Schroedinger bridge have its noise between them, data with labels are
+    split by class, and couplings that solve something share their work over a pool, which holds the group that is asked
+    for.
 
     Raises:
         InputError: for unknown keys and names (with the nearest known one), values out of range, and a target that is
@@ -294,6 +295,8 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
         sigma = _table(tree["coupling"]).get("sigma", SchroedingerBridge().sigma)
         natural["bridge"] = {"name": "brownian", "sigma": sigma}
     kind = OBJECTIVES.get(str(_name(tree.get("objective"))), FlowMatchingConfig)
+    if tree.get("labels"):
+        natural["split"] = {"stratify": True}
     tree = merged(merged(recipe, natural), tree)
     if kind.maps and _name(tree.get("net")) in (None, "mlp"):
         tree["net"] = {"name": "mlp", "two_times": True, **_table(tree.get("net"))}

@@ -10,6 +10,7 @@ __all__ = ["recipe_of", "reflow_defaults"]
 
 IMAGES: dict[str, Any] = {
     "labels": True,
+    "split": {"stratify": True},
     "coupling": "independent",
     "pool": {"batches": 1, "reuse": 1},
     "net": {"name": "unet", "size": "small"},

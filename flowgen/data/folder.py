@@ -244,9 +244,9 @@ def open_folder(
 ) -> ImageFolder:
     """Lists the images of a folder, and finds out from a hundred of them what they are like.
 
-    The images lie in the folder itself, or each in the folder of its class: then the names of these, sorted, are the
-    classes, and deeper folders belong to the class above. Hidden and other files are ignored, and folders without
-    images. Links are followed.
+    The images lie in the folder itself, or each in the folder of its class: then the names of these are the classes, by
+    value where all are numbers, else by name, and deeper folders belong to the class above. Hidden and other files are
+    ignored, and folders without images. Links are followed.
 
     Args:
         size: each image becomes its centre square, resized to size x size; without it, all must be of one size.

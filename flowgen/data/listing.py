@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError
+from flowgen.data.classes import ordered
 from flowgen.data.decoding import SUFFIXES
 
 __all__ = ["File", "list_hash", "list_images", "number"]
@@ -92,7 +93,7 @@ def list_hash(files: list[File]) -> str:
 
 def number(files: list[File]) -> tuple[tuple[str, ...], Tensor | None]:
     """The classes and the labels."""
-    classes = tuple(sorted({file.folder for file in files}))
+    classes = ordered(file.folder for file in files)
     if classes == ("",):
         return (), None
     numbers = {name: number for number, name in enumerate(classes)}

@@ -129,7 +129,7 @@ def load_subject(
     trained = load(folder, device)
     config, event = trained.config, trained.source.event
     data = load_data(config.data, config.split, config.images)
-    trained.check_data(data)
+    data = trained.check_data(data)
     trained.guided(trained.model.velocity, guidance)  # what is wrong with it is said before the work
     truth = _held_out(config.data, data) if against is None else _of_file(against, trained, data)
     make_view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)

@@ -69,7 +69,7 @@ def labelled_data(trained: Trained) -> LoadedData:
         raise InputError("this run has learned to jump, and jumps cannot be guided by a classifier")
     trained.check_scored("a classifier")
     data = load_data(config.data, config.split, config.images)
-    trained.check_data(data)
+    data = trained.check_data(data)
     if len(data.classes) < 2:
         found = f"has the one {data.classes[0]}" if data.classes else "has none (of .npz: an array y)"
         raise InputError(f"a classifier needs labels of two classes: {config.data} {found}")
@@ -112,6 +112,7 @@ def load_classifier(folder: Path, trained: Trained) -> Known:
     tensors, metadata = checkpoints.read_tensors(path)
     try:
         facts: dict[str, Any] = json.loads(metadata["flowgen"])
+        facts["split"] = {"stratify": False, **facts["split"]}  # of earlier versions
         classes, counts = tuple(facts["classes"]), tuple(map(float, facts["counts"]))
         for key, value in _facts(trained.config, trained).items():
             if facts[key] != value:

@@ -70,7 +70,7 @@ def asked_rows(trained: Trained, file: Path | None, num: int | None, label: int 
     config, images, law = trained.config, len(trained.source.event) == 3, None
     data = load_data(config.data, config.split, config.images) if images or file is None else None
     if data is not None:
-        trained.check_data(data)
+        data = trained.check_data(data)
     if file is None:
         assert data is not None
         law = data.unseen(config.data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -229,13 +229,30 @@ class Trained(NamedTuple):
                 f"{what} needs a run of a Gaussian source and independent pairs: train it --coupling independent"
             )
 
-    def check_data(self, data: LoadedData) -> None:
+    @property
+    def seen(self) -> list[int]:
+        """The labels that some training row had."""
+        counts = self.labels.weights if self.labels else (1,) * len(self.classes)
+        return [label for label, count in enumerate(counts) if count]
+
+    def check_seen(self, labels: Iterable[int]) -> None:
         """
+        Raises:
+            InputError: if no training row had one of the labels: what the net makes of it is nothing it has learned.
+        """
+        for label in set(labels) - set(self.seen):
+            raise InputError(f"no training row has the label {self.classes[label]}: this run has not learned it")
+
+    def check_data(self, data: LoadedData) -> LoadedData:
+        """The data, whose labels are numbered as the run knows them.
+
         Raises:
             InputError: unless these are the data that the run was trained on: of others, other rows are held out.
         """
         if data.hash != self.data_hash:
             raise InputError(f"{self.config.data} has changed since the run began: what was held out cannot be told")
+        # earlier versions had the classes 0, 1, 10, 11, 2
+        return data.in_order(self.classes) if set(data.classes) == set(self.classes) else data
 
 
 def load(folder: Path, device: str | None = None, ema: float | None = None) -> Trained:
@@ -306,5 +323,6 @@ def _check_teacher(settings: Teacher, data: LoadedData, needs_velocity: bool) ->
 
 
 def _recorded(tree: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run, as it was before there was a split, and nothing was held out."""
-    return {"split": {"held_out": 0.0}, **tree}
+    """The configuration of a run, as it was before there was a split, and nothing was held out; and before it was made
+    by class."""
+    return {**tree, "split": {"stratify": False, **tree.get("split", {"held_out": 0.0})}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
@@ -36,7 +37,7 @@ def illustrate(run: Run) -> None:
     if history:
         plots.losses(folder / "loss.png", [line["step"] for line in history], [line["loss"] for line in history])
     if len(trained.source.event) == 3:
-        _draw_images(folder / "samples.png", run.config, trained.model, trained.source, len(trained.classes))
+        _draw_images(folder / "samples.png", run.config, trained.model, trained.source, trained.seen)
         return
     solver, grid = sampler(run.config, trained.model, trained.source, seed=run.config.seed)
     cond = trained.draw_labels(4000, run.config.seed)
@@ -45,15 +46,16 @@ def illustrate(run: Run) -> None:
     plots.samples(folder / "samples.png", x, truth, trained.columns)
 
 
-def preview(run: Run, model: Model, source: Law, classes: int, step: int) -> Path:
-    """Draws what a model makes, in the midst of its training, of the same noise at every step; gives the picture."""
+def preview(run: Run, model: Model, source: Law, classes: Sequence[int], step: int) -> Path:
+    """Draws what a model makes of some labels, in the midst of its training, of the same noise at every step; gives the
+    picture."""
     folder = run.folder / "plots" / "previews"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.png"
     if len(source.event) == 3:
         _draw_images(path, run.config, model, source, classes)
     else:
-        cond = None if not classes else torch.arange(2000) % classes
+        cond = torch.tensor(classes)[torch.arange(2000) % len(classes)] if classes else None
         solver, grid = _quick(run.config, model, source)
         plots.samples(path, sampling.sample(model, source, 2000, grid, solver, cond=cond))
     return path
@@ -64,10 +66,10 @@ def _quick(config: Config, model: Model, source: Law) -> Sampler:
     return sampler(config, model, source, steps=None if config.objective.maps else 20, seed=config.seed)
 
 
-def _draw_images(path: Path, config: Config, model: Model, source: Law, classes: int) -> None:
+def _draw_images(path: Path, config: Config, model: Model, source: Law, classes: Sequence[int]) -> None:
     """A grid of samples: a row for each of the first ten labels, or eight rows."""
-    rows = min(classes, 10) or 8
-    cond = torch.arange(rows).repeat_interleave(8) if classes else None
+    rows = min(len(classes), 10) or 8
+    cond = torch.tensor(classes[:rows]).repeat_interleave(8) if classes else None
     solver, grid = _quick(config, model, source)
     x = sampling.sample(model, source, 8 * rows, grid, solver, seed=config.seed, cond=cond)
     write_grid(path, deepcopy(model.scaling).cpu().pixels(x), columns=8)

@@ -25,6 +25,7 @@ from flowgen.runs.pairs import stored_pairs
 from flowgen.runs.potentials import semidiscrete_pairs
 from flowgen.runs.report import preview
 from flowgen.runs.teaching import teaching, warm_start
+from flowgen.runs.trajectories import parent
 from flowgen.training import State, channels_last, compile_net, fit
 
 __all__ = ["Progress", "train"]
@@ -54,8 +55,8 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
     config, settings = run.config, run.config.train
     device = config.device_of(processes)
     data = config.load_data()
-    if run.weights.exists():
-        load(run.folder, "cpu").check_data(data)
+    if before := load(run.folder, "cpu") if run.weights.exists() else config.teacher and parent(config.teacher):
+        data = before.check_data(data)
     state, window = _resume(run, data, device)
     if settings.compile:
         compile_net(state)
@@ -104,7 +105,7 @@ def _recorded(
                     _save(run, state, window, data)
                     saved = state.step
                 if settings.preview_every and state.step % settings.preview_every == 0:
-                    log.show(state.step, preview(run, state.ema, source, len(data.classes), state.step))
+                    log.show(state.step, preview(run, state.ema, source, data.seen, state.step))
                 yield Progress(state.step, loss)
         except GeneratorExit:
             if state.step > saved:

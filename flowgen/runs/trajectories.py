@@ -173,8 +173,7 @@ class Trajectories:
     def _data(self) -> Scaled:
         """What the parent was trained on, in model units, images mirrored if they were then."""
         config = self.teacher.config
-        data = config.load_data()
-        self.teacher.check_data(data)
+        data = self.teacher.check_data(config.load_data())
         law = config.ends(data, self.teacher.model.device).data
         assert isinstance(law, Scaled)
         return law
