@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -27,6 +28,7 @@ from . import (
     train,
     train_classifier,
 )
+from .arguments import Command
 
 __all__ = ["app", "main"]
 
@@ -37,23 +39,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(demo.demo)
-app.command()(train.train)
-app.command()(reflow.reflow)
-app.command()(distill.distill)
-app.command()(train_classifier.train_classifier)
-app.command()(sample.sample)
-app.command()(edit.edit)
-app.command()(evaluate.evaluate)
-app.command()(likelihood.likelihood)
-app.command()(couplings.couplings)
-app.command()(export.export)
-app.command()(info.info)
+app.command(cls=Command)(demo.demo)
+app.command(cls=Command)(train.train)
+app.command(cls=Command)(reflow.reflow)
+app.command(cls=Command)(distill.distill)
+app.command(cls=Command)(train_classifier.train_classifier)
+app.command(cls=Command)(sample.sample)
+app.command(cls=Command)(edit.edit)
+app.command(cls=Command)(evaluate.evaluate)
+app.command(cls=Command)(likelihood.likelihood)
+app.command(cls=Command)(couplings.couplings)
+app.command(cls=Command)(export.export)
+app.command(cls=Command)(info.info)
 app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
     """Runs the command line. Bad input ends with one line and exit code 2, failed work with one line and 1."""
+    _print_any_text()
     try:
         with _notes_printed():
             code = app(standalone_mode=False, prog_name="flowgen")
@@ -98,6 +101,13 @@ def _notes_printed() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def _print_any_text() -> None:
+    """Print what the output's encoding lacks, and names that are not UTF-8, as `\\xb1`: results outlive terminals."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, code: int) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .arguments import Command
 from .console import Interrupt, bar
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ app = typer.Typer(help="Run a benchmark and write its report.", no_args_is_help=
 SEEDS = "42,43,44,45,46"
 
 
-@app.command()
+@app.command(cls=Command)
 def table2d(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report and its cells.", show_default="bench/table2d")
@@ -106,7 +107,7 @@ def _folder(name: str, quick: bool) -> Path:
     return Path("bench", f"{name}-quick" if quick else name)
 
 
-@app.command()
+@app.command(cls=Command)
 def speed(
     out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="bench/speed")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the rounds.")] = False,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from flowgen.config import Config
     from flowgen.distributed import Processes
     from flowgen.runs import Accuracy, Run
@@ -45,10 +47,10 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., No
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -60,6 +62,13 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., No
             progress.update(task, completed=done, note=note)
 
         yield move
+
+
+def show(table: Table) -> None:
+    """Print a table whose cells are text: names are no markup, nor do they hold signs for pictures."""
+    from rich.console import Console
+
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def evaluations(count: float) -> str:

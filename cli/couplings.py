@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import COUPLING_HELP, DATA_HELP, bar, check_place
+from .console import COUPLING_HELP, DATA_HELP, bar, check_place, show
 
 if TYPE_CHECKING:
     from flowgen.evaluation.pairing import Comparison, Measured
@@ -43,8 +43,6 @@ def couplings(
     to_json: Annotated[Path | None, typer.Option("--json", help="Write all figures to FILE; - for the output.")] = None,
 ) -> None:
     """Measure what each coupling costs for DATA, and how far apart its pairs are."""
-    from rich.markup import escape
-
     from flowgen.config import find_device
     from flowgen.core import InputError
     from flowgen.evaluation import pairing
@@ -61,7 +59,7 @@ def couplings(
     for path in filter(None, (picture, to_json)):
         check_place(path)  # before the work, not after
     pools, done = -(-batches // config.pool.batches), list[pairing.Measured]()
-    with bar(escape(f"coupling {data}"), len(trials)) as move:
+    with bar(f"coupling {data}", len(trials)) as move:
         for trial in trials:
             move(len(done), trial.name)
             done.append(pairing.measure(trial, loaded, ends, pools, partial(move, len(done))))
@@ -102,17 +100,18 @@ def _write(found: Comparison, picture: Path | None, to_json: Path | None) -> Non
     from flowgen import plots
 
     text = json.dumps(found.plain(), indent=1, allow_nan=False)
-    if str(to_json) == "-":
-        print(text)
-    else:
-        _show(found)
     if to_json and str(to_json) != "-":
         to_json.write_text(text + "\n", encoding="utf-8")
-        print(f"figures: {to_json}")
     if picture:
         plots.pairs(picture, {_title(each): each.shown for each in found.measured})
-        if str(to_json) != "-":
-            print(f"picture: {picture}")
+    if str(to_json) == "-":
+        print(text)
+        return
+    _show(found)
+    if to_json:
+        print(f"figures: {to_json}")
+    if picture:
+        print(f"picture: {picture}")
 
 
 def _title(of: Measured) -> str:
@@ -122,7 +121,6 @@ def _title(of: Measured) -> str:
 def _show(found: Comparison) -> None:
     """The figures as a table, and below it what they are of."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
@@ -131,7 +129,7 @@ def _show(found: Comparison) -> None:
         table.add_column(head, justify="right")
     for each in found.measured:
         table.add_row(each.trial.name, *_cells(found, each))
-    Console().print(table)
+    show(table)
     for each in found.measured:
         if each.facts:
             told = ", ".join(f"{name.replace('_', ' ')} {value:.2g}" for name, value in each.facts.items())

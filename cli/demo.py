@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import bar, pair_run, train_run
+from .console import bar, pair_run, show, train_run
 
 if TYPE_CHECKING:
     from flowgen.plots import FewSteps
@@ -47,13 +47,12 @@ def demo(
                 measured[title].append(plots.FewSteps(steps, followed.states.cpu(), distance, followed.straightness))
                 move(sum(map(len, measured.values())))
     floor = metrics.wasserstein2(other, truth)
-    _table(measured, floor)
     plots.few_steps(out / "demo.png", measured, truth)
+    _table(measured, floor)
     print(f"picture: {out}/demo.png    runs: {flow.folder}, {straight.folder}")
 
 
 def _table(measured: dict[str, list[FewSteps]], floor: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"2-Wasserstein distance to the data ({POINTS} points, noise floor {floor:.3f})")
@@ -63,4 +62,4 @@ def _table(measured: dict[str, list[FewSteps]], floor: float) -> None:
         table.add_row(str(row[0].steps), *(f"{cell.distance:.3f}" for cell in row))
     table.add_section()
     table.add_row("straightness (0: straight)", *(f"{cells[-1].straightness:.4f}" for cells in measured.values()))
-    Console().print(table)
+    show(table)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import GRID_HELP, NOISE_HELP, SAMPLER_HELP, bar, check_place
+from .console import GRID_HELP, NOISE_HELP, SAMPLER_HELP, bar, check_place, show
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from flowgen.evaluation import Estimate, Evaluation, Settings, Subject
     from flowgen.solvers import Solver
 
@@ -86,16 +88,16 @@ def evaluate(
     done = []
     for subject, settings in zip(subjects, suited, strict=True):
         done.append(_measure(subject, settings))
-        if str(to_json) != "-":
-            _show(done[-1])
     text = json.dumps([each.plain() for each in done], indent=1, allow_nan=False)
-    if str(to_json) == "-":
-        print(text)
-    elif to_json:
+    if to_json and str(to_json) != "-":
         to_json.write_text(text + "\n", encoding="utf-8")
     plots.quality(out, evaluation.curves(done), evaluation.SHARES)
     drawn = [_draw_nearest(out, each, alone=len(done) == 1) for each in done]
-    if str(to_json) != "-":
+    if str(to_json) == "-":
+        print(text)
+    else:
+        for each in done:
+            _show(each)
         print(f"chart: {out}" + (f"    figures: {to_json}" if to_json else ""))
         for line in filter(None, drawn):
             print(line)
@@ -196,11 +198,9 @@ def _run_folders(paths: list[Path]) -> list[Path]:
 
 
 def _measure(subject: Subject, settings: Settings) -> Evaluation:
-    from rich.markup import escape
-
     from flowgen import evaluation
 
-    with bar(escape(f"measuring {subject.name}"), 3 + len(settings.steps)) as move:
+    with bar(f"measuring {subject.name}", 3 + len(settings.steps)) as move:
         floor = evaluation.floor(subject, settings)
         move(1, "true data")
         geometry = evaluation.geometry(subject, settings)
@@ -217,14 +217,12 @@ def _measure(subject: Subject, settings: Settings) -> Evaluation:
 def _show(done: Evaluation) -> None:
     """The figures of one run as a table, with the floor below them."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from flowgen.evaluation import EXACT, TITLES
 
     subject, settings = done.subject, done.settings
-    title = escape(f"{subject.name}, {settings.named}: at so many network evaluations")
+    title = f"{subject.name}, {settings.named}: at so many network evaluations"
     table = Table(box=SIMPLE_HEAD, title=title, padding=0)
     table.add_column("")
     for q in done.quality:
@@ -235,7 +233,7 @@ def _show(done: Evaluation) -> None:
         floor = _cell(done.floor[name]) if name in done.floor else ""
         table.add_row(TITLES[name], *map(_cell, cells), floor)
     table.add_row("s for 1000 samples", *(f"{q.seconds:.3f}" for q in done.quality), "")
-    Console().print(table)
+    show(table)
     for name, value in done.geometry.items():
         print(f"  {name.replace('_', ' '):<24}{_number(value)}")
     if done.geometry and "normalised_path_energy" not in done.geometry:
@@ -249,8 +247,11 @@ def _show(done: Evaluation) -> None:
     print(f"  Compared: {subject.view.name}. ± is the 95 % interval of the mean.\n")
 
 
-def _cell(value: Estimate) -> str:
-    return f"{value.mean:.3f}" + ("" if math.isnan(value.ci95) else f"\n[dim]±{value.ci95:.3f}[/]")
+def _cell(value: Estimate) -> Text:
+    from rich.text import Text
+
+    mean = Text(f"{value.mean:.3f}")
+    return mean if math.isnan(value.ci95) else mean.append(f"\n±{value.ci95:.3f}", style="dim")
 
 
 def _number(value: Estimate) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .console import show
+
 
 def info(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
@@ -20,7 +22,6 @@ def info(
     if as_json:
         print(json.dumps(facts))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
@@ -28,7 +29,7 @@ def info(
         if value is None:
             continue
         table.add_row(key.replace("_", " "), ", ".join(value) if key == "classes" else _text(value))
-    Console().print(table)
+    show(table)
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import check_parts, pair_run, together, train_run
+from .console import check_parts, pair_run, show, together, train_run
 
 if TYPE_CHECKING:
     from flowgen.evaluation import Figures, Round
@@ -115,8 +115,6 @@ def _measured(run: Run) -> Round | None:
 def _show(found: Round) -> None:
     """The figures of a round as a table."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, title=f"{found.how['distance']} to the data", padding=(0, 1))
@@ -124,9 +122,9 @@ def _show(found: Round) -> None:
     for name in ("straightness", "in one step", "of the flow"):
         table.add_column(name, justify="right")
     for figures in dict.fromkeys((found.first, found.parent, found.made)):
-        table.add_row(escape(_name(figures)), *(f"{mean(values):.4g}" for values in figures[3:]))
+        table.add_row(_name(figures), *(f"{mean(values):.4g}" for values in figures[3:]))
     table.add_row("true data", "", "", f"{mean(found.floor):.4g}")
-    Console().print(table)
+    show(table)
 
 
 def _name(figures: Figures) -> str:

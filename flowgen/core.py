@@ -115,6 +115,15 @@ Evaluated = Callable[..., Tensor]
 """A Field or a FlowMap: whichever a solver asks for."""
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether text can be written as UTF-8; the name of a file or folder need not be."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def like(t: Tensor, x: Tensor) -> Tensor:
     """Times `(B,)` shaped `(B, 1, ..., 1)`, so that they multiply x `(B, *event)`."""
     return t.reshape(-1, *[1] * (x.ndim - 1))

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowgen.core import InputError
+from flowgen.core import InputError, is_utf8
 
-__all__ = ["dump_toml", "flat", "merged", "override", "parse_setting", "read_toml"]
+__all__ = ["check_texts", "dump_toml", "flat", "merged", "override", "parse_setting", "read_toml"]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from error
 
@@ -78,6 +78,18 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if alike and not (isinstance(over[key], str) and isinstance(under[key], str)):
             tree[key] = merged(a, b)
     return tree
+
+
+def check_texts(tree: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        InputError: for a text that says nothing, or that TOML cannot hold: names of files need not be UTF-8.
+    """
+    for key, value in flat(tree).items():
+        if isinstance(value, str) and not value.strip():
+            raise InputError(f"{key} is empty: give a value, or leave it out")
+        if isinstance(value, str) and not is_utf8(value):
+            raise InputError(f"{key} = {value!r} is not UTF-8, and cannot be kept in config.toml: rename it")
 
 
 def dump_toml(tree: Mapping[str, Any], prefix: str = "") -> str:

@@ -16,7 +16,7 @@ Results = Mapping[Cell, Result]
 
 def write_csv(path: Path, results: Results) -> None:
     """One row a cell."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*Cell._fields, *Result._fields])
         writer.writerows([*cell, *result] for cell, result in results.items())

@@ -138,6 +138,8 @@ def load_data(name: str, split: SplitConfig, images: ImagesConfig = ImagesConfig
     Raises:
         InputError: for an unknown name or a bad file.
     """
+    if not name.strip():  # Path("") is the current folder
+        raise InputError("the name of the data is empty: give a toy, a file or a folder")
     if name in TOYS:
         law = TOYS[name]()
         return LoadedData(law, law, Scaling())

@@ -26,7 +26,7 @@ from flowgen.data import Flipped, Gaussian, Law, Rows, Scaled, Scaling
 from flowgen.distributed import Processes
 from flowgen.model import Model
 from flowgen.objectives import Objective, Scheduled
-from flowgen.settings import merged
+from flowgen.settings import check_texts, merged
 
 __all__ = ["Config", "find_device", "make_config"]
 
@@ -229,13 +229,16 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     for.
 
     Raises:
-        InputError: for unknown keys and names (with the nearest known one), values out of range, and a target that is
-            singular on the path or says nothing of a bridge, a weight that is infinite, groups that are too large for
-            their coupling, mirrored images whose rows are to be given, and a flow map with what it cannot be trained
-            with.
+        InputError: for unknown keys and names (with the nearest known one), texts that are empty or not UTF-8, values
+            out of range, and a target that is singular on the path or says nothing of a bridge, a weight that is
+            infinite, groups that are too large for their coupling, mirrored images whose rows are to be given, and a
+            flow map with what it cannot be trained with.
     """
+    check_texts(tree)
+    resolved = _resolved(tree)
+    check_texts(resolved)  # the current folder may have a name that is not UTF-8
     try:
-        config = Config.model_validate(_resolved(tree))
+        config = Config.model_validate(resolved)
     except ValidationError as error:
         raise InputError("; ".join(explain(dict(detail), Config) for detail in error.errors())) from error
     _, end = targets.span(config.path, config.target)

@@ -258,6 +258,8 @@ def open_folder(
         InputError: if the folder is missing, cannot be read, or holds fewer than 2 images, images beside class folders,
             or images of different sizes.
     """
+    if not str(path).strip():  # Path("") is the current folder
+        raise InputError("the name of the folder is empty")
     root = Path(path)
     if workers is not None and workers < 0:
         raise InputError(f"the number of workers must not be negative: {workers}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError
+from flowgen.core import InputError, is_utf8
 from flowgen.data.classes import ordered
 from flowgen.data.decoding import SUFFIXES
 
@@ -43,6 +43,8 @@ def list_images(root: Path) -> list[File]:
         )
     if deep and {file.folder for file in deep} <= SPLITS:
         raise InputError(f"{root}: its folders are parts of data and not classes; give one: {root / deep[0].folder}")
+    if unnamed := next((file.folder for file in deep if not is_utf8(file.folder)), None):
+        raise InputError(f"{root}: the name of the class folder {unnamed!r} is not UTF-8: rename it")
     return sorted(loose) or deep
 
 

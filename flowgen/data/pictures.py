@@ -161,7 +161,7 @@ def _picture(image: np.ndarray) -> Image.Image:
 
 
 def _write_labels(path: Path, names: list[str], labels: list[int]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "label"])
         writer.writerows(zip(names, labels, strict=True))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowgen import checkpoints
 from flowgen.config import Config, LoadedData, Teacher, find_device, make_config
-from flowgen.core import Field, InputError
+from flowgen.core import Field, InputError, is_utf8
 from flowgen.data import Categorical, Law, Scaling
 from flowgen.data.writing import new_file
 from flowgen.guidance import Guided, Rescale
@@ -66,7 +66,8 @@ class Run:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
         run = cls(folder, config)
         run.write_config()
-        (folder / "README.md").write_text(card(config, command), encoding="utf-8")
+        text = card(config, command).encode(errors="backslashreplace")  # the command may name files that are not UTF-8
+        (folder / "README.md").write_bytes(text)
         return run
 
     @classmethod
@@ -163,8 +164,11 @@ class Run:
 def check_vacant(folder: Path, overwrite: bool = False) -> None:
     """
     Raises:
-        InputError: if there is something at a folder where a run is to be, unless that is a run, and may be replaced.
+        InputError: if there is something at a folder where a run is to be, unless that is a run, and may be replaced;
+            for a name that files of weights cannot have.
     """
+    if not is_utf8(str(folder)):
+        raise InputError(f"the run folder {str(folder)!r} has a name that is not UTF-8: choose another with --out")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / "config.toml").is_file():

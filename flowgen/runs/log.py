@@ -45,10 +45,13 @@ def opened(path: Path, kind: str, step: int) -> Iterator[Log]:
         InputError: if TensorBoard is not installed.
     """
     if kind == "jsonl":
-        with path.open("a") as lines:
+        with path.open("a", encoding="utf-8") as lines:
             yield Log(lines)
         return
-    with path.open("a") as lines, board()(str(path.parent / "tensorboard"), purge_step=step + 1) as writer:
+    with (
+        path.open("a", encoding="utf-8") as lines,
+        board()(str(path.parent / "tensorboard"), purge_step=step + 1) as writer,
+    ):
         yield Log(lines, writer)
 
 

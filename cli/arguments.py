@@ -1,0 +1,30 @@
+"""Arguments of all commands, before any command reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+__all__ = ["Command"]
+
+
+class Command(TyperCommand):
+    """A command that refuses empty values: an unset variable in a shell is none, and `Path("")` the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        param: Any
+        for param in self.get_params(ctx):
+            if any(not text.strip() for text in _texts(given.get(param.name))):
+                raise typer.BadParameter("it is empty: is a variable unset?", ctx=ctx, param=param)
+        return super().parse_args(ctx, args)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield each text of a parsed value: one, several, or none of a flag."""
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, str):
+            yield part
