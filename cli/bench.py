@@ -63,7 +63,7 @@ def _run_cells(folder: Path, every: list[Cell], protocol: Protocol, jobs: int) -
     # closing comes last, so that an interrupt is still held while the processes end
     with (
         Interrupt().held() as interrupt,
-        bar("table2d", len(every)) as move,
+        bar("table2d", len(every), "cells") as move,
         closing(cells.run_all(folder, missing, protocol, jobs)) as progress,
     ):
         move(before)
@@ -121,7 +121,7 @@ def speed(
         raise InputError(f"--threads must be at least 1, not {threads}")
     out = out or _folder("speed", quick)
     _make(out)
-    with bench.conditions(threads), bar("speed", len(bench.SECTIONS)) as move:
+    with bench.conditions(threads), bar("speed", len(bench.SECTIONS), "sections") as move:
         sections = []
         for section in bench.sections(0.1 if quick else 1.0):
             sections.append(section)

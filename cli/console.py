@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .progress import Lines
+
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import Tensor
 
     from flowgen.config import Config
+    from flowgen.core import Field
     from flowgen.distributed import Processes
     from flowgen.runs import Accuracy, Run
 
@@ -33,9 +38,21 @@ GRID_HELP = (
 NOISE_HELP = "How much the solver draws: ddim's eta, edm's churn, the level of sde, the step size of pc and langevin."
 
 
+Move = Callable[..., None]
+"""Moves a bar: (done, note)."""
+
+
 @contextmanager
-def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error, unless it is not to be shown; gives a function (done, note) that moves it."""
+def bar(title: str, total: int | None, unit: str = "", shown: bool = True) -> Iterator[Move]:
+    """Show progress on standard error, unless it is not to be shown: a bar, or plain lines where that is no terminal.
+
+    Args:
+        total: None where it is not known; such a bar goes when the work is done.
+        unit: what is counted.
+
+    Yields:
+        a function (done, note) that moves it.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -46,6 +63,12 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., No
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
+    if not (sys.stderr.isatty() and console.is_interactive):  # FORCE_COLOR makes a file a terminal to rich
+        lines = Lines(title, total, unit, lambda line: print(line, file=sys.stderr, flush=True))
+        with lines.beating() if shown else nullcontext():
+            yield lines.move if shown else lambda done, note="": None
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -55,13 +78,24 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., No
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+    with Progress(*columns, console=console, disable=not shown, transient=total is None) as progress:
         task = progress.add_task(title, total=total, note="")
 
         def move(done: int, note: str = "") -> None:
             progress.update(task, completed=done, note=note)
 
         yield move
+
+
+def moving(field: Field, move: Move) -> Field:
+    """Return the field; its evaluations move a bar."""
+    numbers = itertools.count(1)
+
+    def moved(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        move(next(numbers))
+        return field(x, t, cond)
+
+    return moved
 
 
 def show(table: Table) -> None:
@@ -106,11 +140,11 @@ def train_run(run: Run, title: str, group: Processes | None = None) -> None:
     from flowgen import runs
     from flowgen.distributed import ALONE
 
-    group, total = group or ALONE, run.config.train.steps
+    group, total, step = group or ALONE, run.config.train.steps, 0
     # closing comes last, so that an interrupt is still held while the run is saved
     with (
         Interrupt().held() as interrupt,
-        bar(title, total, shown=group.first) as move,
+        bar(title, total, "steps", shown=group.first) as move,
         closing(runs.train(run, group)) as steps,
     ):
         for step, loss in steps:
@@ -119,7 +153,8 @@ def train_run(run: Run, title: str, group: Processes | None = None) -> None:
             if group.any(interrupt.signal is not None):
                 break
         else:
-            move(total)  # a run that was complete has no steps
+            if not step:  # the run was complete already
+                move(total)
             return
     if group.first:
         print(f"saved {run.folder} at step {run.newest()}; go on with --resume", file=sys.stderr)
@@ -133,7 +168,7 @@ def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
 
     group = group or ALONE
     assert run.config.reflow is not None
-    with bar(title, run.config.reflow.pairs, shown=group.first) as move:
+    with bar(title, run.config.reflow.pairs, "pairs", shown=group.first) as move:
         for done in runs.make_pairs(run, group):
             move(done)
     if group.first:
@@ -152,6 +187,14 @@ def _told(found: Accuracy, tolerance: float) -> str:
     return f"{text}; WARNING: that is more than reflow.tolerance = {tolerance:g}: see reflow.steps and reflow.solver"
 
 
+def draw_run(run: Run) -> None:
+    """Draw the losses and samples of a run that is trained, with a bar."""
+    from flowgen import runs
+
+    with bar(f"{run.folder}: drawing samples", None):
+        runs.illustrate(run)
+
+
 def potential_run(run: Run, group: Processes) -> None:
     """Finds the potentials of a run whose coupling is semidiscrete, with a bar, and says how good they are."""
     from flowgen import runs
@@ -160,10 +203,9 @@ def potential_run(run: Run, group: Processes) -> None:
     state = next(states, None)
     if state is None:  # there is nothing to find, or it is for another process
         return
-    with bar(f"{run.folder}: potentials", 1, shown=group.first) as move:
+    with bar(f"{run.folder}: potentials", None, "draws", shown=group.first) as move:
         for state in states:
-            move(0, f"chi-square {state.chi_square:.3g} after {state.draws:,} draws")
-        move(1)
+            move(state.draws, f"chi-square {state.chi_square:.3g}")
     print(f"{run.folder}: potentials of chi-square {state.chi_square:.2g}, by {state.draws:,} draws", file=sys.stderr)
 
 

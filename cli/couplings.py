@@ -59,7 +59,7 @@ def couplings(
     for path in filter(None, (picture, to_json)):
         check_place(path)  # before the work, not after
     pools, done = -(-batches // config.pool.batches), list[pairing.Measured]()
-    with bar(f"coupling {data}", len(trials)) as move:
+    with bar(f"coupling {data}", len(trials), "couplings") as move:
         for trial in trials:
             move(len(done), trial.name)
             done.append(pairing.measure(trial, loaded, ends, pools, partial(move, len(done))))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import bar, pair_run, show, train_run
+from .console import bar, draw_run, pair_run, show, train_run
 
 if TYPE_CHECKING:
     from flowgen.plots import FewSteps
@@ -32,11 +32,11 @@ def demo(
     pair_run(straight, "2/4 following its trajectories")
     train_run(straight, "3/4 training on their ends (reflow)")
     for run in (flow, straight):
-        runs.illustrate(run)
+        draw_run(run)
 
     truth, other = data.moons().sample(2 * POINTS, generator(seed, "demo")).split(POINTS)
     measured: dict[str, list[plots.FewSteps]] = {}
-    with bar("4/4 measuring", 2 * len(STEPS)) as move:
+    with bar("4/4 measuring", 2 * len(STEPS), "walks") as move:
         for title, run in {"OT flow": flow, "reflowed": straight}.items():
             trained = runs.load(run.folder)
             x0 = trained.model.start(sampling.starts(trained.source, 0, POINTS, seed))

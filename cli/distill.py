@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import check_parts, pair_run, together, train_run
+from .console import check_parts, draw_run, pair_run, together, train_run
 
 if TYPE_CHECKING:
     from flowgen.config import Config
@@ -51,7 +51,7 @@ def distill(
     jumps from any time to any other.
     """
     from flowgen.core import InputError
-    from flowgen.runs import Run, check_vacant, distill_config, illustrate, stages
+    from flowgen.runs import Run, check_vacant, distill_config, stages
     from flowgen.settings import parse_setting
 
     if steps < 1:
@@ -103,7 +103,7 @@ def distill(
                 pair_run(run, f"{folder}: pairs", group)
             train_run(run, f"{folder}: training", group)
             if group.first:
-                illustrate(run)
+                draw_run(run)
             teacher, pairs = folder, None
     if group.first:
         print(f"{out}: samples in {steps} step{'s' if steps > 1 else ''}. Next: flowgen sample {out}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import SAMPLER_HELP, check_other, check_place, evaluations
+from .console import SAMPLER_HELP, bar, check_other, check_place, evaluations, moving
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,8 @@ def edit(
     check_other(out, image, mask, toward)
     facts: dict[str, Any] = {"run": str(run), "file": str(image), "job": job, "out": str(out), "num": num}
     facts |= {"steps": steps, "solver": solver, "guidance": guidance, "seed": seed}
-    facts |= JOBS[job](editor, asked, out)
+    with bar(f"{job} {image}", None, "evaluations") as move:
+        facts |= JOBS[job](editor._replace(field=moving(editor.field, move)), asked, out)
     facts["evaluations"] = counted.rows / facts["num"]
     print(json.dumps(facts) if as_json else _told(facts))
 

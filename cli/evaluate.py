@@ -64,7 +64,8 @@ def evaluate(
     refused: dict[Path, InputError] = {}
     for run in folders:
         try:
-            subject = evaluation.load_subject(run, _file(against), features, weights, device, guidance)
+            with bar(f"preparing {run}", None):  # a classifier for its features may have to be trained
+                subject = evaluation.load_subject(run, _file(against), features, weights, device, guidance)
             method, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
             walked, at = _suited(subject, method, counts, seed)
             settings = evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver, grid, noise)
@@ -92,7 +93,8 @@ def evaluate(
     if to_json and str(to_json) != "-":
         to_json.write_text(text + "\n", encoding="utf-8")
     plots.quality(out, evaluation.curves(done), evaluation.SHARES)
-    drawn = [_draw_nearest(out, each, alone=len(done) == 1) for each in done]
+    with bar(f"drawing {out}", None):
+        drawn = [_draw_nearest(out, each, alone=len(done) == 1) for each in done]
     if str(to_json) == "-":
         print(text)
     else:
@@ -200,7 +202,7 @@ def _run_folders(paths: list[Path]) -> list[Path]:
 def _measure(subject: Subject, settings: Settings) -> Evaluation:
     from flowgen import evaluation
 
-    with bar(f"measuring {subject.name}", 3 + len(settings.steps)) as move:
+    with bar(f"measuring {subject.name}", 3 + len(settings.steps), "measurements") as move:
         floor = evaluation.floor(subject, settings)
         move(1, "true data")
         geometry = evaluation.geometry(subject, settings)

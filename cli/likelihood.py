@@ -88,7 +88,7 @@ def likelihood(
 def _followed(chunks: Iterable[Tensor], num: int, run: Path) -> Iterator[Tensor]:
     """The chunks, with a bar."""
     done = 0
-    with bar(f"likelihood of {run}", num) as move:
+    with bar(f"likelihood of {run}", num, "rows") as move:
         for chunk in chunks:
             done += len(chunk)
             move(done)

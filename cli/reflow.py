@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import check_parts, pair_run, show, together, train_run
+from .console import bar, check_parts, draw_run, pair_run, show, together, train_run
 
 if TYPE_CHECKING:
     from flowgen.evaluation import Figures, Round
@@ -47,7 +48,7 @@ def reflow(
     Each round is measured beside its parent, and what came of it kept in round.json.
     """
     from flowgen.core import InputError
-    from flowgen.runs import Run, illustrate, reflow_config
+    from flowgen.runs import Run, reflow_config
     from flowgen.settings import parse_setting
 
     if rounds < 1:
@@ -79,15 +80,18 @@ def reflow(
             pair_run(run, f"{folder}: pairs", group)
             train_run(run, f"{folder}: training", group)
             if group.first:
-                illustrate(run)
-                print(f"{folder}: reflow of {parent}. Next: flowgen sample {folder} --steps 1 --solver euler")
+                draw_run(run)
             found = _measured(run) if group.first else None
+            if group.first:
+                print(f"{folder}: reflow of {parent}")
             if number < rounds and group.any(found is not None and not found.gain >= stall):
                 if found is not None:
                     gain = f"{found.gain:.2%} of the first flow's bends, which is less than --stall {stall:g}"
                     print(f"{folder}: no more rounds: this one straightened {gain}")
-                return
+                break
             parent = folder
+        if group.first:
+            print(f"Next: flowgen sample {folder} --steps 1 --solver euler")
 
 
 def _measured(run: Run) -> Round | None:
@@ -96,7 +100,8 @@ def _measured(run: Run) -> Round | None:
     from flowgen.core import InputError
 
     try:
-        found = evaluation.measure_round(run)
+        with bar(f"{run.folder}: measuring", None) as move:
+            found = evaluation.measure_round(run, partial(move, 0))
     except InputError as error:
         print(f"{run.folder} is not measured: {error}", file=sys.stderr)
         return None

@@ -138,7 +138,7 @@ def _repathed(trained: Trained, path: str) -> Trained:
 def _followed(chunks: Iterator[Tensor], num: int, title: str) -> Iterator[Tensor]:
     """The chunks, with a bar."""
     done = 0
-    with bar(title, num) as move:
+    with bar(title, num, "samples") as move:
         for chunk in chunks:
             yield chunk
             done += len(chunk)
@@ -204,12 +204,15 @@ def _draw_trajectories(
     num = min(num, MOST_STRIPS if images else TRACED)
     x0 = model.start(sampling.starts(trained.source, 0, num, seed))
     cond = None if cond is None else cond[:num].to(model.device)
-    with torch.no_grad():
-        states = torch.stack([x0, *sampling.walk(field, x0, grid, method, cond)])
+    states = [x0]
+    with torch.no_grad(), bar("following trajectories", len(grid) - 1, "steps") as move:
+        for x in sampling.walk(field, x0, grid, method, cond):
+            states.append(x)
+            move(len(states) - 1)
     if images:
-        write_strip(out, ((states.cpu() + 1) / 2).clamp(0, 1))
+        write_strip(out, ((torch.stack(states).cpu() + 1) / 2).clamp(0, 1))
     else:
-        plots.trajectories(out, model.scaling.undo(states).cpu())
+        plots.trajectories(out, model.scaling.undo(torch.stack(states)).cpu())
     return num
 
 

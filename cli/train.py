@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import COUPLING_HELP, DATA_HELP, PATH_HELP, check_parts, potential_run, together, train_run
+from .console import COUPLING_HELP, DATA_HELP, PATH_HELP, bar, check_parts, draw_run, potential_run, together, train_run
 
 if TYPE_CHECKING:
     from flowgen.config import Config
@@ -69,7 +69,7 @@ def train(
     """
     from flowgen.config import make_config
     from flowgen.core import InputError
-    from flowgen.runs import Run, illustrate
+    from flowgen.runs import Run
     from flowgen.settings import override, parse_setting, read_toml
 
     flags = {
@@ -114,7 +114,8 @@ def train(
     with together(experiment.device) as group:
         check_parts(experiment, group)
         if group.first and not resume:
-            Run.create(out, experiment, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+            with bar(f"reading {experiment.data}", None):
+                Run.create(out, experiment, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
             _say_coupled(out, experiment)
         group.barrier()
         run = Run.open(out)
@@ -123,7 +124,7 @@ def train(
         potential_run(run, group)
         train_run(run, f"training {out}", group)
         if group.first:
-            illustrate(run)
+            draw_run(run)
             then = "" if run.config.objective.maps else f", flowgen reflow {out}"
             print(f"{out}: {run.config.source} to {run.config.data}. Next: flowgen sample {out}{then}")
 

@@ -45,7 +45,7 @@ def train_classifier(
     if to_json and str(to_json) != "-":
         check_place(to_json)  # before the work, not after
     on = find_device(device or trained.config.device)
-    with bar(f"training {place}", steps) as move:
+    with bar(f"training {place}", steps, "steps") as move:
         for done, loss in enumerate(runs.train_classifier(run, trained, data, steps, batch_size, seed, on), 1):
             if done % 10 == 0 or done == steps:
                 move(done, f"loss {loss:.4g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -103,7 +104,11 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def measure_round(run: Run) -> Round:
+Say = Callable[[str], None]
+"""What is told which set is measured."""
+
+
+def measure_round(run: Run, say: Say = lambda text: None) -> Round:
     """Measures a reflow that is trained, its parent, and the first flow of all, and keeps the figures in its folder.
 
     What is kept there, or with its parent, of the same weights and data, is not measured again.
@@ -116,7 +121,7 @@ def measure_round(run: Run) -> Round:
     subject = load_subject(run.folder)
     how = _how(subject)
     known = {**_known(Path(run.config.reflow.parent), how), **_known(run.folder, how)}
-    made, parent, *rest = (_figures(folder, guidance, known) for folder, guidance in _line(run))
+    made, parent, *rest = (_figures(folder, guidance, known, say) for folder, guidance in _line(run))
     found = Round(how, _floor(subject), rest[-1] if rest else parent, parent, made)
     with new_file(round_file(run.folder)) as file:
         file.write(json.dumps(found.plain(), indent=1, allow_nan=False).encode())
@@ -175,7 +180,7 @@ def _floor(subject: Subject) -> Repeats:
     return tuple(_distance(subject, other, truth) for truth, other in sets)
 
 
-def _figures(folder: Path, guidance: float, known: dict[tuple[str, float], Figures]) -> Figures:
+def _figures(folder: Path, guidance: float, known: dict[tuple[str, float], Figures], say: Say) -> Figures:
     """The figures of a run, measured unless they are known."""
     found = checkpoints.file_hash(Run.open(folder).weights)
     if (found, guidance) in known:
@@ -184,6 +189,7 @@ def _figures(folder: Path, guidance: float, known: dict[tuple[str, float], Figur
     settings, fine = _settings(subject), fine_steps(subject)
     straight, one, many = list[float](), list[float](), list[float]()
     for index in range(settings.repeats):
+        say(f"{folder.name}, set {index + 1} of {settings.repeats}")
         start, truth = draw_start(subject, settings, index), draw_truth(subject, settings, index)[0]
         begun = start._replace(x0=subject.model.start(start.x0))
         straight.append(trajectories(subject, begun)["straightness"])
