@@ -29,6 +29,7 @@ DATA_HELP = (
     "hub:NAME."
 )
 COUPLING_HELP = "independent, multiscale, exact, sinkhorn, semidiscrete, unbalanced, partial or bridge"
+HEADER_HELP = "Whether the first line of a .csv holds names: yes or no."
 PATH_HELP = "linear, cosine, vp, ddpm, offset-cosine or ve."
 SOLVER_HELP = "euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun; jump."
 SAMPLER_HELP = f"{SOLVER_HELP[:-1]}; ddim, ddpm, ddpm-large, dpm++2m, dpm++3m, unipc, edm, sde, pc, langevin."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import COUPLING_HELP, DATA_HELP, bar, check_place, show
+from .console import COUPLING_HELP, DATA_HELP, HEADER_HELP, bar, check_place, show
 
 if TYPE_CHECKING:
     from flowgen.evaluation.pairing import Comparison, Measured
@@ -21,6 +21,7 @@ PICTURE = Path("couplings.png")
 def couplings(
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
+    header: Annotated[str | None, typer.Option(help=HEADER_HELP, show_default="found out")] = None,
     coupling: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,7 +50,13 @@ def couplings(
 
     if batches < 1:
         raise InputError(f"--batches must be at least 1, not {batches}")
-    flags = {"source": source, "coupling.group": ot_batch, "train.batch_size": batch_size, "seed": seed}
+    flags = {
+        "source": source,
+        "table.header": header,
+        "coupling.group": ot_batch,
+        "train.batch_size": batch_size,
+        "seed": seed,
+    }
     tree = _tree(data, flags, settings or [])
     trials = pairing.trials(tree, coupling or ())
     config = trials[0].config
@@ -74,10 +81,11 @@ def couplings(
 def _picture(out: Path | None, no_picture: bool, event: tuple[int, ...]) -> Path | None:
     """Where to draw the pairs; None for nowhere."""
     from flowgen.core import InputError
+    from flowgen.data.suffixes import suffix
 
     if out and no_picture:
         raise InputError("give --out or --no-picture, not both")
-    if out and out.suffix != ".png":
+    if out and suffix(out) != ".png":
         raise InputError(f"--out is a picture, FILE.png, not {out}")
     if out and event != (2,):
         raise InputError(f"--out draws data of two columns, and these are of shape {event}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import SAMPLER_HELP, bar, check_other, check_place, evaluations, moving
+from .console import HEADER_HELP, SAMPLER_HELP, bar, check_other, check_place, evaluations, moving
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from flowgen.sampling import Counted
 
 FRAMES = 8
-TABLES = (".csv", ".npy", ".npz", ".parquet")
 
 
 def edit(
@@ -28,6 +27,7 @@ def edit(
     image: Annotated[
         Path, typer.Argument(metavar="IMAGE", help="The image file to edit; or a table with empty cells.")
     ],
+    header: Annotated[str | None, typer.Option(help=HEADER_HELP, show_default="as RUN")] = None,
     mask: Annotated[
         Path | None, typer.Option(help="Fill in what is white in this image, of the size of IMAGE; keep the black.")
     ] = None,
@@ -63,7 +63,9 @@ def edit(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Edit an image with a run: fill in, paint around, enlarge, redraw, go on to another; or fill in a table."""
-    asked = _Asked(image, mask, outpaint or None, upscale, strength, toward, invert or None, num, frames, resample)
+    asked = _Asked(
+        image, mask, outpaint or None, upscale, strength, toward, invert or None, num, frames, resample, header
+    )
     job = asked.job()
     asked.check(job)
     editor, counted = _editor(run, job, device, ema, solver, steps, label, guidance, seed)
@@ -91,12 +93,15 @@ class _Asked(NamedTuple):
     num: int
     frames: int | None
     resample: int
+    header: str | None
 
     def job(self) -> str:
         """The name of the one that is given; `table` of a table."""
         from flowgen.core import InputError
+        from flowgen.data.suffixes import suffix
+        from flowgen.data.tables import READERS
 
-        given, table = [name for name in JOBS if getattr(self, name, None) is not None], self.image.suffix in TABLES
+        given, table = [name for name in JOBS if getattr(self, name, None) is not None], suffix(self.image) in READERS
         if table and given:
             raise InputError(f"{self.image} is a table, whose empty cells are filled in: --{given[0]} is of images")
         if table:
@@ -128,11 +133,13 @@ class _Asked(NamedTuple):
 def _check_out(out: Path, job: str) -> None:
     from flowgen.core import InputError
     from flowgen.data.pictures import check_empty
+    from flowgen.data.suffixes import suffix
+    from flowgen.data.writing import WRITERS
 
-    suffixes = {"invert": (".npy",), "toward": (".png",), "table": (".csv", ".npy", ".npz")}.get(job, (".png", ""))
-    if out.suffix not in suffixes and job == "table":
+    suffixes = {"invert": (".npy",), "toward": (".png",), "table": tuple(WRITERS)}.get(job, (".png", ""))
+    if suffix(out) not in suffixes and job == "table":
         raise InputError(f"a table is written to {', '.join(suffixes)}, and not to {out}")
-    if out.suffix not in suffixes:
+    if suffix(out) not in suffixes:
         wanted = "FILE.npy" if job == "invert" else "FILE.png" + " or a folder" * ("" in suffixes)
         raise InputError(f"--out of --{job} is {wanted}, not {out}")
     if out.suffix:
@@ -317,15 +324,14 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
     import torch
 
     from flowgen.core import InputError
-    from flowgen.data.tables import read_table
+    from flowgen.data.tables import column_order, read_table
     from flowgen.data.writing import write_rows
     from flowgen.editing import Mask
 
-    table, trained = read_table(asked.image, missing=True), editor.trained
-    if (x := table.x).shape[1:] != trained.source.event:
-        raise InputError(f"{asked.image} has {x.shape[1]} columns, and this run {trained.source.event[0]}")
-    if table.columns and trained.columns and table.columns != trained.columns:
-        raise InputError(f"{asked.image} has other columns than this run: {', '.join(trained.columns)}")
+    trained, (width,) = editor.trained, editor.trained.source.event
+    table = read_table(asked.image, missing=True, header=trained.config.table.asked(asked.header).named)
+    order = column_order(table.columns, table.x.shape[1], trained.columns, width, str(asked.image))
+    x = table.x[:, order]
     if (known := ~x.isnan()).all():
         raise InputError(f"{asked.image} has no empty cell: nothing would be filled in")
     parts, scaling, size = [], editor.model.scaling, editor.together(trained.source.event)
@@ -335,7 +341,8 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
         y = measurement.apply(scaling.apply_to(here.float().to(editor.model.device)))
         made = scaling.undo(editor.fill(measurement, y, len(here), asked.resample, first)).cpu()
         parts.append(torch.where(there, here, made.double()))
-    write_rows(out, parts, x.shape, table.columns or trained.columns, double=True)
+    back = [order.index(column) for column in range(width)]  # as the file has them
+    write_rows(out, [part[:, back] for part in parts], x.shape, table.columns or trained.columns, double=True)
     return {"num": len(x), "cells": int((~known).sum())}
 
 

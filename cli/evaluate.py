@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import GRID_HELP, NOISE_HELP, SAMPLER_HELP, bar, check_place, show
+from .console import GRID_HELP, HEADER_HELP, NOISE_HELP, SAMPLER_HELP, bar, check_place, show
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -35,6 +35,7 @@ def evaluate(
     num: Annotated[int, typer.Option(help="Rows of each set that is compared.")] = 2000,
     repeats: Annotated[int, typer.Option(help="Sets to draw, for the confidence intervals.")] = 5,
     against: Annotated[str, typer.Option(help="held-out, or a FILE of true rows.")] = "held-out",
+    header: Annotated[str | None, typer.Option(help=HEADER_HELP, show_default="as RUN")] = None,
     features: Annotated[
         str | None, typer.Option(help="rows, pca, classifier, inception.", show_default="rows; images: pca")
     ] = None,
@@ -55,9 +56,10 @@ def evaluate(
     from flowgen import evaluation, plots
     from flowgen.config import sampling_by
     from flowgen.core import InputError
+    from flowgen.data.suffixes import suffix
 
     counts = _counts(steps) if steps else None
-    if out and out.suffix != ".png":
+    if out and suffix(out) != ".png":
         raise InputError(f"--out is a chart, FILE.png, not {out}")
     folders = _run_folders(runs)
     chosen: dict[Path, tuple[Subject, Settings]] = {}
@@ -65,7 +67,7 @@ def evaluate(
     for run in folders:
         try:
             with bar(f"preparing {run}", None):  # a classifier for its features may have to be trained
-                subject = evaluation.load_subject(run, _file(against), features, weights, device, guidance)
+                subject = evaluation.load_subject(run, _file(against), features, weights, device, guidance, header)
             method, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
             walked, at = _suited(subject, method, counts, seed)
             settings = evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver, grid, noise)

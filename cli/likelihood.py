@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import bar, check_other, check_place
+from .console import HEADER_HELP, bar, check_other, check_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ def likelihood(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Rows, or images.", show_default="what RUN never saw")
     ] = None,
+    header: Annotated[str | None, typer.Option(help=HEADER_HELP, show_default="as RUN")] = None,
     num: Annotated[
         int | None, typer.Option(help="Rows to measure.", show_default="all; new draws of a toy: 5000")
     ] = None,
@@ -54,14 +55,15 @@ def likelihood(
     from flowgen import runs
     from flowgen.config import SAMPLERS, SOLVERS, lookup
     from flowgen.core import InputError
+    from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
     from flowgen.solvers import Adaptive
 
     from .labels import label_number
 
     out = out or run / "likelihood.csv"
-    if out.suffix != ".csv":
-        raise InputError(f"--out is a table, FILE.csv, not {out}")
+    if suffix(out) not in (".csv", ".csv.gz"):
+        raise InputError(f"--out is a table, FILE.csv or .csv.gz, not {out}")
     for path in filter(None, (out, to_json)):
         if str(path) != "-":
             check_place(path)  # before the work, not after
@@ -78,7 +80,7 @@ def likelihood(
     for name, value, least in (("--num", num, 1), ("--steps", steps, 1), ("--hutchinson", count, 0)):
         if value is not None and value < least:
             raise InputError(f"{name} must be at least {least}, not {value}")
-    asked = runs.asked_rows(trained, file, num, given, seed)
+    asked = runs.asked_rows(trained, file, num, given, seed, header)
     made = list(_followed(runs.log_likelihoods(trained, asked, method, steps, count, seed), len(asked.x), run))
     write_rows(out, (part.unsqueeze(1) for part in made), (len(asked.x), 1), ("log_likelihood",))
     how = {"solver": solver, "steps": steps, "hutchinson": count, "label": label, "ema": ema, "seed": seed}

@@ -68,6 +68,7 @@ def sample(
     from flowgen import sampling
     from flowgen.config import sampling_by
     from flowgen.core import InputError
+    from flowgen.data.suffixes import suffix
     from flowgen.runs import Guidance, Run, guided, load, load_classifier, load_weak, sampler
 
     with together(device or Run.open(run).config.device) as group:
@@ -86,7 +87,7 @@ def sample(
         num = num if cond is None else len(cond)
         drawn = images or event == (2,)
         out = out or run / ("trajectories.png" if trajectories else "samples.png" if drawn else "samples.csv")
-        if trajectories and (not drawn or out.suffix != ".png"):
+        if trajectories and (not drawn or suffix(out) != ".png"):
             raise InputError("--trajectories draws a .png of a run with two columns, or of images")
         if out.suffix and not out.parent.is_dir():  # before the work, not after
             raise InputError(f"{out}: there is no folder {out.parent}")
@@ -102,7 +103,7 @@ def sample(
                 num = _draw_trajectories(out, trained, field, times, method, num, cond, seed)
                 print(f"{out}: {num} trajectories in {way}")
             return
-        if out.suffix == ".png" and num > PLOTTED:
+        if suffix(out) == ".png" and num > PLOTTED:
             num, cond = PLOTTED, None if cond is None else cond[:PLOTTED]
         chunks = sampling.sample_chunks(
             trained.model, trained.source, num, times, method, seed=seed, field=field, cond=cond, processes=group
@@ -152,9 +153,10 @@ def _write_rows(
     import torch
 
     from flowgen import plots
+    from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
 
-    if out.suffix == ".png":
+    if suffix(out) == ".png":
         plots.samples(out, torch.cat(list(chunks)), columns=trained.columns)
     else:
         write_rows(out, chunks, (num, *trained.source.event), trained.columns)
@@ -168,15 +170,16 @@ def _write_images(
 
     from flowgen.core import InputError
     from flowgen.data.pictures import write_folder, write_grid, write_npz
+    from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
 
     scaling = deepcopy(trained.model.scaling).cpu()
     pixels = (scaling.pixels(chunk) for chunk in chunks)
-    if out.suffix == ".png":
+    if suffix(out) == ".png":
         write_grid(out, torch.cat(list(pixels)), columns)
-    elif out.suffix == ".npz":
+    elif suffix(out) == ".npz":
         write_npz(out, pixels, num, trained.source.event, cond)
-    elif out.suffix == ".npy":
+    elif suffix(out) == ".npy":
         write_rows(out, chunks, (num, *trained.source.event))
     elif out.suffix:
         raise InputError(f"{out}: unknown suffix; images are written to .png, .npz, .npy or a folder")

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import COUPLING_HELP, DATA_HELP, PATH_HELP, bar, check_parts, draw_run, potential_run, together, train_run
+from .console import (
+    COUPLING_HELP,
+    DATA_HELP,
+    HEADER_HELP,
+    PATH_HELP,
+    bar,
+    check_parts,
+    draw_run,
+    potential_run,
+    together,
+    train_run,
+)
 
 if TYPE_CHECKING:
     from flowgen.config import Config
@@ -22,6 +33,7 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA")] = None,
     source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
+    header: Annotated[str | None, typer.Option(help=HEADER_HELP, show_default="found out")] = None,
     coupling: Annotated[
         str | None,
         typer.Option(help=f"{COUPLING_HELP}; see flowgen couplings DATA."),
@@ -75,6 +87,7 @@ def train(
     flags = {
         "data": data,
         "source": source,
+        "table.header": header,
         "coupling": coupling,
         "coupling.group": ot_batch,
         "objective": objective,

@@ -312,20 +312,23 @@ def refused(path, match):
 
 def test_every_format_gives_its_numbers(written):
     table = read_table(written(X))
-    assert table.x.dtype == torch.float32
-    assert torch.equal(table.x, torch.from_numpy(X).float())
+    assert torch.equal(table.x, torch.from_numpy(X))
 
 
 def test_every_format_reads_integers_beyond_float64(written):
     huge = np.array([[2**53 + 1, 1], [2**62, -1]])
-    assert torch.equal(read_table(written(huge)).x, torch.from_numpy(huge.astype(np.float32)))
+    assert torch.equal(read_table(written(huge)).x, torch.from_numpy(huge.astype(np.float64)))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
-def test_every_format_counts_rows_that_are_not_finite_in_float32(written, bad):
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_every_format_counts_rows_that_are_not_finite(written, bad):
     x = np.vstack([X, X])
     x[1, 0] = x[1, 1] = x[4, 1] = bad
-    refused(written(x), "2 of 6 rows")
+    refused(written(x), "2 of 6 rows .* row 2, column (1|c0) is")
+
+
+def test_every_format_reads_numbers_beyond_float32(written):
+    assert torch.equal(read_table(written(1e300 * X)).x, torch.from_numpy(1e300 * X))
 
 
 def test_every_format_refuses_a_table_without_rows(written):
@@ -348,7 +351,7 @@ def test_every_format_refuses_a_folder(written):
     path = written(X)
     path.unlink()
     path.mkdir()
-    refused(path, "no such file")
+    refused(path, "not a file")
 
 
 @pytest.mark.parametrize("share", [0.03, 0.5, 0.97])
@@ -390,7 +393,7 @@ def test_a_header_that_asks_for_more_than_memory_is_refused(tmp_path):
 def test_arrays_of_any_number_type_are_read(tmp_path, dtype):
     x = np.array([[1, 0], [0, 1]]).astype(dtype)
     write_npy(tmp_path / "t.npy", x)
-    assert torch.equal(read_table(tmp_path / "t.npy").x, torch.eye(2))
+    assert torch.equal(read_table(tmp_path / "t.npy").x, torch.eye(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("write", [write_npy, write_npz], ids=["npy", "npz"])
@@ -426,15 +429,15 @@ def test_pickles_are_never_run(tmp_path):
 
 def test_a_one_dimensional_array_is_one_column(tmp_path):
     write_npy(tmp_path / "t.npy", np.arange(3.0))
-    assert torch.equal(read_table(tmp_path / "t.npy").x, torch.tensor([[0.0], [1.0], [2.0]]))
+    assert torch.equal(read_table(tmp_path / "t.npy").x, torch.arange(3.0, dtype=torch.float64)[:, None])
 
 
 def test_an_archive_gives_x_or_its_only_array(tmp_path):
     path = tmp_path / "t.npz"
     np.savez(path, other=X)
-    assert torch.equal(read_table(path).x, torch.from_numpy(X).float())
+    assert torch.equal(read_table(path).x, torch.from_numpy(X))
     np.savez(path, other=X + 1, x=X)
-    assert torch.equal(read_table(path).x, torch.from_numpy(X).float())
+    assert torch.equal(read_table(path).x, torch.from_numpy(X))
 
 
 def test_an_ambiguous_archive_is_refused_with_its_names(tmp_path):
@@ -450,7 +453,7 @@ def test_an_archive_without_arrays_is_refused(tmp_path):
     refused(tmp_path / "t.npz", "t.npz")
 
 
-@pytest.mark.parametrize("name", ["t.txt", "t", "t.NPY", "t.csv.gz"])
+@pytest.mark.parametrize("name", ["t.txt", "t", "t.npy.gz", "t.gz"])
 def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path, name):
     (tmp_path / name).write_text("1,2\n")
     refused(tmp_path / name, ", ".join(READERS))
@@ -473,7 +476,7 @@ CSVS = {
 def test_a_csv_has_a_header_where_its_first_line_is_not_numbers(tmp_path, text, columns):
     (tmp_path / "t.csv").write_text(text, encoding="utf-8", newline="")
     table = read_table(tmp_path / "t.csv")
-    assert torch.equal(table.x, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert table.x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert table.columns == columns
 
 
@@ -486,7 +489,6 @@ BAD_CSVS = {
     "ragged": ("a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
     "header-only": ("a,b\n", "no rows"),
     "blank": ("\n", "not a readable"),
-    "semicolons": ("a;b\n1;2\n", "separated by ';'"),
 }
 
 
@@ -505,7 +507,7 @@ def test_a_parquet_gives_its_columns_and_refuses_those_that_are_not_numbers(tmp_
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"a": [1, 2], "b": [True, False], "c": pa.array([0.5, 1.5], pa.float32())}), path)
     table = read_table(path)
-    assert torch.equal(table.x, torch.tensor([[1.0, 1.0, 0.5], [2.0, 0.0, 1.5]]))
+    assert table.x.tolist() == [[1.0, 1.0, 0.5], [2.0, 0.0, 1.5]]
     assert table.columns == ("a", "b", "c")
     pq.write_table(pa.table({"a": [1, 2], "who": ["x", "y"], "when": pa.array([0, 1], pa.timestamp("s"))}), path)
     refused(path, "not numbers: who, when")
@@ -531,14 +533,14 @@ def extreme_rows(n):
 def test_rows_come_back_to_the_last_bit_however_they_were_cut(written_rows, sizes):
     x = extreme_rows(100)
     write_rows(written_rows, iter(x.split(sizes)), x.shape)
-    back = read_table(written_rows).x
+    back = read_table(written_rows).x.float()
     assert torch.equal(back.view(torch.int32), x.view(torch.int32))
 
 
 def test_rows_of_any_memory_layout_come_back(written_rows):
     x = extreme_rows(100)[:, :2].T.contiguous().T
     write_rows(written_rows, [x[::2]], (50, 2))
-    assert torch.equal(read_table(written_rows).x, x[::2])
+    assert torch.equal(read_table(written_rows).x.float(), x[::2])
 
 
 def test_a_csv_keeps_the_names_of_its_columns(tmp_path):
@@ -568,7 +570,7 @@ def test_a_writer_that_is_stopped_leaves_what_was_there(written_rows):
     write_rows(written_rows, [torch.eye(2)], (2, 2))
     with pytest.raises(KeyboardInterrupt):
         write_rows(written_rows, stopped(), (4, 2))
-    assert torch.equal(read_table(written_rows).x, torch.eye(2))
+    assert torch.equal(read_table(written_rows).x.float(), torch.eye(2))
     assert list(written_rows.parent.iterdir()) == [written_rows]
 
 
@@ -595,7 +597,7 @@ def test_whole_numbers_beside_the_rows_are_labels(tmp_path, kind):
     np.savez(tmp_path / "t.npz", x=X, y=np.arange(len(X)).astype(kind))
     table = read_table(tmp_path / "t.npz")
     assert torch.equal(table.labels, torch.from_numpy(np.arange(len(X)).astype(kind)).long())
-    assert torch.equal(table.x, torch.from_numpy(X).float())
+    assert torch.equal(table.x, torch.from_numpy(X))
 
 
 @pytest.mark.parametrize(

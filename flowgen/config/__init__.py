@@ -1,6 +1,6 @@
 """Experiments: the one place where names become objects."""
 
-from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, kind, load_data, read_rows
+from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data, read_rows
 from flowgen.config.experiment import Config, find_device, make_config
 from flowgen.config.fields import lookup
 from flowgen.config.names import COUPLINGS, LOSSES, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES, WEIGHTS
@@ -28,6 +28,7 @@ __all__ = [
     "LoadedData",
     "ReflowConfig",
     "SplitConfig",
+    "TableConfig",
     "Teacher",
     "Teaching",
     "find_device",

@@ -17,9 +17,10 @@ from flowgen.core import InputError
 from flowgen.data import TOYS, Law, Rows, Scaling, read_table, splitting
 from flowgen.data.folder import ImageFolder, open_folder
 from flowgen.data.images import Images, is_folder, is_images, read_images
-from flowgen.data.tables import READERS
+from flowgen.data.suffixes import suffix
+from flowgen.data.tables import READERS, column_order
 
-__all__ = ["ImagesConfig", "LoadedData", "SplitConfig", "kind", "load_data", "read_rows"]
+__all__ = ["ImagesConfig", "LoadedData", "SplitConfig", "TableConfig", "kind", "load_data", "read_rows"]
 
 HELD_OUT_FILES = 10_000
 """The most images of a streamed folder that are held out: they are kept in memory to compare samples with."""
@@ -32,6 +33,27 @@ class SplitConfig(Section):
     held_out: float = Field(0.1, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**63)
     stratify: bool = False
+
+
+class TableConfig(Section):
+    """How tables of text are read: whether their first line holds names."""
+
+    header: Literal["auto", "yes", "no"] = "auto"
+
+    @property
+    def named(self) -> bool | None:
+        """Whether the first line holds names; None to find out."""
+        return {"auto": None, "yes": True, "no": False}[self.header]
+
+    def asked(self, header: str | None) -> TableConfig:
+        """Return how to read another table: with a header, `yes` or `no`, or as these are where it is None.
+
+        Raises:
+            InputError: for another word.
+        """
+        if header not in (None, "auto", "yes", "no"):
+            raise InputError(f"--header is yes or no, not {header}")
+        return self if header is None else TableConfig(header=header)
 
 
 class ImagesConfig(Section):
@@ -85,6 +107,18 @@ class LoadedData(NamedTuple):
         law, held_out = _renumbered(self.law, to), self.held_out and _renumbered(self.held_out, to)
         return self._replace(law=law, held_out=held_out, classes=classes)
 
+    def with_columns(self, columns: tuple[str, ...], event: tuple[int, ...], name: str) -> LoadedData:
+        """The same data, the columns of a table in the order of another's with that event, by their names.
+
+        Raises:
+            InputError: if it has not the same columns.
+        """
+        if not isinstance(self.law, Rows) or len(event) != 1 or len(self.law.event) != 1:
+            return self
+        order = column_order(self.columns, self.law.event[0], columns, event[0], name)
+        held_out = self.held_out and _columns_of(self.held_out, order)
+        return self._replace(law=_columns_of(self.law, order), held_out=held_out, columns=columns or self.columns)
+
     def unseen(self, name: str) -> Law:
         """The held-out law.
 
@@ -94,6 +128,10 @@ class LoadedData(NamedTuple):
         if self.held_out is None:
             raise InputError(f"no row of {name} was held out from training: there is nothing to evaluate on")
         return self.held_out
+
+
+def _columns_of(law: Law, order: list[int]) -> Law:
+    return Rows(law.x[:, order], law.labels) if isinstance(law, Rows) else law
 
 
 def _without_labels(law: Law) -> Law:
@@ -109,15 +147,15 @@ def _renumbered(law: Law, to: Tensor) -> Law:
     return law
 
 
-def read_rows(name: str, images: ImagesConfig) -> tuple[Rows, tuple[str, ...]]:
+def read_rows(name: str, images: ImagesConfig, tables: TableConfig = TableConfig()) -> tuple[Rows, tuple[str, ...]]:  # noqa: B008
     """All rows of a file or of a folder of images, and the names of their columns: nothing is held out.
 
     Raises:
         InputError: for a bad file.
     """
     if not is_images(name):
-        table = read_table(Path(name))
-        return Rows(table.x), table.columns
+        table = read_table(Path(name), header=tables.named)
+        return Rows(table.x.float()), table.columns
     found = _read(name, images)
     return Rows((found.load() if isinstance(found, ImageFolder) else found).pixels), ()
 
@@ -130,7 +168,12 @@ def kind(name: str) -> Kind:
     return "toy" if name in TOYS else "images" if is_images(name) else "table"
 
 
-def load_data(name: str, split: SplitConfig, images: ImagesConfig = ImagesConfig()) -> LoadedData:  # noqa: B008
+def load_data(
+    name: str,
+    split: SplitConfig,
+    images: ImagesConfig = ImagesConfig(),  # noqa: B008
+    tables: TableConfig = TableConfig(),  # noqa: B008
+) -> LoadedData:
     """The data of a toy's name, of a table's file, or of images.
 
     Toys keep their units, tables are standardised by training rows, images go to [-1, 1] by the range of their values.
@@ -145,19 +188,19 @@ def load_data(name: str, split: SplitConfig, images: ImagesConfig = ImagesConfig
         return LoadedData(law, law, Scaling())
     if is_images(name):
         return _images(name, split, images)
-    return _table(name, split)
+    return _table(name, split, tables)
 
 
-def _table(name: str, split: SplitConfig) -> LoadedData:
+def _table(name: str, split: SplitConfig, tables: TableConfig) -> LoadedData:
     path = Path(name)
-    if path.suffix not in READERS and not path.exists():
+    if suffix(path) not in READERS and not path.exists():
         raise InputError(_missing(name))
-    table = read_table(path)
+    table = read_table(path, header=tables.named)
     labels, classes = None, tuple[str, ...]()
     if table.labels is not None:
         values, labels = table.labels.unique(return_inverse=True)
         classes = tuple(map(str, values.tolist()))
-    seen, unseen = _split(name, Rows(table.x, labels), split)
+    seen, unseen = _split(name, Rows(table.x.float(), labels), split)
     return LoadedData(seen, unseen, Scaling.standardising(seen.x), table.columns, classes, file_hash(path))
 
 

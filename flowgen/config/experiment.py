@@ -11,7 +11,7 @@ import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from flowgen import losses, objectives, paths, targets, weights
-from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, kind, load_data
+from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data
 from flowgen.config.fields import Section, choice, explain, named, record
 from flowgen.config.names import BRIDGES, COUPLINGS, LOSSES, PATHS, SCHEDULES, TARGETS, TIMES, WEIGHTS
 from flowgen.config.nets import NETS, MLPConfig, sized
@@ -114,6 +114,7 @@ class Config(Section):
     weight: choice("weight", WEIGHTS) = weights.Own()  # type: ignore[valid-type]
     net: choice("net", NETS) = MLPConfig()  # type: ignore[valid-type]
     images: ImagesConfig = ImagesConfig()
+    table: TableConfig = TableConfig()
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     reflow: ReflowConfig | None = None
@@ -152,24 +153,34 @@ class Config(Section):
 
     def load_data(self) -> LoadedData:
         """The data; without their labels, where the configuration does not use them."""
-        data = load_data(self.data, self.split, self.images)
+        data = load_data(self.data, self.split, self.images, self.table)
         return data if self.labels else data.unlabelled()
 
     def model(self, event: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
         """The untrained model of an event; its first weights are a function of the seed."""
         return Model(self.net.build(event, classes, self.seed), self.path, self.target, scaling)
 
-    def source_law(self, event: tuple[int, ...], scaling: Scaling) -> Law:
-        """The source in model units: standard normal by default, or data of its own, in the units of the data."""
+    def load_source(self, event: tuple[int, ...], columns: tuple[str, ...]) -> LoadedData:
+        """The data that are the source, the columns of a table in the order of those of the data to learn."""
+        return load_data(self.source, self.split, self.images, self.table).with_columns(columns, event, self.source)
+
+    def source_law(self, event: tuple[int, ...], scaling: Scaling, columns: tuple[str, ...] = ()) -> Law:
+        """The source in model units: standard normal by default, or data of its own, in the units of the data.
+
+        Args:
+            columns: the names of the columns of the data, by which those of a table are found.
+        """
         if self.source == "gaussian":
             return Gaussian(event)
-        return Scaled(load_data(self.source, self.split, self.images).law, scaling)
+        return Scaled(self.load_source(event, columns).law, scaling)
 
     def ends(self, data: LoadedData, device: torch.device) -> Ends:
         """The ends that training draws, in model units: data in memory are on the device, images mirrored if so set."""
         law = data.law.to(device) if isinstance(data.law, Rows) else data.law
         law = Flipped(law) if self.images.flip and len(law.event) == 3 else law
-        return Ends(self.source_law(law.event, data.scaling), Scaled(law, deepcopy(data.scaling).to(device)))
+        return Ends(
+            self.source_law(law.event, data.scaling, data.columns), Scaled(law, deepcopy(data.scaling).to(device))
+        )
 
     def make_objective(self, classes: int = 0, teaching: Teaching | None = None) -> Objective | Scheduled:
         """What training minimises, with so many labels, taught by another run where one is distilled."""
@@ -196,7 +207,7 @@ class Config(Section):
             InputError: if it could not.
         """
         data = self.load_data()
-        Ends(self.source_law(data.law.event, data.scaling), data.law)
+        Ends(self.source_law(data.law.event, data.scaling, data.columns), data.law)
         self.model(data.law.event, data.scaling, len(data.classes))
         device = find_device(self.device)
         if isinstance(self.coupling, SemidiscreteConfig) and not self.reflow:

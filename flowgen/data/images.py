@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flowgen.core import InputError
 from flowgen.data.decoding import first_line, over_white
+from flowgen.data.suffixes import suffix
 
 __all__ = ["Images", "is_folder", "is_images", "make_images", "read_images"]
 
@@ -250,10 +251,10 @@ def _checked_labels(labels: np.ndarray, count: int, top: int, name: str) -> np.n
 def _dimensions(path: Path) -> int | None:
     """The number of dimensions of the array in a file, from its header; None where there is none to be read."""
     try:
-        if path.suffix == ".npy":
+        if suffix(path) == ".npy":
             with path.open("rb") as file:
                 return len(_shape(file))
-        if path.suffix == ".npz":
+        if suffix(path) == ".npz":
             with zipfile.ZipFile(path) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
                 with archive.open(f"{_chosen(names, path)}.npy") as member:
@@ -285,10 +286,10 @@ def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise InputError(f"{path}: no such file")
     if IDX.fullmatch(path.name):
         return _read_idx_pair(path)
-    if path.suffix not in (".npy", ".npz"):
+    if suffix(path) not in (".npy", ".npz"):
         raise InputError(f"{path}: unknown suffix; images are .npy, .npz, idx files or a folder")
     try:
-        return _read_archive(path) if path.suffix == ".npz" else (np.load(path, mmap_mode="r"), None)
+        return _read_archive(path) if suffix(path) == ".npz" else (np.load(path, mmap_mode="r"), None)
     except InputError:
         raise
     except DAMAGE as error:

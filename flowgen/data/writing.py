@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
 import tempfile
@@ -16,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from flowgen.core import InputError
+from flowgen.data.suffixes import suffix
 
 __all__ = ["WRITERS", "counted", "new_file", "write_array", "write_rows"]
 
@@ -23,7 +25,7 @@ __all__ = ["WRITERS", "counted", "new_file", "write_array", "write_rows"]
 def write_rows(
     path: Path, chunks: Iterable[Tensor], shape: Sequence[int], columns: Sequence[str] = (), double: bool = False
 ) -> None:
-    """Writes rows as they come to `.npz` (array `x`), `.npy` or `.csv`, without holding them all.
+    """Writes rows as they come to `.npz` (array `x`), `.npy`, `.csv` or `.csv.gz`, without holding them all.
 
     The file takes its name once it is complete.
 
@@ -37,10 +39,10 @@ def write_rows(
         InputError: for another suffix, or if the chunks are not of that shape together.
         OSError: if the disk is full or the folder missing.
     """
-    if path.suffix not in WRITERS:
+    if (kind := suffix(path)) not in WRITERS:
         raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
     with new_file(path) as file:
-        WRITERS[path.suffix](file, counted(chunks, shape), shape, columns, double)
+        WRITERS[kind](file, counted(chunks, shape), shape, columns, double)
 
 
 @contextmanager
@@ -112,5 +114,10 @@ def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, colu
         np.savetxt(file, chunk, delimiter=",", fmt="%.15g" if double else "%.9g")
 
 
-WRITERS = {".npz": _write_npz, ".npy": _write_npy, ".csv": _write_csv}
+def _write_packed(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
+    with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:  # the same bytes for the same rows
+        _write_csv(packed, chunks, shape, columns, double)  # type: ignore[arg-type]
+
+
+WRITERS = {".npz": _write_npz, ".npy": _write_npy, ".csv": _write_csv, ".csv.gz": _write_packed}
 """What writes rows, by suffix."""

@@ -15,6 +15,7 @@ from flowgen import checkpoints, solvers
 from flowgen.config import LoadedData, load_data, lookup, read_rows
 from flowgen.core import Field, InputError, generator
 from flowgen.data import Categorical, Gaussian, ImageFolder, Law, Rows, Scaled
+from flowgen.data.tables import column_order
 from flowgen.evaluation import views
 from flowgen.evaluation.views import View
 from flowgen.model import Model
@@ -112,6 +113,7 @@ def load_subject(
     weights: Path | None = None,
     device: str | None = None,
     guidance: float = 1.0,
+    header: str | None = None,
 ) -> Subject:
     """The run in a folder, to be measured.
 
@@ -121,6 +123,7 @@ def load_subject(
         weights: a file of Inception's weights.
         device: of the model; None for the run's.
         guidance: the weight of guidance; 1 for none.
+        header: whether the first line of `against` holds names, `yes` or `no`; None for what the run's data have.
 
     Raises:
         InputError: for a folder that is no trained run, data that have changed since, where nothing was held out, or
@@ -128,10 +131,10 @@ def load_subject(
     """
     trained = load(folder, device)
     config, event = trained.config, trained.source.event
-    data = load_data(config.data, config.split, config.images)
+    data = load_data(config.data, config.split, config.images, config.table)
     data = trained.check_data(data)
     trained.guided(trained.model.velocity, guidance)  # what is wrong with it is said before the work
-    truth = _held_out(config.data, data) if against is None else _of_file(against, trained, data)
+    truth = _held_out(config.data, data) if against is None else _of_file(against, trained, data, header)
     make_view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)
     view = make_view(folder, trained, data, weights)
     facts = {
@@ -165,12 +168,12 @@ def _held_out(name: str, data: LoadedData) -> Reference:
     return Reference(f"{kind} of {Path(name).name}, which training did not see", law)
 
 
-def _of_file(path: Path, trained: Trained, data: LoadedData) -> Reference:
-    law, columns = read_rows(str(path), trained.config.images)
-    if law.event != trained.source.event:
+def _of_file(path: Path, trained: Trained, data: LoadedData, header: str | None) -> Reference:
+    law, columns = read_rows(str(path), trained.config.images, trained.config.table.asked(header))
+    if len(law.event) != len(trained.source.event) or (len(law.event) > 1 and law.event != trained.source.event):
         raise InputError(f"{path} has rows of shape {law.event}, samples are of {trained.source.event}")
-    if columns and trained.columns and columns != trained.columns:
-        raise InputError(f"{path} has the columns {', '.join(columns)}, samples {', '.join(trained.columns)}")
+    if len(law.event) == 1:
+        law = Rows(law.x[:, column_order(columns, law.event[0], trained.columns, trained.source.event[0], str(path))])
     seen = set(_each(data.law.values)) if isinstance(data.law, Rows) else set()
     count = sum(row in seen for row in _each(law.values))
     return Reference(f"the {len(law)} rows of {path}" + (f", {count} of which training saw" if count else ""), law)
@@ -185,7 +188,7 @@ def _source(trained: Trained) -> Reference:
     config, scaling = trained.config, trained.model.scaling
     if config.source == "gaussian":
         return Reference("gaussian", Gaussian(trained.source.event), sets=1)
-    law = load_data(config.source, config.split, config.images).unseen(config.source)
+    law = config.load_source(trained.source.event, trained.columns).unseen(config.source)
     if isinstance(law, Rows):
         x = views.in_model_units(scaling, law.values)
         return Reference(f"the {len(x)} held-out rows of {Path(config.source).name}", Rows(x), sets=1)

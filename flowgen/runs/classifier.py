@@ -68,7 +68,7 @@ def labelled_data(trained: Trained) -> LoadedData:
     if config.objective.maps:
         raise InputError("this run has learned to jump, and jumps cannot be guided by a classifier")
     trained.check_scored("a classifier")
-    data = load_data(config.data, config.split, config.images)
+    data = load_data(config.data, config.split, config.images, config.table)
     data = trained.check_data(data)
     if len(data.classes) < 2:
         found = f"has the one {data.classes[0]}" if data.classes else "has none (of .npz: an array y)"

@@ -15,6 +15,7 @@ from flowgen.config import ImagesConfig, load_data
 from flowgen.core import Failure, InputError, generator
 from flowgen.data import Images, Law, Rows, open_folder, read_images, read_table
 from flowgen.data.images import is_folder
+from flowgen.data.tables import column_order
 from flowgen.likelihood import Density, Signs, dequantised, log_likelihood, probes
 from flowgen.runs.folder import Trained
 from flowgen.sampling import chunk_rows
@@ -60,15 +61,20 @@ def check_density(trained: Trained) -> None:
         raise InputError("data with a constant column have no density: leave that column out")
 
 
-def asked_rows(trained: Trained, file: Path | None, num: int | None, label: int | None, seed: int) -> Asked:
+def asked_rows(
+    trained: Trained, file: Path | None, num: int | None, label: int | None, seed: int, header: str | None = None
+) -> Asked:
     """What is measured: the first `num` rows of a file, or as many that the run never saw, all of them by default, or
     5000 new draws. Their labels are those that they have, or `label`, or none.
+
+    Args:
+        header: whether the first line of a table holds names, `yes` or `no`; None for what the run's data have.
 
     Raises:
         InputError: for a bad file, rows of another shape than the run's, or labels that it does not know.
     """
     config, images, law = trained.config, len(trained.source.event) == 3, None
-    data = load_data(config.data, config.split, config.images) if images or file is None else None
+    data = load_data(config.data, config.split, config.images, config.table) if images or file is None else None
     if data is not None:
         data = trained.check_data(data)
     if file is None:
@@ -76,7 +82,7 @@ def asked_rows(trained: Trained, file: Path | None, num: int | None, label: int 
         law = data.unseen(config.data)
         rows, name = _some(law, Path(config.data).name, num, seed)
     else:
-        rows, name = _of_file(trained, file, num)
+        rows, name = _of_file(trained, file, num, header)
     if rows.event != trained.source.event:
         raise InputError(f"{name} have the shape {rows.event}, and those of this run {trained.source.event}")
     step = _step(data.law) if data is not None and images else None
@@ -93,17 +99,15 @@ def _some(law: Law, name: str, num: int | None, seed: int) -> tuple[Rows, str]:
     return law.take(some), f"{len(some)} held-out rows of {name}"
 
 
-def _of_file(trained: Trained, file: Path, num: int | None) -> tuple[Rows, str]:
+def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) -> tuple[Rows, str]:
     """The rows of a file, with the labels that the run knows by the same names."""
     if len(trained.source.event) == 3:
         found = _images(file, trained.config.images)
         x, names, labels = found.pixels, found.classes, found.labels
     else:
-        table = read_table(file)
-        if table.columns and trained.columns and table.columns != trained.columns:
-            columns = ", ".join(table.columns), ", ".join(trained.columns)
-            raise InputError(f"{file} has the columns {columns[0]}, the data of this run {columns[1]}")
-        x, names, labels = table.x, (), None
+        table, width = read_table(file, header=trained.config.table.asked(header).named), trained.source.event[0]
+        order = column_order(table.columns, table.x.shape[1], trained.columns, width, str(file))
+        x, names, labels = table.x[:, order].float(), (), None
         if table.labels is not None:
             values, labels = table.labels.unique(return_inverse=True)
             names = tuple(map(str, values.tolist()))

@@ -285,7 +285,7 @@ def load(folder: Path, device: str | None = None, ema: float | None = None) -> T
         raise InputError(f"{weights}: not the weights of a flowgen run ({error})") from error
     model = model.to(find_device(device or run.config.device)).for_inference()
     labels = Categorical(counts) if counts else None
-    return Trained(model, config.source_law(event, scaling), columns, classes, labels, config, step, data_hash)
+    return Trained(model, config.source_law(event, scaling, columns), columns, classes, labels, config, step, data_hash)
 
 
 def _check(config: Config) -> LoadedData:

@@ -38,7 +38,9 @@ def find_potentials(run: Run, processes: Processes = ALONE) -> Iterator[Potentia
         return
     data, device = config.load_data(), config.device_of(processes)
     rows, labels = settings.rows(data, device, config.seed)
-    for state in settings.ascend(config.source_law(data.law.event, data.scaling), rows, labels, config.seed):
+    for state in settings.ascend(
+        config.source_law(data.law.event, data.scaling, data.columns), rows, labels, config.seed
+    ):
         yield state
         processes.any(False)
     facts = {"chi_square": state.chi_square, "draws": state.draws, "data_hash": data.hash}
@@ -73,5 +75,5 @@ def semidiscrete_pairs(run: Run, data: LoadedData, device: torch.device, process
     config = run.config
     rows, labels = config.coupling.rows(data, device, config.seed)
     return Semidiscrete(
-        config.source_law(data.law.event, data.scaling), rows, solved(run, data).values.to(device), labels
+        config.source_law(data.law.event, data.scaling, data.columns), rows, solved(run, data).values.to(device), labels
     )

@@ -60,7 +60,7 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
     state, window = _resume(run, data, device)
     if settings.compile:
         compile_net(state)
-    source = config.source_law(data.law.event, data.scaling)
+    source = config.source_law(data.law.event, data.scaling, data.columns)
     pairs = _pairs(run, data, device, state.step, processes)
     with ahead(pairs, device) if device.type == "cuda" else nullcontext(pairs) as ready:
         seen = _Seen(ready)
