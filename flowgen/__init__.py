@@ -6,6 +6,9 @@ it; then a solver walks the learned field along a time grid.
 
 __version__ = "0.1.0"
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from flowgen import (
     checkpoints,
     core,
@@ -42,6 +45,24 @@ from flowgen.reflow import Inversion, Reflow
 from flowgen.sampling import sample, sample_chunks, solve, walk
 from flowgen.solvers import AdamsBashforth2, Adaptive, RungeKutta, euler, heun, midpoint, rk4
 from flowgen.training import Diverged, State, fit
+
+if TYPE_CHECKING:
+    from flowgen import (  # noqa: F401
+        bench,
+        classifying,
+        config,
+        distill,
+        ema,
+        evaluation,
+        exporting,
+        flowmaps,
+        intervals,
+        model,
+        premetric,
+        reflow,
+        runs,
+        settings,
+    )
 
 __all__ = [
     "DDPM",
@@ -107,3 +128,32 @@ __all__ = [
     "weights",
     "with_null_labels",
 ]
+
+_LATER = (
+    "bench",
+    "classifying",
+    "config",
+    "distill",
+    "ema",
+    "evaluation",
+    "exporting",
+    "flowmaps",
+    "intervals",
+    "model",
+    "premetric",
+    "reflow",
+    "runs",
+    "settings",
+)
+"""Modules that are imported when they are first asked for, since some of them take long: `flowgen.runs` is enough."""
+
+if not TYPE_CHECKING:  # a type checker is to know what there is
+
+    def __getattr__(name: str) -> Any:
+        if name in _LATER:
+            return import_module(f"flowgen.{name}")
+        raise AttributeError(f"module 'flowgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import operator
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, final
+from numbers import Real
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "WHOLE",
+    "Choices",
     "Evaluated",
     "Failure",
     "Field",
     "FlowMap",
     "InputError",
+    "Named",
     "Note",
     "Pair",
     "Part",
     "Point",
+    "StrPath",
     "expand_time",
     "generator",
     "like",
+    "lookup",
     "note",
+    "whole",
 ]
+
+T = TypeVar("T")
+
+StrPath = str | os.PathLike[str]
+"""A file or a folder, as a str or a Path."""
 
 
 class InputError(ValueError):
@@ -44,6 +58,100 @@ class Note(UserWarning):
 def note(text: str) -> None:
     """Tell the user of a guess, in one line; commands print it on standard error, each text once."""
     warnings.warn(text, Note, stacklevel=3)
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Return table[name].
+
+    Raises:
+        InputError: if there is no such name; the message has the nearest one, and all of them.
+    """
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise InputError(f"unknown {kind} {name!r}{hint}: choose from {', '.join(table) or 'none'}")
+
+
+def whole(what: str, value: Any, least: int | None = 1) -> int:
+    """Return a whole number as an int.
+
+    Raises:
+        InputError: for anything else, or a number below `least`.
+    """
+    kind = "a positive whole number" if least == 1 else "a whole number"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        given = value if isinstance(value, Real | str | None) else _kind_of(value)
+        raise InputError(f"{what} must be {kind}, not {given!r}") from None
+    if least is not None and number < least:
+        raise InputError(f"{what} must be {kind}{'' if least == 1 else f', {least} or more'}, not {number}")
+    return number
+
+
+@final
+class Choices(dict[str, Any], Generic[T]):
+    """The parts of one kind that have a name: an object, or a class that is made with its defaults, for each.
+
+    Called with what a user gave, a part or its name, it returns the part.
+
+    Args:
+        kind: what the parts are called in messages.
+        of: the class of all parts, also of those without a name.
+    """
+
+    def __init__(self, kind: str, of: Any, table: Mapping[str, Any]) -> None:
+        super().__init__(table)
+        self.kind, self.of = kind, of
+
+    def __call__(self, given: T | str) -> T:
+        """Return the part that was given, or the one of that name.
+
+        Raises:
+            InputError: for an unknown name, a class in place of its object, or anything else.
+        """
+        if isinstance(given, str):
+            found = lookup(self.kind, given, self)
+            return found() if isinstance(found, type) else found
+        if isinstance(given, type):
+            raise InputError(f"the {self.kind} is the class {given.__name__}, not an object: give {given.__name__}()")
+        if not isinstance(given, self.of):
+            raise InputError(f"expected a {self.kind} or the name of one ({', '.join(self)}), not {_kind_of(given)}")
+        return given
+
+
+@final
+class Named(Generic[T]):
+    """A field of a dataclass that takes a part or its name, and holds the part.
+
+    >>> SIZES = Choices("size", int, {"one": 1, "two": 2})
+    >>> @dataclass(frozen=True)
+    ... class Box:
+    ...     size: Named[int] = Named(SIZES, "one")
+    >>> Box().size, Box("two").size, Box(3).size
+    (1, 2, 3)
+    """
+
+    def __init__(self, choices: Choices[T], default: str) -> None:
+        self.choices, self.default = choices, default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        if instance is None:
+            return self.default  # type: ignore[return-value]  # what the dataclass hands to __set__
+        return instance.__dict__[self.name]
+
+    def __set__(self, instance: Any, value: T | str) -> None:
+        instance.__dict__[self.name] = self.choices(value)
+
+
+def _kind_of(value: Any) -> str:
+    """What an object is, in a few words."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 class Pair(NamedTuple):
@@ -129,9 +237,21 @@ def like(t: Tensor, x: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def expand_time(t: float, x: Tensor) -> Tensor:
-    """The time t for each row of x, `(B,)`; float32, or float64 where x is (half types never hold a time)."""
-    return torch.full(x.shape[:1], t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+def expand_time(t: float | Tensor, x: Tensor) -> Tensor:
+    """Return the time of each row of x, `(B,)`: one time for all, or times `(B,)` as they are.
+
+    One time becomes float32, or float64 where x is (half types never hold a time).
+
+    Raises:
+        InputError: for anything else than a number or one time a row.
+    """
+    if isinstance(t, Tensor) and t.ndim:
+        if t.shape != x.shape[:1]:
+            raise InputError(f"times are one number, or of shape ({len(x)},) for so many rows, not {tuple(t.shape)}")
+        return t
+    if not isinstance(t, Tensor | Real):
+        raise InputError(f"a time is a number or a tensor, not {_kind_of(t)}")
+    return torch.full(x.shape[:1], float(t), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
@@ -142,7 +262,11 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
 
     >>> bool((torch.rand(3, generator=generator(0, "a", 7)) == torch.rand(3, generator=generator(0, "a", 7))).all())
     True
+
+    Raises:
+        InputError: unless the seed is a whole number.
     """
+    seed = whole("the seed", seed, least=None)
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
     # PyTorch's CPU generator keeps 32 bits of its seed: adding the index keeps all draws of a stream distinct.
     return torch.Generator().manual_seed((int.from_bytes(digest, "little") + index) % 2**32)

@@ -29,7 +29,7 @@ class Walked:
     """
 
     field: Field
-    solver: Solver
+    solver: Solver | str
     steps: int
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flowgen.core import Field, FlowMap, InputError, Pair, Point, like
+from flowgen.core import Field, FlowMap, InputError, Named, Pair, Point, like
 from flowgen.intervals import IntervalLaw, Intervals, Spans
-from flowgen.losses import Adaptive, Loss, Squared
+from flowgen.losses import LOSSES, Loss
 from flowgen.model import Model
 
 __all__ = [
@@ -161,7 +161,7 @@ class MeanFlow(_OverIntervals):
 
     intervals: IntervalLaw = field(default_factory=Intervals)
     velocity: Velocity = field(default_factory=OfPairs)
-    distance: Loss = field(default_factory=Adaptive)
+    distance: Named[Loss] = Named(LOSSES, "adaptive")
 
     def _moving(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
         v = self.velocity(model, point, cond)
@@ -196,7 +196,7 @@ class Shortcut(_OverIntervals):
 
     intervals: IntervalLaw = field(default_factory=Intervals)
     velocity: Velocity = field(default_factory=OfPairs)
-    distance: Loss = field(default_factory=Squared)
+    distance: Named[Loss] = Named(LOSSES, "squared")
     halves: FlowMap | None = None
 
     def _moving(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
@@ -233,7 +233,7 @@ class AlphaFlow(_OverIntervals):
 
     intervals: IntervalLaw = field(default_factory=Intervals)
     velocity: Velocity = field(default_factory=OfPairs)
-    distance: Loss = field(default_factory=Squared)
+    distance: Named[Loss] = Named(LOSSES, "squared")
     share: float = 0.1
     absolute: bool = False
 
@@ -259,7 +259,7 @@ class EndPoint:
     For pairs that a flow has made (arXiv 2209.03003): of others, it learns the mean of the data.
     """
 
-    distance: Loss = field(default_factory=Squared)
+    distance: Named[Loss] = Named(LOSSES, "squared")
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))

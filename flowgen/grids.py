@@ -7,14 +7,26 @@ there, and `karras` adds a step. The discrete ones are for solvers that land: th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError
+from flowgen.core import InputError, whole
 from flowgen.paths import DDPM, Path
 
-__all__ = ["discrete", "karras", "leading", "linspaced", "log_snr", "quadratic", "shifted", "trailing", "uniform"]
+__all__ = [
+    "checked",
+    "discrete",
+    "karras",
+    "leading",
+    "linspaced",
+    "log_snr",
+    "quadratic",
+    "shifted",
+    "trailing",
+    "uniform",
+]
 
 
 def uniform(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
@@ -23,9 +35,24 @@ def uniform(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     >>> uniform(4).tolist()
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
-    if steps < 1:
-        raise InputError(f"a grid needs at least one step, not {steps}")
-    return torch.linspace(lo, hi, steps + 1, dtype=torch.float64)
+    return torch.linspace(lo, hi, whole("the number of steps", steps) + 1, dtype=torch.float64)
+
+
+def checked(grid: Tensor | Sequence[float]) -> Tensor:
+    """Return the times of a grid `(steps + 1,)`, which may be a list of numbers.
+
+    Raises:
+        InputError: unless they are finite numbers in a row.
+    """
+    try:
+        times = grid if isinstance(grid, Tensor) else torch.as_tensor(grid, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"a grid is a tensor of times, such as grids.uniform(20): {error}") from None
+    if times.ndim != 1 or not len(times):
+        raise InputError(f"a grid is a tensor of times, such as grids.uniform(20), not of shape {tuple(times.shape)}")
+    if not times.isfinite().all():
+        raise InputError("a grid of times holds NaN or infinite values")
+    return times
 
 
 def log_snr(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, margin: float = 1e-3) -> Tensor:

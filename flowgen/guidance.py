@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowgen import targets
-from flowgen.core import Field, InputError, like
+from flowgen.core import Field, InputError, expand_time, like
 from flowgen.paths import Path
 
 __all__ = ["AutoGuided", "ClassifierGuided", "Guided", "LogProb", "Rescale"]
@@ -94,7 +94,8 @@ class Guided:
     def __post_init__(self) -> None:
         _check(self.weight, self.interval)
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        t = expand_time(t, x)
         if cond is None:
             return self.field(x, t, cond)
         null = torch.full_like(cond, self.null)
@@ -129,7 +130,8 @@ class AutoGuided:
     def __post_init__(self) -> None:
         _check(self.weight, self.interval)
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        t = expand_time(t, x)
         return _beyond(self, lambda: self.weak(x, t, cond), lambda: self.strong(x, t, cond), x, t)
 
 
@@ -171,7 +173,8 @@ class ClassifierGuided:
     def __post_init__(self) -> None:
         _check(self.weight, self.interval)
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        t = expand_time(t, x)
         v = self.field(x, t, cond)
         at_work = _inside(self.interval, t) & (self.path.coeffs(t).alpha > 0)
         if cond is None or self.weight == 0 or not at_work.any():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError
-from flowgen.objectives import LogitNormal, LogNormal, TimeLaw
+from flowgen.core import InputError, Named
+from flowgen.objectives import TIMES, LogNormal, TimeLaw
 
 __all__ = ["IntervalLaw", "Intervals", "Spans", "Steps", "ToData"]
 
@@ -52,7 +52,7 @@ class Intervals:
         InputError: unless the share is within 0 and 1, and for times of a law of noise.
     """
 
-    times: TimeLaw = field(default_factory=LogitNormal)
+    times: Named[TimeLaw] = Named(TIMES, "logit-normal")
     diagonal: float = 0.5
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class ToData:
     """
 
     diagonal: ClassVar[float] = 0.0
-    times: TimeLaw = field(default_factory=LogitNormal)
+    times: Named[TimeLaw] = Named(TIMES, "logit-normal")
 
     def __post_init__(self) -> None:
         _check_times(self.times)

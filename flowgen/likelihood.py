@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowgen.core import Field, InputError
 from flowgen.data.laws import Law
+from flowgen.grids import checked
 from flowgen.model import Model
 from flowgen.sampling import solve, starts
 from flowgen.solvers import Solver
@@ -122,7 +123,7 @@ def log_likelihood(
     source: Density,
     x: Tensor,
     grid: Tensor,
-    solver: Solver,
+    solver: Solver | str,
     cond: Tensor | None = None,
     probes: Tensor | None = None,
 ) -> Tensor:
@@ -154,7 +155,7 @@ def log_likelihood(
     z = model.scaling.apply_to(x.to(model.device)).double()
     start = torch.cat([z.flatten(1), z.new_zeros(len(z), 1)], dim=1)
     followed = _Followed(_Double(model), tuple(x.shape[1:]), None if probes is None else probes.to(z))
-    end = solve(followed, start, grid.flip(0), solver, None if cond is None else cond.to(model.device))
+    end = solve(followed, start, checked(grid).flip(0), solver, None if cond is None else cond.to(model.device))
     x0, integral = end[:, :-1].unflatten(1, x.shape[1:]), end[:, -1]  # minus the integral: the walk was backward
     dim = z.flatten(1).shape[1]
     sigma = model.start(torch.ones(1)).item()

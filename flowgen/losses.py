@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError
+from flowgen.core import Choices, InputError
 
-__all__ = ["Adaptive", "Loss", "PseudoHuber", "Squared"]
+__all__ = ["LOSSES", "Adaptive", "Loss", "PseudoHuber", "Squared"]
 
 
 class Loss(Protocol):
@@ -74,3 +75,8 @@ class Adaptive:
     def __call__(self, error: Tensor) -> Tensor:
         square = error.square().flatten(1).mean(1)
         return square / (square.detach() + self.c) ** self.power
+
+
+LOSSES: Choices[Loss] = Choices(
+    "loss", Callable, {"squared": Squared, "pseudo-huber": PseudoHuber, "adaptive": Adaptive}
+)

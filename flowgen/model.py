@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from typing import final
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from flowgen import targets
-from flowgen.core import InputError, Pair, like
+from flowgen.core import InputError, Pair, expand_time, like
 from flowgen.data.scaling import Scaling
-from flowgen.paths import Linear, Path
-from flowgen.targets import Target
+from flowgen.paths import PATHS, Path
+from flowgen.targets import TARGETS, Target
 
 __all__ = ["Model"]
+
+Times = Tensor | float
+"""One time a row `(B,)`, or one for all."""
 
 
 @final
@@ -24,8 +28,8 @@ class Model(nn.Module):
     Args:
         net: a module `net(x, t, s, cond)`, x `(B, *event)`, t and s `(B,)`, to a prediction `(B, *event)`. A velocity
             network is called with s = t and may ignore s; a flow map reads both.
-        path: joins source and data.
-        target: what the net predicts, a row of `flowgen.targets`.
+        path: joins source and data; an object of `flowgen.paths` or its name, `Linear` by default.
+        target: what the net predicts: a row of `flowgen.targets` or its name.
         start: the first time; 0, but for a path whose first noise the net has not seen.
         scaling: takes data into the model's units; copied, kept with the weights, undone on samples.
 
@@ -33,23 +37,26 @@ class Model(nn.Module):
         span: the times (lo, hi) where the velocity is defined, see `flowgen.targets.span`.
         size: by what x_t is divided before the net sees it, see `flowgen.targets.size`.
 
+    Where a time is asked for, one number stands for the time of all rows.
+
     Raises:
-        InputError: where the target is singular at the start of the path.
+        InputError: where the target is singular at the start of the path; for a net that cannot be called so.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        path: Path | None = None,
-        target: Target = targets.velocity,
+        path: Path | str | None = None,
+        target: Target | str = targets.velocity,
         scaling: Scaling | None = None,
         start: float = 0.0,
     ) -> None:
         super().__init__()
-        self.net, self.path, self.target = net, path or Linear(), target
+        _check_call(net)
+        self.net, self.path, self.target = net, PATHS("linear" if path is None else path), TARGETS(target)
         self.scaling = deepcopy(scaling) if scaling else Scaling()  # the caller's stays with the data, off the device
-        self.span = targets.span(self.path, target, start)
-        self.size = targets.size(self.path, target)
+        self.span = targets.span(self.path, self.target, start)
+        self.size = targets.size(self.path, self.target)
         self._trainable: frozenset[str] = frozenset()  # before `for_inference`
 
     @property
@@ -70,11 +77,12 @@ class Model(nn.Module):
         self._trainable = self.trainable
         return self.requires_grad_(False).eval()
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Times, s: Times | None = None, cond: Tensor | None = None) -> Tensor:
         """The raw prediction of the target at x_t, `(B, *event)`."""
+        t = expand_time(t, x)
         if self.size is not None:
             x = x / like(self.size(self.path.coeffs(t)), x)
-        return self.net(x, t, t if s is None else s, cond)
+        return self.net(x, t, t if s is None else expand_time(s, x), cond)
 
     @property
     def device(self) -> torch.device:
@@ -85,11 +93,11 @@ class Model(nn.Module):
         """Where sampling starts: sigma x0 at the first time, on the model's device."""
         return self.path.mark(self.span[0]).sigma * x0.to(self.device)
 
-    def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def velocity(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Tensor:
         """The velocity dx/dt at x_t: a Field."""
         return self._as(targets.velocity, x, t, cond)
 
-    def average(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+    def average(self, x: Tensor, t: Times, s: Times, cond: Tensor | None = None) -> Tensor:
         """The average velocity from t to s of a model that learned it, x_s = x_t + (s - t) u(x_t, t, s): a FlowMap.
 
         Raises:
@@ -99,14 +107,37 @@ class Model(nn.Module):
             raise InputError(f"a flow map needs the target velocity, not {self.target.__name__}")
         return self(x, t, s, cond)
 
-    def score(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Tensor:
         """The score grad log p_t(x), for a Gaussian source and independent pairs."""
         return self._as(targets.score, x, t, cond)
 
-    def ends(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
+    def ends(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Pair:
         """The expected source and data ends given x_t."""
+        t = expand_time(t, x)
         return targets.ends(self(x, t, t, cond), x, self.path.coeffs(like(t, x)), self.target)
 
-    def _as(self, target: Target, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+    def _as(self, target: Target, x: Tensor, t: Times, cond: Tensor | None) -> Tensor:
+        t = expand_time(t, x)
         y = self(x, t, t, cond)
         return y if target is self.target else targets.convert(y, x, self.path.coeffs(like(t, x)), self.target, target)
+
+
+def _check_call(net: nn.Module) -> None:
+    """
+    Raises:
+        InputError: for what is no module, or does not take the four arguments that a net is called with.
+    """
+    if not isinstance(net, nn.Module):
+        what = f"the class {net.__name__}" if isinstance(net, type) else f"of type {type(net).__name__}"
+        raise InputError(f"the net is {what}: give an object of a torch.nn.Module")
+    try:
+        signature = inspect.signature(net.forward)
+    except (TypeError, ValueError):  # of compiled code: it is seen when it is called
+        return
+    try:
+        signature.bind("x", "t", "s", "cond")
+    except TypeError as error:
+        name = type(net).__name__
+        raise InputError(
+            f"a net is called with net(x, t, s, cond), but {name}.forward is {signature}: {error}"
+        ) from None

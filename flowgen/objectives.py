@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from flowgen import targets
-from flowgen.core import InputError, Pair, Point, like
-from flowgen.losses import Loss, Squared
+from flowgen.core import Choices, InputError, Named, Pair, Point, like
+from flowgen.losses import LOSSES, Loss, Squared
 from flowgen.model import Model
 from flowgen.paths import Bridge, Path
-from flowgen.weights import Own, Weight
+from flowgen.weights import WEIGHTS, Own, Weight
 
 __all__ = [
+    "TIMES",
     "BridgeNoise",
     "Discrete",
     "Draws",
@@ -176,6 +177,20 @@ class UShaped(TimeLaw):
         return (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a).clamp(0, 1)
 
 
+TIMES: Choices[TimeLaw] = Choices(
+    "law of times",
+    TimeLaw,
+    {
+        "uniform": Uniform,
+        "stratified": Stratified,
+        "discrete": Discrete,
+        "logit-normal": LogitNormal,
+        "log-normal": LogNormal,
+        "u-shaped": UShaped,
+    },
+)
+
+
 class Draws(NamedTuple):
     """What flow matching draws for each pair: its time on [0, 1] `(B,)`, and noise `(B, *event)` for a bridge."""
 
@@ -204,10 +219,10 @@ class FlowMatching:
         InputError: for a bridge with another target than the velocity, from which the ends could not be told.
     """
 
-    times: TimeLaw = field(default_factory=Uniform)
+    times: Named[TimeLaw] = Named(TIMES, "uniform")
     bridge: Bridge | None = None
-    distance: Loss = field(default_factory=Squared)
-    weight: Weight = field(default_factory=Own)
+    distance: Named[Loss] = Named(LOSSES, "squared")
+    weight: Named[Weight] = Named(WEIGHTS, "own")
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
@@ -245,7 +260,7 @@ class BridgeNoise:
     """
 
     bridge: Bridge
-    times: TimeLaw = field(default_factory=Uniform)
+    times: Named[TimeLaw] = Named(TIMES, "uniform")
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))

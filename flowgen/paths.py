@@ -18,10 +18,12 @@ from typing import ClassVar, NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Pair, Point, like
+from flowgen.core import Choices, InputError, Pair, Point, like
 
 __all__ = [
+    "BRIDGES",
     "DDPM",
+    "PATHS",
     "VE",
     "VP",
     "Bridge",
@@ -396,3 +398,11 @@ class Brownian(_Noise):
     def gamma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         root = (t * (1 - t)).sqrt()
         return self.sigma * root, self.sigma * (1 - 2 * t) / (2 * root)
+
+
+PATHS: Choices[Path] = Choices(
+    "path",
+    Path,
+    {"linear": Linear, "cosine": Cosine, "vp": VP, "ddpm": DDPM, "offset-cosine": OffsetCosine, "ve": VE},
+)
+BRIDGES: dict[str, type] = {"constant": Constant, "brownian": Brownian}

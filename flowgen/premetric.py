@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
 from flowgen import targets
-from flowgen.core import InputError, Pair, like
-from flowgen.losses import Loss, PseudoHuber
+from flowgen.core import InputError, Named, Pair, like
+from flowgen.losses import LOSSES, Loss
 from flowgen.model import Model
-from flowgen.objectives import Draws, FlowMatching, TimeLaw, UShaped, on_path
+from flowgen.objectives import TIMES, Draws, FlowMatching, TimeLaw, on_path
 
 __all__ = ["Premetric"]
 
@@ -43,8 +43,8 @@ class Premetric:
 
     embed: Callable[[Tensor], Tensor]
     weight: float = 1.0
-    times: TimeLaw = field(default_factory=UShaped)
-    distance: Loss = field(default_factory=PseudoHuber)
+    times: Named[TimeLaw] = Named(TIMES, "u-shaped")
+    distance: Named[Loss] = Named(LOSSES, "pseudo-huber")
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, Pair
+from flowgen.grids import checked
 from flowgen.model import Model
 from flowgen.sampling import flow, solve
 from flowgen.solvers import Solver
@@ -18,7 +19,7 @@ __all__ = ["Inversion", "Reflow", "invert"]
 
 @torch.no_grad()
 def invert(
-    model: Model, x1: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None, field: Field | None = None
+    model: Model, x1: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None, field: Field | None = None
 ) -> Tensor:
     """The source points `(B, *event)` from where the model's flow comes to x1 `(B, *event)`, both in model units.
 
@@ -27,7 +28,7 @@ def invert(
     Args:
         field: walked in place of the model's velocity: one that counts, or guides.
     """
-    x = solve(field or model.velocity, x1.to(model.device), grid.flip(0), solver, cond)
+    x = solve(field or model.velocity, x1.to(model.device), checked(grid).flip(0), solver, cond)
     return x / model.start(torch.ones((), dtype=x.dtype))
 
 
@@ -43,7 +44,7 @@ class Reflow:
 
     teacher: Model
     grid: Tensor
-    solver: Solver
+    solver: Solver | str
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
         return Pair(pair.x0, flow(self.teacher, pair.x0, self.grid, self.solver, pair.cond), pair.cond)
@@ -60,7 +61,7 @@ class Inversion:
 
     teacher: Model
     grid: Tensor
-    solver: Solver
+    solver: Solver | str
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
         return Pair(invert(self.teacher, pair.x1, self.grid, self.solver, pair.cond), pair.x1, pair.cond)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowgen.model import Model
-from flowgen.paths import Coeffs, Path
+from flowgen.paths import PATHS, Coeffs, Path
 from flowgen.targets import Row, Target
 
 __all__ = ["repath"]
@@ -66,15 +66,16 @@ class _Retimed(nn.Module):
         return self.model(x, self.clock(self.path.coeffs(t)), cond=cond)
 
 
-def repath(model: Model, path: Path) -> Model:
+def repath(model: Model, path: Path | str) -> Model:
     """The same model on another path, as far as that has noise that the model has seen.
 
     Where the old path starts with alpha(0) > 0, as VP and VE do, the new one starts a little after 0, too. Up to its
     end the model is asked no later than it was trained.
 
     Args:
-        path: any. The flow is the same but for scale and clock, whatever its pairs and its source are.
+        path: any, or its name. The flow is the same but for scale and clock, whatever its pairs and its source are.
     """
+    path = PATHS(path)
     if path == model.path:
         return model
     clock = _Clock(model.path, model.span)

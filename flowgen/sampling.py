@@ -11,13 +11,13 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from flowgen.core import Evaluated, FlowMap, InputError, Pair, expand_time, generator
+from flowgen.core import Evaluated, FlowMap, InputError, Pair, expand_time, generator, whole
 from flowgen.data.laws import Law
 from flowgen.distributed import ALONE, Processes
-from flowgen.grids import uniform
+from flowgen.grids import checked, uniform
 from flowgen.model import Model
 from flowgen.paths import Path
-from flowgen.solvers import Solver
+from flowgen.solvers import SOLVERS, Solver
 
 __all__ = [
     "Counted",
@@ -38,18 +38,23 @@ __all__ = [
 ]
 
 
-def walk(field: Evaluated, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Iterator[Tensor]:
+def walk(
+    field: Evaluated, x: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None
+) -> Iterator[Tensor]:
     """Yields x at each time of the grid after the first.
+
+    Args:
+        solver: an object or its name, such as "heun".
 
     Shapes: x `(B, *event)` at grid[0], grid `(steps + 1,)`. A decreasing grid walks back from data to source.
     """
-    carry = None
-    for t, s in pairwise(grid.tolist()):
+    solver, carry = SOLVERS(solver), None
+    for t, s in pairwise(checked(grid).tolist()):
         x, carry = solver.step(field, x, t, s, cond, carry)
         yield x
 
 
-def solve(field: Evaluated, x: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Tensor:
+def solve(field: Evaluated, x: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None) -> Tensor:
     """x at the last time of the grid. Differentiable; call it under `torch.no_grad()` to sample."""
     for end in walk(field, x, grid, solver, cond):
         x = end
@@ -60,22 +65,24 @@ def solve(field: Evaluated, x: Tensor, grid: Tensor, solver: Solver, cond: Tenso
 def flow(
     model: Model,
     x0: Tensor,
-    grid: Tensor,
-    solver: Solver,
+    grid: Tensor | int,
+    solver: Solver | str,
     cond: Tensor | None = None,
     field: Evaluated | None = None,
 ) -> Tensor:
     """Where the model's flow takes source points `(B, *event)`, in model units.
 
     Args:
+        grid: the times of the steps, or how many even steps to take over the model's span.
         field: walked in place of what the solver asks of the model: one that counts, or guides.
     """
-    return solve(field or asked(model, solver), model.start(x0), grid, solver, cond)
+    solver = SOLVERS(solver)
+    return solve(field or asked(model, solver), model.start(x0), _grid(model, grid, solver), solver, cond)
 
 
-def asked(model: Model, solver: Solver) -> Evaluated:
+def asked(model: Model, solver: Solver | str) -> Evaluated:
     """What a solver asks of a model: its velocity, or its average velocity, to jump."""
-    return model.average if solver.jumps else model.velocity
+    return model.average if SOLVERS(solver).jumps else model.velocity
 
 
 Spacing = Callable[[Path, int, float, float], Tensor]
@@ -87,10 +94,18 @@ def even(path: Path, steps: int, lo: float, hi: float) -> Tensor:
     return uniform(steps, lo, hi)
 
 
-def grid_of(model: Model, solver: Solver, steps: int, spacing: Spacing = even) -> Tensor:
+def grid_of(model: Model, solver: Solver | str, steps: int, spacing: Spacing = even) -> Tensor:
     """The grid on which a solver walks a model: over its span, and on to the data for a solver that lands there."""
     lo, hi = model.span
-    return spacing(model.path, steps, lo, 1.0 if solver.lands else hi)
+    return spacing(model.path, steps, lo, 1.0 if SOLVERS(solver).lands else hi)
+
+
+def _grid(model: Model, grid: Tensor | int, solver: Solver) -> Tensor:
+    """The times of a grid, or of so many even steps; of two times at least, and from the source to the data."""
+    times = grid_of(model, solver, grid) if isinstance(grid, int) else checked(grid)
+    if len(times) < 2 or times[-1] <= times[0]:
+        raise InputError(f"a grid to sample on runs from the source to the data, not from {times[0]} to {times[-1]}")
+    return times
 
 
 class Counted:
@@ -176,8 +191,8 @@ def pair_chunks(
     model: Model,
     source: Law,
     num: int,
-    grid: Tensor,
-    solver: Solver,
+    grid: Tensor | int,
+    solver: Solver | str,
     *,
     seed: int = 0,
     stream: str = "sample",
@@ -200,16 +215,49 @@ def pair_chunks(
     Raises:
         InputError: unless num and chunk are positive, start is at a block, and there are as many conditions as pairs.
     """
-    size = _chunk(source, num - start, chunk, cond)
-    if start % BLOCK:
+    if whole("start", start, 0) % BLOCK:
         raise InputError(f"pairs start at a multiple of {BLOCK}, not at {start}")
-    for first in range(start, num, size):
-        stop = min(first + size, num)
-        x0 = starts(source, first, whole_blocks(stop), seed, stream)
-        given = None if cond is None else _padded(cond[first - start : stop - start], len(x0)).to(model.device)
-        walk_to = _jointly if solver.joint else flow
-        kept, ends = slice(stop - first), walk_to(model, x0, grid, solver.at(first), given, field)
-        yield Pair(x0[kept], ends.cpu()[kept], None if given is None else given[kept].cpu())
+    num, size = _sizes(source, num, chunk, cond, start)
+    drawn = _Drawn.of(model, source, grid, solver, seed, stream, field)
+    firsts = range(start, num, size)
+    return (drawn.pairs(first, min(first + size, num), _rows(cond, first - start, size)) for first in firsts)
+
+
+@final
+@dataclass(frozen=True)
+class _Drawn:
+    """What pairs are drawn with, checked."""
+
+    model: Model
+    source: Law
+    grid: Tensor
+    solver: Solver
+    seed: int
+    stream: str
+    field: Evaluated | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        source: Law,
+        grid: Tensor | int,
+        solver: Solver | str,
+        seed: int,
+        stream: str,
+        field: Evaluated | None,
+    ) -> _Drawn:
+        solver = SOLVERS(solver)
+        return cls(model, source, _grid(model, grid, solver), solver, whole("the seed", seed, None), stream, field)
+
+    def pairs(self, first: int, stop: int, cond: Tensor | None) -> Pair:
+        """Pairs first..stop-1 with their conditions; the first is at a block."""
+        x0 = starts(self.source, first, whole_blocks(stop), self.seed, self.stream)
+        given = None if cond is None else _padded(cond, len(x0)).to(self.model.device)
+        walk_to = _jointly if self.solver.joint else flow
+        ends = walk_to(self.model, x0, self.grid, self.solver.at(first), given, self.field)
+        kept = slice(stop - first)
+        return Pair(x0[kept], ends.cpu()[kept], None if given is None else given[kept].cpu())
 
 
 def _jointly(
@@ -227,14 +275,17 @@ def _jointly(
     return torch.cat(ends)
 
 
-def _chunk(source: Law, num: int, chunk: int | None, cond: Tensor | None) -> int:
-    """How many rows to follow at a time, once it is known that there are some, and a condition for each."""
-    chunk = chunk_rows(source.event) if chunk is None else chunk
-    if num < 1 or chunk < 1:
-        raise InputError(f"expected a positive number of samples and chunk size, not {num} and {chunk}")
-    if cond is not None and len(cond) != num:
-        raise InputError(f"{num} samples need as many conditions, not {len(cond)}")
-    return whole_blocks(chunk)
+def _sizes(source: Law, num: int, chunk: int | None, cond: Tensor | None, start: int = 0) -> tuple[int, int]:
+    """Where rows end, and how many to follow at a time, once it is known that each has a condition."""
+    rows = whole("the number of samples", whole("the number of samples", num) - start)
+    size = chunk_rows(source.event) if chunk is None else whole("the chunk size", chunk)
+    if cond is not None and len(cond) != rows:
+        raise InputError(f"{rows} samples need as many conditions, not {len(cond)}")
+    return rows + start, whole_blocks(size)
+
+
+def _rows(cond: Tensor | None, first: int, count: int) -> Tensor | None:
+    return None if cond is None else cond[first : first + count]
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
@@ -246,8 +297,8 @@ def sample(
     model: Model,
     source: Law,
     num: int,
-    grid: Tensor,
-    solver: Solver,
+    grid: Tensor | int,
+    solver: Solver | str,
     *,
     seed: int = 0,
     chunk: int | None = None,
@@ -262,14 +313,16 @@ def sample(
 
     Args:
         source: the law of x0 that the model was trained from, in model units.
-        grid: the times of the steps, see `flowgen.grids`.
+        grid: the times of the steps, see `flowgen.grids`; a whole number for so many even steps over the model's span.
+        solver: an object, or its name as on the command line, such as "heun".
         seed: of the source points, and of the noise of a solver that draws some.
         chunk: the most rows on the device at a time; None for as many as `chunk_rows` says.
         field: walked in place of what the solver asks of the model: one that counts, or guides.
         cond: the condition of each sample, `(num, ...)`.
 
     Raises:
-        InputError: unless num and chunk are positive, and there are as many conditions as samples.
+        InputError: at once, unless num and chunk are positive whole numbers, the grid runs from the source to the data,
+            and there are as many conditions as samples.
     """
     made = sample_chunks(model, source, num, grid, solver, seed=seed, chunk=chunk, field=field, cond=cond)
     return torch.cat(list(made))
@@ -279,8 +332,8 @@ def sample_chunks(
     model: Model,
     source: Law,
     num: int,
-    grid: Tensor,
-    solver: Solver,
+    grid: Tensor | int,
+    solver: Solver | str,
     *,
     seed: int = 0,
     chunk: int | None = None,
@@ -293,17 +346,19 @@ def sample_chunks(
     Args:
         processes: those that sample together: each makes a chunk at a time, and only the first yields them.
     """
-    size, part = _chunk(source, num, chunk, cond), processes.part
-    for first in range(0, num, size * part.of):
-        start = min(first + part.index * size, num)
-        stop = min(start + size, num)
-        x = torch.empty(0, *source.event)
-        if start < stop:
-            given = None if cond is None else cond[start:stop]
-            made = pair_chunks(
-                model, source, stop, grid, solver, seed=seed, chunk=size, start=start, field=field, cond=given
-            )
-            x = model.scaling.undo(next(made).x1.to(model.device))
-        rows = processes.gathered(x)
-        if rows is not None:
-            yield rows
+    num, size = _sizes(source, num, chunk, cond)
+    drawn, part = _Drawn.of(model, source, grid, solver, seed, "sample", field), processes.part
+
+    def chunks() -> Iterator[Tensor]:
+        for first in range(0, num, size * part.of):
+            start = min(first + part.index * size, num)
+            stop = min(start + size, num)
+            x = torch.empty(0, *source.event)
+            if start < stop:
+                made = drawn.pairs(start, stop, _rows(cond, start, stop - start))
+                x = model.scaling.undo(made.x1.to(model.device))
+            rows = processes.gathered(x)
+            if rows is not None:
+                yield rows
+
+    return chunks()

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from flowgen.core import Failure, Field, FlowMap, InputError, expand_time
+from flowgen.core import Choices, Failure, Field, FlowMap, InputError, expand_time
 
-__all__ = ["AdamsBashforth2", "Adaptive", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]
+__all__ = ["SOLVERS", "AdamsBashforth2", "Adaptive", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]
 
 
 class Solver(ABC):
@@ -204,3 +204,19 @@ class Adaptive(Solver):
 
 
 _ADAPTIVE_ORDERS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2}
+
+
+SOLVERS: Choices[Solver] = Choices(
+    "solver",
+    Solver,
+    {
+        "euler": euler,
+        "midpoint": midpoint,
+        "heun": heun,
+        "rk4": rk4,
+        "ab2": AdamsBashforth2(),
+        **{name: Adaptive(name) for name in ("dopri5", "dopri8", "bosh3")},
+        "adaptive-heun": Adaptive("adaptive_heun"),
+        "jump": Jump(),
+    },
+)

@@ -19,11 +19,12 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, InputError, Pair, like
+from flowgen.core import Choices, Field, InputError, Pair, like
 from flowgen.paths import Coeffs, Path
 
 __all__ = [
     "EDM",
+    "TARGETS",
     "Row",
     "Sized",
     "Target",
@@ -178,3 +179,8 @@ def span(path: Path, target: Target, start: float = 0.0) -> tuple[float, float]:
             "ddpm or ve"
         )
     return start, 1.0 if ends_well else 1 - path.margin
+
+
+TARGETS: Choices[Target] = Choices(
+    "target", Callable, {"velocity": velocity, "data": data, "noise": noise, "v": v, "score": score, "edm": EDM}
+)

@@ -11,17 +11,18 @@ and whatever the network predicts, the same errors of the same denoiser cost the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError
+from flowgen.core import Choices, InputError
 from flowgen.paths import Coeffs
 from flowgen.targets import Target, determinant
 
-__all__ = ["EDM", "Likelihood", "MinSNR", "Own", "Sigmoid", "Simple", "TruncatedSNR", "Weight"]
+__all__ = ["EDM", "WEIGHTS", "Likelihood", "MinSNR", "Own", "Sigmoid", "Simple", "TruncatedSNR", "Weight"]
 
 
 class Weight(Protocol):
@@ -145,3 +146,18 @@ class Likelihood:
 def _check_positive(kind: str, name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise InputError(f"{kind} needs a positive {name}, not {value}")
+
+
+WEIGHTS: Choices[Weight] = Choices(
+    "weight",
+    Callable,
+    {
+        "own": Own,
+        "simple": Simple,
+        "snr": TruncatedSNR,
+        "min-snr": MinSNR,
+        "sigmoid": Sigmoid,
+        "edm": EDM,
+        "likelihood": Likelihood,
+    },
+)

@@ -103,9 +103,9 @@ def test_the_field_is_walked_in_place_of_the_velocity(model, labels):
         ({"start": 10}, "start at a multiple of 64, not at 10"),
         ({"cond": torch.zeros(299)}, "300 samples need as many conditions, not 299"),
         ({"cond": torch.zeros(300), "start": 64}, "236 samples need as many conditions, not 300"),
-        ({"chunk": 0}, "positive number"),
-        ({"start": 320}, "positive number"),
-        ({"num": 0}, "positive number"),
+        ({"chunk": 0}, "positive whole number"),
+        ({"start": 320}, "positive whole number"),
+        ({"num": 0}, "positive whole number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(model, options, words):

@@ -2,12 +2,12 @@
 
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data, read_rows
 from flowgen.config.experiment import Config, find_device, make_config
-from flowgen.config.fields import lookup
 from flowgen.config.names import COUPLINGS, LOSSES, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES, WEIGHTS
 from flowgen.config.nets import NETS
 from flowgen.config.objectives import OBJECTIVES, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 from flowgen.config.samplers import GRIDS, SAMPLERS, sampling_by
+from flowgen.core import lookup
 
 __all__ = [
     "COUPLINGS",

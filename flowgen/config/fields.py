@@ -5,28 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
-from flowgen.core import InputError
+from flowgen.core import InputError, lookup
 
-__all__ = ["Section", "choice", "explain", "lookup", "named", "record"]
-
-T = TypeVar("T")
-
-
-def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """table[name].
-
-    Raises:
-        InputError: if there is no such name; the message has the nearest one, and all of them.
-    """
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise InputError(f"unknown {kind} {name!r}{hint}: choose from {', '.join(table) or 'none'}")
+__all__ = ["Section", "choice", "explain", "named", "record"]
 
 
 def record(kind: str, made: type) -> Any:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from flowgen import grids
-from flowgen.config.fields import lookup
 from flowgen.config.names import SOLVERS
-from flowgen.core import InputError
+from flowgen.core import InputError, lookup
 from flowgen.paths import DDPM, Path
 from flowgen.samplers import DDIM, Ancestral, Churned, Corrected, DPMSolverPP, Langevin, UniPC
 from flowgen.sampling import Spacing, even

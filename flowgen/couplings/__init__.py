@@ -6,11 +6,13 @@ from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.couplings.conditions import Conditioned
 from flowgen.couplings.exact import Coupling, ExactOT, Independent, Reporting, assign, transport_cost
 from flowgen.couplings.multiscale import MultiscaleOT
+from flowgen.couplings.names import COUPLINGS
 from flowgen.couplings.relaxed import Partial, Unbalanced
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend
 from flowgen.couplings.sinkhorn import Plan, Sinkhorn, sinkhorn
 
 __all__ = [
+    "COUPLINGS",
     "Conditioned",
     "Coupling",
     "Draw",

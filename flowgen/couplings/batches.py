@@ -11,9 +11,10 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowgen.core import WHOLE, InputError, Pair, Part, generator
+from flowgen.core import WHOLE, InputError, Pair, Part, generator, whole
 from flowgen.couplings.ahead import in_order
 from flowgen.couplings.exact import Coupling, Independent
+from flowgen.couplings.names import COUPLINGS
 from flowgen.data.epochs import positions
 from flowgen.data.laws import Law
 from flowgen.data.streams import chunks
@@ -106,7 +107,7 @@ def batches(
     size: int,
     *,
     seed: int,
-    coupling: Coupling | None = None,
+    coupling: Coupling | str | None = None,
     pool: Pool | None = None,
     start: int = 0,
     part: Part = WHOLE,
@@ -118,10 +119,28 @@ def batches(
     What is coupled or pooled is read whole by every part; independent pairs that are not pooled are read in part.
 
     Args:
+        coupling: an object, or its name as on the command line, such as "exact"; None pairs independently.
         threads: solve the coupling of the next pool on so many threads, while this one is used; 0 solves in its turn.
             The batches are the same.
+
+    Raises:
+        InputError: at once, for arguments of another kind; when pairs are coupled, for a coupling that returns anything
+            but a `Pair` of as many rows.
     """
-    coupling, pool = coupling or Independent(), pool or Pool()
+    whole("the size of a batch", size)
+    whole("the seed", seed, None)
+    whole("the first batch", start, 0)
+    if not isinstance(draw, Streamed) and not callable(draw):
+        raise InputError(
+            f"batches are drawn by Ends(source, data) or a function (n, generator), not by a {type(draw).__name__}"
+        )
+    coupling = COUPLINGS("independent" if coupling is None else coupling)
+    return _batches(draw, size, seed, coupling, pool or Pool(), start, part, threads)
+
+
+def _batches(
+    draw: Draw | Streamed, size: int, seed: int, coupling: Coupling, pool: Pool, start: int, part: Part, threads: int
+) -> Iterator[Pair]:
     if pool == Pool() and isinstance(coupling, Independent):
         yield from _read(draw, size, seed, start, part)
         return
@@ -143,13 +162,35 @@ def _pools(
     unit = _unit(coupling, size, rows)
     units = -(-rows // unit)
     tasks = (
-        partial(coupling, drawn.take(slice(i * unit, (i + 1) * unit)), generator(seed, "coupling", k * units + i))
+        partial(
+            _coupled, coupling, drawn.take(slice(i * unit, (i + 1) * unit)), generator(seed, "coupling", k * units + i)
+        )
         for k, drawn in enumerate(_read(draw, rows, seed, start, WHOLE), start)
         for i in range(units)
     )
     solved = in_order(tasks, 0 if isinstance(coupling, Independent) else threads, units)
     while pairs := list(islice(solved, units)):
         yield Pair.cat(pairs) if units > 1 else pairs[0]
+
+
+def _coupled(coupling: Coupling, pair: Pair, generator: torch.Generator) -> Pair:
+    """What a coupling makes of a pair.
+
+    Raises:
+        InputError: unless that is a Pair of the same shapes.
+    """
+    made: object = coupling(pair, generator)
+    name = getattr(coupling, "__name__", type(coupling).__name__)
+    if not isinstance(made, Pair):
+        raise InputError(f"the coupling {name} must return a flowgen.Pair(x0, x1, cond), not a {type(made).__name__}")
+    if made.x0.shape != pair.x0.shape or made.x1.shape != pair.x1.shape:
+        was, now = (f"{tuple(p.x0.shape)} and {tuple(p.x1.shape)}" for p in (pair, made))
+        raise InputError(f"the coupling {name} must keep the shapes of the ends, {was}, and returned {now}")
+    if (made.cond is None) != (pair.cond is None) or (made.cond is not None and len(made.cond) != len(made.x1)):
+        raise InputError(
+            f"the coupling {name} must return the condition of each row with it, as its pair has one or none"
+        )
+    return made
 
 
 def _unit(coupling: Coupling, size: int, rows: int) -> int:

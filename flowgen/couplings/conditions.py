@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Pair
-from flowgen.couplings.exact import Coupling, ExactOT, transport_cost, widest
+from flowgen.core import InputError, Named, Pair
+from flowgen.couplings.exact import Coupling, transport_cost, widest
+from flowgen.couplings.names import COUPLINGS
 
 __all__ = ["Conditioned", "found_weight"]
 
@@ -41,7 +42,7 @@ class Conditioned:
             with labels (which couplings keep apart by themselves), or with conditions that are not finite.
     """
 
-    coupling: Coupling = field(default_factory=ExactOT)
+    coupling: Named[Coupling] = Named(COUPLINGS, "exact")
     weight: float | None = None
     ratio: float = 0.01
 

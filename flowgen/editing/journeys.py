@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time, like
+from flowgen.grids import checked
 from flowgen.paths import Path
 from flowgen.sampling import solve
 from flowgen.solvers import Solver
@@ -38,14 +39,14 @@ def from_time(grid: Tensor, t: float) -> Tensor:
     return torch.cat([grid.new_tensor([t]), grid[grid > t]])
 
 
-def inverted(field: Field, x1: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None = None) -> Tensor:
+def inverted(field: Field, x1: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None) -> Tensor:
     """Where the flow has data x1 `(B, *event)` from, at grid[0]: its ODE walked back along an increasing grid.
 
     `solve` on the same grid leads back to x1, to the solver's precision. On diffusions, whose velocity is infinite at
     t = 1, the grid ends at 1 - path.margin, and x1 is taken as the point there: alpha is nearly 1, and the little noise
     of that time is not added.
     """
-    return solve(field, x1, grid.flip(0), solver, cond)
+    return solve(field, x1, checked(grid).flip(0), solver, cond)
 
 
 def slerp(x: Tensor, y: Tensor, shares: Tensor) -> Tensor:

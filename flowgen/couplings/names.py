@@ -1,0 +1,28 @@
+"""Couplings by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowgen.core import Choices
+from flowgen.couplings.bridge import SchroedingerBridge
+from flowgen.couplings.exact import Coupling, ExactOT, Independent
+from flowgen.couplings.multiscale import MultiscaleOT
+from flowgen.couplings.relaxed import Partial, Unbalanced
+from flowgen.couplings.sinkhorn import Sinkhorn
+
+__all__ = ["COUPLINGS"]
+
+COUPLINGS: Choices[Coupling] = Choices(
+    "coupling",
+    Callable,
+    {
+        "independent": Independent,
+        "multiscale": MultiscaleOT,
+        "exact": ExactOT,
+        "sinkhorn": Sinkhorn,
+        "unbalanced": Unbalanced,
+        "partial": Partial,
+        "bridge": SchroedingerBridge,
+    },
+)

@@ -1,0 +1,273 @@
+"""What a user may give to the library: names as on the command line, one time for all rows; mistakes are one line."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import flowgen
+from flowgen import (
+    AutoGuided,
+    Ends,
+    ExactOT,
+    FlowMatching,
+    Guided,
+    InputError,
+    Model,
+    Pair,
+    Reflow,
+    batches,
+    couplings,
+    data,
+    grids,
+    heun,
+    likelihood,
+    nn,
+    objectives,
+    paths,
+    sample,
+    sample_chunks,
+    sampling,
+    solve,
+    solvers,
+    targets,
+)
+from flowgen.config import COUPLINGS, LOSSES, PATHS, TARGETS, TIMES, WEIGHTS
+from flowgen.repath import repath
+
+SOURCE = data.Gaussian()
+ENDS = Ends(SOURCE, data.moons())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(nn.MLP(dim=2, width=8, depth=1))
+
+
+def refused(call, *words):
+    """The message of an InputError of one line, which has these words."""
+    with pytest.raises(InputError) as error:
+        call()
+    text = str(error.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text, text
+    return text
+
+
+# names
+
+
+def test_a_solver_may_be_given_by_name(model):
+    grid = grids.uniform(2)
+    assert torch.equal(sample(model, SOURCE, 5, grid, "heun"), sample(model, SOURCE, 5, grid, heun))
+    x0 = torch.ones(3, 2)
+    with torch.no_grad():
+        assert torch.equal(solve(model.velocity, x0, grid, "rk4"), solve(model.velocity, x0, grid, solvers.rk4))
+    pair = Pair(x0, x0)
+    rng = torch.Generator()
+    assert torch.equal(Reflow(model, grid, "heun")(pair, rng).x1, Reflow(model, grid, heun)(pair, rng).x1)
+    gauss = likelihood.log_likelihood(model, SOURCE, x0, grid, "heun")
+    assert torch.equal(gauss, likelihood.log_likelihood(model, SOURCE, x0, grid, heun))
+
+
+def test_a_grid_may_be_a_number_of_even_steps():
+    vp = Model(nn.MLP(dim=2, width=8, depth=1), "vp", "noise")
+    even = grids.uniform(4, *vp.span)
+    assert torch.equal(sample(vp, SOURCE, 5, 4, "euler"), sample(vp, SOURCE, 5, even, "euler"))
+    assert torch.equal(sample(vp, SOURCE, 5, even.tolist(), "euler"), sample(vp, SOURCE, 5, even, "euler"))
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_may_be_given_by_name(name):
+    assert Model(nn.MLP(dim=2), name, "data").path == PATHS[name]()
+    assert repath(Model(nn.MLP(dim=2), paths.Cosine()), name).path == PATHS[name]()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_may_be_given_by_name(name):
+    made = TARGETS[name]
+    assert Model(nn.MLP(dim=2), "vp", name).target == (made() if isinstance(made, type) else made)
+
+
+@pytest.mark.parametrize("name", [name for name in COUPLINGS if name != "semidiscrete"])
+def test_a_coupling_may_be_given_by_name(name):
+    named, made = (next(batches(ENDS, 32, seed=0, coupling=coupling)) for coupling in (name, COUPLINGS[name]()))
+    assert all(torch.equal(a, b) for a, b in zip(named[:2], made[:2], strict=True))
+
+
+def test_parts_of_an_objective_may_be_given_by_name():
+    for name in TIMES:
+        assert FlowMatching(times=name) == FlowMatching(times=TIMES[name]())
+    for name in LOSSES:
+        assert FlowMatching(distance=name) == FlowMatching(distance=LOSSES[name]())
+    for name in WEIGHTS:
+        assert FlowMatching(weight=name) == FlowMatching(weight=WEIGHTS[name]())
+    assert isinstance(FlowMatching().times, objectives.Uniform)
+    assert couplings.Conditioned("sinkhorn").coupling == couplings.Sinkhorn()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: sample(m, SOURCE, 5, 4, "huen"), ["solver 'huen'", "did you mean heun"]),
+        (lambda m: Model(m.net, "vpp"), ["path 'vpp'", "did you mean vp"]),
+        (lambda m: Model(m.net, target="nois"), ["target 'nois'", "did you mean noise"]),
+        (lambda m: batches(ENDS, 8, seed=0, coupling="exakt"), ["coupling 'exakt'", "did you mean exact"]),
+        (lambda m: FlowMatching("ushaped"), ["'ushaped'", "did you mean u-shaped"]),
+        (lambda m: FlowMatching(distance="l2"), ["loss 'l2'", "squared"]),
+        (lambda m: repath(m, "offsetcosine"), ["did you mean offset-cosine"]),
+    ],
+)
+def test_an_unknown_name_is_told_the_nearest(model, call, words):
+    refused(lambda: call(model), *words)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: Model(nn.MLP), ["the net", "class MLP"]),
+        (lambda m: Model(m.net, paths.VP), ["path", "class VP", "give VP()"]),
+        (lambda m: Model(m.net, "ve", targets.EDM), ["target", "give EDM()"]),
+        (lambda m: sample(m, SOURCE, 5, 4, solvers.AdamsBashforth2), ["solver", "give AdamsBashforth2()"]),
+        (lambda m: batches(ENDS, 8, seed=0, coupling=ExactOT), ["coupling", "give ExactOT()"]),
+        (lambda m: FlowMatching(objectives.UShaped), ["law of times", "give UShaped()"]),
+    ],
+)
+def test_a_class_in_place_of_its_object_is_refused(model, call, words):
+    refused(lambda: call(model), *words)
+
+
+# numbers
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: sample(m, SOURCE, 0, 4, heun), ["number of samples", "not 0"]),
+        (lambda m: sample(m, SOURCE, 1.5, 4, heun), ["number of samples", "not 1.5"]),
+        (lambda m: sample(m, SOURCE, "5", 4, heun), ["number of samples", "not '5'"]),
+        (lambda m: sample_chunks(m, SOURCE, -3, 4, heun), ["number of samples", "not -3"]),
+        (lambda m: sample(m, SOURCE, 5, 4, heun, chunk=0.5), ["chunk", "0.5"]),
+        (lambda m: sample(m, SOURCE, 5, 4, heun, seed=None), ["seed", "None"]),
+        (lambda m: sample(m, SOURCE, 5, 0, heun), ["steps", "not 0"]),
+        (lambda m: sample(m, SOURCE, 5, -2, heun), ["steps", "not -2"]),
+        (lambda m: sample(m, SOURCE, 5, 2.5, heun), ["grid", "grids.uniform(20)"]),
+        (lambda m: sample(m, SOURCE, 5, "20", heun), ["grid", "grids.uniform(20)"]),
+        (lambda m: sample(m, SOURCE, 5, torch.zeros(2, 2), heun), ["grid", "(2, 2)"]),
+        (lambda m: sample(m, SOURCE, 5, [0.0, float("nan")], heun), ["grid", "NaN"]),
+        (lambda m: sample(m, SOURCE, 5, grids.uniform(4).flip(0), heun), ["grid", "from the source to the data"]),
+        (lambda m: sample(m, SOURCE, 5, 4, 7), ["solver", "an int"]),
+        (lambda m: solve(m.velocity, torch.zeros(1, 2), 20, heun), ["grid", "grids.uniform(20)"]),
+        (lambda m: grids.uniform(2.5), ["steps", "2.5"]),
+        (lambda m: batches(ENDS, 0, seed=0), ["size of a batch", "not 0"]),
+        (lambda m: batches(ENDS, 8, seed=None), ["seed", "None"]),
+        (lambda m: batches(ENDS, 8, seed=0, start=-1), ["first batch", "-1"]),
+        (lambda m: batches(torch.zeros(3, 2), 8, seed=0), ["Ends(source, data)"]),
+        (lambda m: batches(ENDS, 8, seed=0, coupling=3), ["coupling", "an int"]),
+        (lambda m: sampling.starts(SOURCE, 0, 5, seed=0.5), ["seed", "0.5"]),
+    ],
+)
+def test_a_number_of_another_kind_is_refused(model, call, words):
+    refused(lambda: call(model), *words)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    given = sample(model, SOURCE, np.int64(5), grids.uniform(np.int64(4)), heun, seed=np.int64(3))
+    assert torch.equal(given, sample(model, SOURCE, 5, grids.uniform(4), heun, seed=3))
+
+
+# couplings and nets of one's own
+
+
+def two(pair, generator):
+    return pair.x0, pair.x1
+
+
+def half(pair, generator):
+    return pair.take(slice(4))
+
+
+def bare(pair, generator):
+    return Pair(pair.x0, pair.x1)
+
+
+@pytest.mark.parametrize(
+    ("coupling", "words"),
+    [(two, ["coupling two", "a tuple"]), (half, ["coupling half", "(8, 2)", "(4, 2)"]), (bare, ["bare", "condition"])],
+)
+def test_what_a_coupling_returns_is_looked_at(coupling, words):
+    def draw(n, generator):
+        return Pair(SOURCE.sample(n, generator), SOURCE.sample(n, generator), torch.zeros(n, dtype=torch.int64))
+
+    refused(lambda: next(batches(draw, 8, seed=0, coupling=coupling)), *words)
+
+
+class Two(torch.nn.Module):
+    def forward(self, x, t):
+        return x
+
+
+class Mistaken(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t, s, cond=None):
+        return x + None
+
+
+def test_a_net_of_another_signature_is_refused():
+    refused(lambda: Model(Two()), "net(x, t, s, cond)", "Two.forward is (x, t)")
+    refused(lambda: Model(torch.nn.Linear(2, 2)), "net(x, t, s, cond)", "Linear")
+    refused(lambda: Model(lambda x, t, s, cond: x), "the net", "torch.nn.Module")
+
+
+def test_the_error_of_a_net_itself_is_shown():
+    with pytest.raises(TypeError, match="NoneType"):
+        sample(Model(Mistaken()), SOURCE, 5, 4, heun)
+
+
+# times
+
+
+@pytest.mark.parametrize("t", [0.5, np.float32(0.5), torch.tensor(0.5)], ids=["float", "numpy", "tensor"])
+def test_one_time_stands_for_all_rows(t):
+    model = Model(nn.MLP(dim=2, width=8, depth=1, classes=2), "vp", "noise")
+    x, rows, cond = torch.ones(3, 2), torch.full((3,), 0.5), torch.tensor([0, 1, 0])
+    fields = (
+        model,
+        model.velocity,
+        model.score,
+        Guided(model.velocity, null=2, weight=2.0),
+        AutoGuided(model.velocity, model.velocity, 2.0),
+    )
+    for field in fields:
+        assert torch.equal(field(x, t, cond=cond), field(x, rows, cond=cond))
+    assert all(torch.equal(a, b) for a, b in zip(model.ends(x, t)[:2], model.ends(x, rows)[:2], strict=True))
+    straight = Model(nn.MLP(dim=2, two_times=True))
+    assert torch.equal(straight.average(x, t, 1.0), straight.average(x, rows, torch.ones(3)))
+
+
+def test_times_of_another_shape_are_refused(model):
+    x = torch.ones(3, 2)
+    for t in (torch.ones(3, 1), torch.ones(2), torch.ones(1)):
+        refused(lambda t=t: model.velocity(x, t), "times", "(3,)", str(tuple(t.shape)))
+    for t in ("0.5", None, [0.5] * 3):
+        refused(lambda t=t: model.velocity(x, t), "a time is a number")
+
+
+# modules
+
+
+def test_modules_are_there_when_asked_for():
+    script = (
+        "import flowgen, sys; print('flowgen.runs' in sys.modules, callable(flowgen.runs.load), 'config' in "
+        "dir(flowgen), flowgen.config.make_config({'data': 'moons'}).data, flowgen.evaluation.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True", "moons", "flowgen.evaluation"]
+    with pytest.raises(AttributeError, match="rnus"):
+        flowgen.rnus  # noqa: B018
