@@ -51,7 +51,7 @@ class Failure(RuntimeError):
     """Work that was begun and could not be done; its message is one line that says why."""
 
 
-class Note(UserWarning):
+class Note(Warning):
     """What was guessed about what the user gave, or left out of it: a warning in Python, a line of a command."""
 
 
