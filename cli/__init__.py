@@ -87,7 +87,8 @@ def main() -> None:
 
 @contextmanager
 def _notes_printed() -> Iterator[None]:
-    """Print notes as lines on standard error; of processes that work together, those of the first."""
+    """Print each note once, as a line on standard error; of processes that work together, those of the first."""
+    told = set[str]()  # what warnings remember is lost where their filters change
     with warnings.catch_warnings():
         show_other = warnings.showwarning
 
@@ -96,7 +97,8 @@ def _notes_printed() -> Iterator[None]:
 
             if not issubclass(category, Note):
                 show_other(message, category, *place, **other)
-            elif os.environ.get("RANK", "0") == "0":
+            elif os.environ.get("RANK", "0") == "0" and str(message) not in told:
+                told.add(str(message))
                 print("note:", " ".join(str(message).split()), file=sys.stderr)
 
         warnings.showwarning = show

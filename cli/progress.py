@@ -10,7 +10,7 @@ from contextlib import contextmanager
 __all__ = ["Lines"]
 
 FIRST, LEAST, MOST = 3.0, 30.0, 600.0
-"""Seconds to the first line, and the fewest and the most from one line to the next."""
+"""Seconds to the first line of work of known size, and the fewest and the most from one line to the next."""
 SHARE = 0.1
 """Between these, a line is due when so much more of the whole is done."""
 
@@ -83,7 +83,7 @@ class Lines:
     def _due(self) -> bool:
         now = self.clock()
         if self._last is None:
-            return now - self.began >= FIRST
+            return now - self.began >= (LEAST if self.total is None else FIRST)
         passed, more = now - self._last[0], self.done - self._last[1]
         enough = self.total is None or more >= SHARE * self.total
         return passed >= MOST or (passed >= LEAST and enough)

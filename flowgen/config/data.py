@@ -57,10 +57,12 @@ class TableConfig(Section):
 
 
 class ImagesConfig(Section):
-    """How images are read: their size, and what becomes of broken ones; folders above `memory` MiB are streamed."""
+    """How images are read: their size, the bits of those stored in 16, and what becomes of broken ones; folders above
+    `memory` MiB are streamed."""
 
     size: int | None = Field(None, ge=1, le=4096)
     channels: Literal[1, 3] | None = None
+    bits: int | None = Field(None, ge=8, le=16)
     flip: bool = False
     strict: bool = False
     memory: int = Field(256, ge=0)
@@ -233,13 +235,14 @@ def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData
 def _read(name: str, settings: ImagesConfig) -> Images | ImageFolder:
     """Images in memory, or a folder that is too large for it."""
     if not is_folder(name):
-        return read_images(name, size=settings.size, channels=settings.channels)
+        return read_images(name, size=settings.size, channels=settings.channels, bits=settings.bits)
     folder = open_folder(
         Path(name),
         size=settings.size,
         channels=settings.channels,
         workers=settings.workers,
         strict=settings.strict,
+        bits=settings.bits,
     )
     channels, height, width = folder.event
     large = len(folder) * channels * height * width > settings.memory * 2**20

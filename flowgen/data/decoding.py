@@ -6,15 +6,15 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, features
 
-from flowgen.core import InputError
+from flowgen.core import InputError, note
 
 __all__ = [
     "SUFFIXES",
@@ -33,10 +33,20 @@ __all__ = [
     "unlike",
 ]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""What an image file is called, in either case."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES_OF = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    **({"AVIF": (".avif",)} if features.check("avif") else {}),  # not in every Pillow
+}
+FORMATS = tuple(SUFFIXES_OF)
 """What an image file may be, whatever it is called."""
+SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
+"""What an image file is called, in either case."""
 MAX_PIXELS, MAX_BYTES = 2**26, 2**28
 """No image of more pixels, and no file of more bytes, is decoded."""
 MAX_SIZE = 4096
@@ -55,8 +65,13 @@ UPRIGHT = {
 }
 """What undoes an EXIF orientation."""
 ORIENTATION = 0x0112
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits of cameras and scanners, whose files have 16."""
+WHITE = 2**16 - 1
+"""The value of white in 16 bits."""
 RESIZE = "--image-size N makes all NxN"
 COLOUR = "--set images.channels=3 takes both"
+DEPTH = "--set images.bits=16 takes all"
 
 
 class Broken(Exception):
@@ -72,11 +87,17 @@ class Misfit(Exception):
 
 
 class Shape(NamedTuple):
-    """What an image is, standing upright."""
+    """What an image is, standing upright.
+
+    top: the largest value of whole numbers of more than 8 bits; None of other images.
+    coarse: only the upper 8 bits of those are read.
+    """
 
     width: int
     height: int
     grey: bool
+    top: int | None = None
+    coarse: bool = False
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height} in {'grey' if self.grey else 'colour'}"
@@ -87,6 +108,7 @@ class Form(NamedTuple):
 
     resize: takes the centre square of any image and resizes it; else every image must have this size.
     convert: makes a colour image grey where there is one channel; else it is a misfit.
+    white: the value of white in images of more than 8 bits; above it they are misfits.
     """
 
     channels: int
@@ -94,6 +116,7 @@ class Form(NamedTuple):
     width: int
     resize: bool = False
     convert: bool = True
+    white: int = WHITE
 
     @property
     def event(self) -> tuple[int, int, int]:
@@ -122,8 +145,8 @@ def read_bytes(path: Path | str) -> bytes:
 def decode(data: bytes, form: Form) -> np.ndarray:
     """The pixels of an encoded image, `(channels, height, width)` uint8.
 
-    Orientation of EXIF is undone; transparency shows white; 16-bit grey is rounded to 8 bits; of an animation, the
-    first frame. Colour profiles are not applied.
+    Orientation of EXIF is undone; transparency shows white; 16-bit grey is scaled and rounded to 8 bits; of an
+    animation, the first frame. Colour profiles are not applied.
 
     Raises:
         Broken: if the image is damaged, of none of FORMATS, or of more than MAX_PIXELS.
@@ -133,7 +156,7 @@ def decode(data: bytes, form: Form) -> np.ndarray:
         if form.resize:
             # a JPEG decodes faster at 1/2, 1/4 or 1/8 of its size; twice the size is left for a good filter
             image.draft(None, (2 * form.width, 2 * form.height))
-        flat = _upright(image)
+        flat = _upright(image, form.white)
     if form.resize:
         flat = _centre_square(flat).resize((form.width, form.height), Image.Resampling.BICUBIC)
     if flat.size != (form.width, form.height):
@@ -155,32 +178,39 @@ def read_image(path: Path, event: tuple[int, int, int] | None = None) -> np.ndar
     try:
         with quiet():
             shape = inspect(path)
-            channels, height, width = event or (1 if shape.grey else 3, shape.height, shape.width)
-            fits = (shape.height, shape.width) == (height, width)
-            if not fits and height != width:
-                raise InputError(f"{path} is {shape.width}x{shape.height}: resize it to {width}x{height}")
-            return decode(read_bytes(path), Form(channels, height, width, resize=not fits))
+        channels, height, width = event or (1 if shape.grey else 3, shape.height, shape.width)
+        fits = (shape.height, shape.width) == (height, width)
+        if not fits and height != width:
+            raise InputError(f"{path} is {shape.width}x{shape.height}: resize it to {width}x{height}")
+        form = Form(channels, height, width, not fits, white=_white({str(path): shape}, None))
+        with quiet():
+            return decode(read_bytes(path), form)
     except (Broken, Misfit) as error:  # Misfit: of an image that its own header has not described
         raise InputError(f"{path} cannot be read ({error})") from error
 
 
 def inspect(source: Path | IO[bytes]) -> Shape:
-    """The upright size of an image, and whether it is grey; from its header, as far as that says it.
+    """The upright size of an image, and whether it is grey; from its header, as far as that says it. Of more than 8
+    bits, its largest value too.
 
     Raises:
         Broken: if the header is damaged, or as `decode`.
     """
     with _opened(source) as image:
+        grey, depth = _is_grey(image), _depth(image)
         if image.format == "TIFF":  # decoding turns it
-            flat = _upright(image)
-            return Shape(*flat.size, flat.mode == "L")
+            return Shape(*_upright(image, WHITE).size, grey, *depth)
         # a PNG without orientation in its header is decoded in search of it
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
-        return Shape(*(image.size[::-1] if turned else image.size), _is_grey(image))
+        return Shape(*(image.size[::-1] if turned else image.size), grey, *depth)
 
 
 def common_form(
-    sources: Iterable[tuple[str, Path | IO[bytes]]], size: int | None, channels: int | None, strict: bool = False
+    sources: Iterable[tuple[str, Path | IO[bytes]]],
+    size: int | None,
+    channels: int | None,
+    strict: bool = False,
+    bits: int | None = None,
 ) -> tuple[Form, str]:
     """The form of the images of some files, and the first of them with its size, for messages.
 
@@ -189,9 +219,10 @@ def common_form(
         size: each image becomes its centre square, resized to size x size; without it, all must be of one size.
         channels: 1 or 3; by default 1 if all are grey, else 3.
         strict: one broken image is an error; else only if all are.
+        bits: of images of more than 8; by default the fewest of DEPTHS that hold their values, which is told.
 
     Raises:
-        InputError: for broken images, and those of different sizes.
+        InputError: for broken images, those of different sizes, and colours of which decoding would leave few bits.
     """
     _check_options(size, channels)
     shapes, broken = _inspected(sources)
@@ -203,9 +234,27 @@ def common_form(
     for name, other in others:
         if size is None and other[:2] != shape[:2]:
             raise InputError(unlike(example, name, Misfit(str(other), RESIZE)))
-    grey = all(shape.grey for shape in shapes.values())
-    form = Form(channels or (1 if grey else 3), size or shape.height, size or shape.width, bool(size), bool(channels))
-    return form, example
+    grey, white = all(shape.grey for shape in shapes.values()), _white(shapes, bits, f"; {DEPTH}")
+    depth, height, width = channels or (1 if grey else 3), size or shape.height, size or shape.width
+    return Form(depth, height, width, bool(size), bool(channels), white), example
+
+
+def _white(shapes: Mapping[str, Shape], bits: int | None, advice: str = "") -> int:
+    """The value of white in those of some images that have more than 8 bits, as it is given, or guessed and told."""
+    tops = {name: shape.top for name, shape in shapes.items() if shape.top}
+    if not tops:
+        return WHITE if bits is None else 2**bits - 1
+    name, top = max(tops.items(), key=lambda item: item[1])
+    taken = bits or next((bits for bits in DEPTHS if top < 2**bits), DEPTHS[-1])
+    coarse = next((name for name in tops if shapes[name].coarse), None)
+    if coarse and taken < DEPTHS[-1]:
+        raise InputError(
+            f"{coarse}: {taken} bits of 16, of which only the upper 8 are read: store these images in 8 bits"
+        )
+    if bits is None and taken < DEPTHS[-1]:
+        white = f"with white at {2**taken - 1:,}"
+        note(f"{name} has the largest value, {top:,}: taking images of 16 bits as of {taken}, {white}{advice}")
+    return 2**taken - 1
 
 
 def _check_options(size: int | None, channels: int | None) -> None:
@@ -252,7 +301,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: Path | IO[bytes]) -> Iterator[Image.Image]:
+def _opened(source: Path | IO[bytes]) -> Iterator[ImageFile.ImageFile]:
     """The image, of which only the header is read yet; whatever is wrong with it, then or later, is Broken."""
     try:
         with Image.open(source, formats=FORMATS) as image:
@@ -261,16 +310,16 @@ def _opened(source: Path | IO[bytes]) -> Iterator[Image.Image]:
             yield image
     except Image.UnidentifiedImageError as error:
         raise Broken(f"not an image of a known format ({', '.join(FORMATS)})") from error
-    except Broken:
+    except (Broken, Misfit):
         raise
     except Exception as error:  # on damaged data a decoder raises just anything
         raise Broken(getattr(error, "strerror", None) or first_line(error)) from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, white: int) -> Image.Image:
     """The decoded image in mode L or RGB, as it is to be looked at."""
     image.load()
-    flat, turn = _flat(image), UPRIGHT.get(_orientation(image))
+    flat, turn = _flat(image, white), UPRIGHT.get(_orientation(image))
     return flat if turn is None else flat.transpose(turn)
 
 
@@ -285,19 +334,31 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in (*GREY, *WIDE_GREY) or image.mode.startswith("I;16")
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def _depth(image: ImageFile.ImageFile) -> tuple[int | None, bool]:
+    """The `top` and `coarse` of the shape of an image that is not decoded yet."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return int(np.asarray(image).max()), False
+    if not any(";16" in str(tile[3]) for tile in image.tile):
+        return None, False
+    colours = image.convert("L" if image.mode in GREY else "RGB")
+    return 257 * int(np.asarray(colours).max()), True
+
+
+def _flat(image: Image.Image, white: int) -> Image.Image:
     """Mode L or RGB, eight bits, without transparency."""
     grey = _is_grey(image)
     if grey and image.mode not in GREY:
-        return Image.fromarray(_eight_bits(np.asarray(image), image.info.get("transparency")))
+        return Image.fromarray(_eight_bits(np.asarray(image), white, image.info.get("transparency")))
     if image.mode in ALPHA or "transparency" in image.info:
         image = Image.fromarray(over_white(np.asarray(image.convert("RGBA"))))
     return image.convert("L" if grey else "RGB")
 
 
-def _eight_bits(grey: np.ndarray, transparent: object = None) -> np.ndarray:
-    """16-bit grey, or floats in [0, 1], to uint8; the value `transparent` becomes white."""
-    top = 1.0 if grey.dtype.kind == "f" else 65535.0
+def _eight_bits(grey: np.ndarray, white: int, transparent: object = None) -> np.ndarray:
+    """Whole numbers up to `white`, or floats in [0, 1], to uint8; the value `transparent` becomes white."""
+    top = 1.0 if grey.dtype.kind == "f" else float(white)
+    if grey.dtype.kind != "f" and top < grey.max() <= WHITE:
+        raise Misfit(f"of values up to {grey.max():,}, beyond white at {white:,}", DEPTH)
     if not (grey.min() >= 0 and grey.max() <= top):  # so written that NaN is refused too
         raise Broken(f"grey values outside 0 to {top:g}")
     level = np.rint(grey.astype(np.float64) * (255 / top)).astype(np.uint8)

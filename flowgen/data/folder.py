@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgen.core import WHOLE, Failure, InputError, Part
+from flowgen.core import WHOLE, Failure, InputError, Part, note
 from flowgen.data.decoding import SUFFIXES, Broken, Form, Misfit, common_form, decode, quiet, read_bytes, unlike
 from flowgen.data.images import Images
 from flowgen.data.listing import list_hash, list_images, number
@@ -241,18 +241,20 @@ def open_folder(
     channels: int | None = None,
     workers: int | None = None,
     strict: bool = False,
+    bits: int | None = None,
 ) -> ImageFolder:
     """Lists the images of a folder, and finds out from a hundred of them what they are like.
 
     The images lie in the folder itself, or each in the folder of its class: then the names of these are the classes, by
-    value where all are numbers, else by name, and deeper folders belong to the class above. Hidden and other files are
-    ignored, and folders without images. Links are followed.
+    value where all are numbers, else by name, and deeper folders belong to the class above. Hidden files are ignored,
+    and folders without images; what else is left out is told. Links are followed.
 
     Args:
         size: each image becomes its centre square, resized to size x size; without it, all must be of one size.
         channels: 1 or 3; by default 1 if all are grey, else 3.
         workers: processes that decode a stream; by default one a core, and at most MAX_WORKERS.
         strict: one broken image is an error.
+        bits: of images that are stored in 16, from 8 to 16; by default guessed by their values, and told.
 
     Raises:
         InputError: if the folder is missing, cannot be read, or holds fewer than 2 images, images beside class folders,
@@ -263,15 +265,18 @@ def open_folder(
     root = Path(path)
     if workers is not None and workers < 0:
         raise InputError(f"the number of workers must not be negative: {workers}")
-    files = list_images(root)
+    files, left_out = list_images(root)
     if not files:
-        raise InputError(f"{root}: no images; they end in {', '.join(SUFFIXES)}")
+        found = f", but {left_out.suffixes}" if left_out.files else ""
+        raise InputError(f"{root}: no images{found}; they end in {', '.join(SUFFIXES)}")
     if len(files) == 1:
         raise InputError(f"{root}: a single image; training needs at least 2")
+    if left_out.files:
+        note(f"{root}: {left_out}")
     classes, labels = number(files)
     some = np.unique(np.linspace(0, len(files) - 1, SAMPLE).round().astype(int))
     paths = (root / os.fsdecode(files[row].name) for row in some)
-    form, example = common_form(((str(path), path) for path in paths), size, channels, strict)
+    form, example = common_form(((str(path), path) for path in paths), size, channels, strict, bits)
     return ImageFolder(
         root=root,
         names=np.array([file.name for file in files]),

@@ -40,7 +40,7 @@ class _Columns(NamedTuple):
     classes: tuple[str, ...]
 
 
-def read_hub(name: str, size: int | None = None, channels: int | None = None) -> Images:
+def read_hub(name: str, size: int | None = None, channels: int | None = None, bits: int | None = None) -> Images:
     """Reads the images of a data set of the hub into memory.
 
     Args:
@@ -48,6 +48,7 @@ def read_hub(name: str, size: int | None = None, channels: int | None = None) ->
             `validation`, as held-out rows. With `@SPLIT` behind, that split alone.
         size: each image becomes its centre square, resized to size x size.
         channels: 1 or 3; by default 1 if the images are grey, else 3.
+        bits: of images that are stored in 16, see `open_folder`.
 
     Raises:
         InputError: if the package is not installed, there is no such data set, or it has no column of images; for
@@ -59,7 +60,7 @@ def read_hub(name: str, size: int | None = None, channels: int | None = None) ->
     if columns.label and len(parts) == 2 and min(parts[1][columns.label]) < 0:
         parts.pop()  # the publisher keeps these labels secret
     parts = [part.cast_column(columns.image, datasets.Image(decode=False)) for part in parts]
-    form, example = _form(parts[0], columns.image, size, channels)
+    form, example = _form(parts[0], columns.image, size, channels, bits)
     pixels = np.concatenate([_pixels(part, columns.image, form, example) for part in parts])
     labels = np.concatenate([np.asarray(part[columns.label]) for part in parts]) if columns.label else None
     held_out = sum(map(len, parts[1:]))
@@ -106,10 +107,10 @@ def _columns(datasets: ModuleType, features: Any, name: str) -> _Columns:
     return _Columns(image, next(whole, None), ())
 
 
-def _form(rows: Any, column: str, size: int | None, channels: int | None) -> tuple[Form, str]:
+def _form(rows: Any, column: str, size: int | None, channels: int | None, bits: int | None) -> tuple[Form, str]:
     some = np.unique(np.linspace(0, len(rows) - 1, SAMPLE).round().astype(int))
     sources = ((f"image {row}", _source(rows[row][column])) for row in some.tolist())
-    return common_form(sources, size, channels, strict=True)
+    return common_form(sources, size, channels, strict=True, bits=bits)
 
 
 def _source(cell: dict[str, Any]) -> io.BytesIO | Path:

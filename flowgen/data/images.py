@@ -77,7 +77,9 @@ def is_folder(name: str) -> bool:
     return name != "digits" and Path(name).is_dir() and not _idx_files(Path(name), "train")
 
 
-def read_images(name: Path | str, size: int | None = None, channels: int | None = None) -> Images:
+def read_images(
+    name: Path | str, size: int | None = None, channels: int | None = None, bits: int | None = None
+) -> Images:
     """Reads all images of that name into memory.
 
     - `digits`: the 1797 digits of scikit-learn, 8x8, float32 in [0, 1].
@@ -93,6 +95,7 @@ def read_images(name: Path | str, size: int | None = None, channels: int | None 
     Args:
         size: each image becomes its centre square, resized to size x size, antialiased.
         channels: 1 or 3; by default as many as the images have.
+        bits: of image files from the hub that are stored in 16, see `open_folder`.
 
     Raises:
         InputError: for a file that is missing, damaged, of a wrong shape or type, or larger than MAX_BYTES; for NaN or
@@ -102,7 +105,9 @@ def read_images(name: Path | str, size: int | None = None, channels: int | None 
     if text.startswith(HUB):
         from flowgen.data.hub import read_hub
 
-        return read_hub(text, size, channels)
+        return read_hub(text, size, channels, bits)
+    if bits is not None:
+        raise InputError(f"{text}: images.bits is of image files, and these are arrays: leave it out")
     path = Path(name)
     if text != "digits" and path.is_dir():
         return _read_idx_folder(path, size, channels)

@@ -121,9 +121,14 @@ def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) 
 
 def _images(file: Path, settings: ImagesConfig) -> Images:
     if not is_folder(str(file)):
-        return read_images(file, settings.size, settings.channels)
+        return read_images(file, settings.size, settings.channels, settings.bits)
     folder = open_folder(
-        file, size=settings.size, channels=settings.channels, workers=settings.workers, strict=settings.strict
+        file,
+        size=settings.size,
+        channels=settings.channels,
+        workers=settings.workers,
+        strict=settings.strict,
+        bits=settings.bits,
     )
     return folder.load()
 
