@@ -14,24 +14,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowgen.core import InputError
+from flowgen.core import InputError, StrPath
 
 __all__ = ["file_hash", "find", "load", "read_tensors", "save", "step", "write_tensors"]
 
 TENSORS, DIGEST = "state.safetensors", "state.json"
 
 
-def find(folder: Path) -> list[Path]:
+def find(folder: StrPath) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
+    folder = Path(folder)
     return sorted(folder.glob("step-*"))
 
 
-def step(checkpoint: Path) -> int:
+def step(checkpoint: StrPath) -> int:
     """The step of a checkpoint."""
+    checkpoint = Path(checkpoint)
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int) -> Path:
+def save(folder: StrPath, step: int, tensors: Mapping[str, Tensor], keep: int) -> Path:
     """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints.
 
     The files are written to a temporary folder, synced, and renamed: whatever interrupts it, the checkpoints of other
@@ -40,6 +42,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int) -> P
     Raises:
         OSError: if the disk is full or not writable; nothing else has changed then.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}"
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
@@ -63,12 +66,13 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int) -> P
     return final
 
 
-def load(checkpoint: Path) -> dict[str, Tensor]:
+def load(checkpoint: StrPath) -> dict[str, Tensor]:
     """The tensors of a checkpoint.
 
     Raises:
         InputError: if it is damaged; the message names the checkpoint and the one before it.
     """
+    checkpoint = Path(checkpoint)
     try:
         digest = json.loads((checkpoint / DIGEST).read_text())
         if file_hash(checkpoint / TENSORS) != digest["sha256"]:
@@ -80,12 +84,13 @@ def load(checkpoint: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint {checkpoint} is damaged ({error}); {advice}") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file at `path` in one motion: readers see the old file or the new one, never a part.
 
     Raises:
         OSError: if the disk is full or not writable; the old file is still there then.
     """
+    path = Path(path)
     handle, name = tempfile.mkstemp(prefix=".building-", dir=path.parent)
     os.close(handle)
     building = Path(name)
@@ -101,7 +106,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         building.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: StrPath) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises:
@@ -116,8 +121,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: StrPath) -> str:
     """The SHA-256 of a file, in hexadecimal."""
+    path = Path(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

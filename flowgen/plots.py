@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Pair
+from flowgen.core import InputError, Pair, StrPath
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,8 +55,9 @@ def figure(rows: int = 1, columns: int = 1, size: float = 3.6) -> tuple[object, 
     return canvas.figure, canvas.figure.subplots(rows, columns, squeeze=False)
 
 
-def write(path: Path, made: object) -> None:
+def write(path: StrPath, made: object) -> None:
     """Writes a figure as PNG."""
+    path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
     with warnings.catch_warnings():
@@ -64,7 +65,7 @@ def write(path: Path, made: object) -> None:
         made.savefig(path, dpi=150)  # type: ignore[attr-defined]
 
 
-def losses(path: Path, steps: Sequence[int], values: Sequence[float]) -> None:
+def losses(path: StrPath, steps: Sequence[int], values: Sequence[float]) -> None:
     """The loss against the step."""
     made, axes = figure(size=4.5)
     axes[0, 0].plot(steps, values, color=INK, linewidth=1)
@@ -73,7 +74,7 @@ def losses(path: Path, steps: Sequence[int], values: Sequence[float]) -> None:
     write(path, made)
 
 
-def samples(path: Path, x: Tensor, truth: Tensor | None = None, columns: Sequence[str] = ()) -> None:
+def samples(path: StrPath, x: Tensor, truth: Tensor | None = None, columns: Sequence[str] = ()) -> None:
     """Samples beside true data: points in the plane, or histograms of the first twelve columns of a table.
 
     Shapes: x and truth `(N, D)`.
@@ -84,7 +85,7 @@ def samples(path: Path, x: Tensor, truth: Tensor | None = None, columns: Sequenc
         _histograms(path, x, truth, columns)
 
 
-def _planes(path: Path, x: Tensor, truth: Tensor | None) -> None:
+def _planes(path: StrPath, x: Tensor, truth: Tensor | None) -> None:
     sets = [("samples", x, INK)] if truth is None else [("data", truth, GREY), ("samples", x, INK)]
     made, axes = figure(1, len(sets))
     limits = _limits(sets[0][1])
@@ -94,7 +95,7 @@ def _planes(path: Path, x: Tensor, truth: Tensor | None) -> None:
     write(path, made)
 
 
-def _histograms(path: Path, x: Tensor, truth: Tensor | None, columns: Sequence[str]) -> None:
+def _histograms(path: StrPath, x: Tensor, truth: Tensor | None, columns: Sequence[str]) -> None:
     shown = min(x.shape[1], 12)
     names = columns or [f"x{index}" for index in range(shown)]
     across = min(shown, 4)
@@ -117,14 +118,14 @@ def _histograms(path: Path, x: Tensor, truth: Tensor | None, columns: Sequence[s
     write(path, made)
 
 
-def trajectories(path: Path, states: Tensor) -> None:
+def trajectories(path: StrPath, states: Tensor) -> None:
     """Trajectories in the plane: states `(steps + 1, N, 2)`, from source to sample."""
     made, axes = figure(size=5)
     draw_trajectories(axes[0, 0], states, _limits(states.flatten(0, 1)))
     write(path, made)
 
 
-def ways(path: Path, panels: Mapping[str, Tensor]) -> None:
+def ways(path: StrPath, panels: Mapping[str, Tensor]) -> None:
     """Trajectories in the plane by several ways, a panel for each: states `(steps + 1, N, 2)` of any steps."""
     made, axes = figure(1, len(panels))
     limits = _limits(torch.cat([states[[0, -1]].flatten(0, 1) for states in panels.values()]))
@@ -143,7 +144,7 @@ class FewSteps(NamedTuple):
     straightness: float
 
 
-def few_steps(path: Path, flows: Mapping[str, Sequence[FewSteps]], truth: Tensor) -> None:
+def few_steps(path: StrPath, flows: Mapping[str, Sequence[FewSteps]], truth: Tensor) -> None:
     """A row for each flow: the trajectories of its finest walk, then where each number of steps ends.
 
     Shapes: truth `(N, 2)`, whose extent frames the samples.
@@ -169,7 +170,7 @@ class Curve(NamedTuple):
     floor: float
 
 
-def quality(path: Path, panels: Mapping[str, Mapping[str, Curve]], shares: Sequence[str] = ()) -> None:
+def quality(path: StrPath, panels: Mapping[str, Mapping[str, Curve]], shares: Sequence[str] = ()) -> None:
     """A panel for each figure, with a curve for each run; the dashed lines are what true data reach.
 
     Args:
@@ -206,7 +207,7 @@ def quality(path: Path, panels: Mapping[str, Mapping[str, Curve]], shares: Seque
     write(path, made)
 
 
-def copies(path: Path, samples: Tensor, images: Tensor, ratios: Tensor) -> None:
+def copies(path: StrPath, samples: Tensor, images: Tensor, ratios: Tensor) -> None:
     """Each sample on the left of the training image nearest to it, with the ratio of `metrics.nearest` above.
 
     Shapes: samples and images `(N, C, H, W)` in [0, 1], ratios `(N,)`.
@@ -229,7 +230,7 @@ JOINED = 200
 """Pairs of a picture that are joined by lines: more are a web."""
 
 
-def pairs(path: Path, panels: Mapping[str, Pair]) -> None:
+def pairs(path: StrPath, panels: Mapping[str, Pair]) -> None:
     """A panel for each coupling, with its title: all points of its pairs `(N, 2)`, and lines from x0 (grey) to x1 (red)
     for the first of them."""
     across = min(len(panels), 4)
@@ -248,7 +249,7 @@ def pairs(path: Path, panels: Mapping[str, Pair]) -> None:
     write(path, made)
 
 
-def beside(path: Path, panels: Mapping[str, Tensor]) -> None:
+def beside(path: StrPath, panels: Mapping[str, Tensor]) -> None:
     """A panel for each set of points `(N, 2)`, with its title, all in one frame."""
     made, axes = figure(1, len(panels), size=3)
     limits = _limits(torch.cat(list(panels.values())))

@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowgen.core import InputError, is_utf8
+from flowgen.core import InputError, StrPath, is_utf8
 
 __all__ = ["check_texts", "dump_toml", "flat", "merged", "override", "parse_setting", "read_toml"]
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: StrPath) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
         InputError: if it is missing or not TOML.
     """
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:

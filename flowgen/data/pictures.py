@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowgen.core import InputError
+from flowgen.core import InputError, StrPath
 from flowgen.data.writing import counted, new_file, write_array
 
 __all__ = ["grid", "to_uint8", "write_folder", "write_grid", "write_npz", "write_strip"]
@@ -61,7 +61,7 @@ def grid(x: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
     return whole.repeat(scale, 0).repeat(scale, 1)
 
 
-def write_grid(path: Path, x: Tensor, columns: int | None = None, scale: int | None = None) -> None:
+def write_grid(path: StrPath, x: Tensor, columns: int | None = None, scale: int | None = None) -> None:
     """Writes a grid of images as PNG; small images are enlarged by a whole factor, unless `scale` says otherwise.
 
     Raises:
@@ -72,7 +72,7 @@ def write_grid(path: Path, x: Tensor, columns: int | None = None, scale: int | N
         _picture(grid(x, columns, scale)).save(file, "PNG")
 
 
-def write_strip(path: Path, states: Tensor) -> None:
+def write_strip(path: StrPath, states: Tensor) -> None:
     """Writes how samples come to be: a row each, time from left to right, in at most ten columns.
 
     Args:
@@ -94,7 +94,7 @@ def check_empty(path: Path) -> None:
         raise InputError(f"{path} exists and is not an empty folder: remove it, or choose another")
 
 
-def write_folder(path: Path, chunks: Iterable[Tensor], start: int = 0, labels: Tensor | None = None) -> None:
+def write_folder(path: StrPath, chunks: Iterable[Tensor], start: int = 0, labels: Tensor | None = None) -> None:
     """Writes each image as PNG as it comes, named by its number: 000000.png, ...
 
     The folder takes its name once it is complete.
@@ -107,6 +107,7 @@ def write_folder(path: Path, chunks: Iterable[Tensor], start: int = 0, labels: T
         InputError: if `path` exists and is not an empty folder, or cannot be made.
         OSError: if the disk is full.
     """
+    path = Path(path)
     check_empty(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def write_folder(path: Path, chunks: Iterable[Tensor], start: int = 0, labels: T
 
 
 def write_npz(
-    path: Path, chunks: Iterable[Tensor], count: int, event: tuple[int, ...], labels: Tensor | None = None
+    path: StrPath, chunks: Iterable[Tensor], count: int, event: tuple[int, ...], labels: Tensor | None = None
 ) -> None:
     """Writes images as they come to the array `arr_0` `(count, H, W, C)` uint8, as guided-diffusion's evaluation reads.
 

@@ -16,14 +16,14 @@ from typing import IO
 import numpy as np
 from torch import Tensor
 
-from flowgen.core import InputError
+from flowgen.core import InputError, StrPath
 from flowgen.data.suffixes import suffix
 
 __all__ = ["WRITERS", "counted", "new_file", "write_array", "write_rows"]
 
 
 def write_rows(
-    path: Path, chunks: Iterable[Tensor], shape: Sequence[int], columns: Sequence[str] = (), double: bool = False
+    path: StrPath, chunks: Iterable[Tensor], shape: Sequence[int], columns: Sequence[str] = (), double: bool = False
 ) -> None:
     """Writes rows as they come to `.npz` (array `x`), `.npy`, `.csv` or `.csv.gz`, without holding them all.
 
@@ -39,6 +39,7 @@ def write_rows(
         InputError: for another suffix, or if the chunks are not of that shape together.
         OSError: if the disk is full or the folder missing.
     """
+    path = Path(path)
     if (kind := suffix(path)) not in WRITERS:
         raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
     with new_file(path) as file:
@@ -46,13 +47,14 @@ def write_rows(
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[IO[bytes]]:
+def new_file(path: StrPath) -> Iterator[IO[bytes]]:
     """A file to write to, which takes its name once it is complete.
 
     Raises:
         InputError: if there is no such folder, or it cannot be written to.
         OSError: if the disk is full.
     """
+    path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowgen import checkpoints, solvers
 from flowgen.config import LoadedData, load_data, lookup, read_rows
-from flowgen.core import Field, InputError, generator
+from flowgen.core import Field, InputError, StrPath, generator
 from flowgen.data import Categorical, Gaussian, ImageFolder, Law, Rows, Scaled
 from flowgen.data.tables import column_order
 from flowgen.evaluation import views
@@ -107,10 +107,10 @@ class Subject(NamedTuple):
 
 
 def load_subject(
-    folder: Path,
-    against: Path | None = None,
+    folder: StrPath,
+    against: StrPath | None = None,
     features: str | None = None,
-    weights: Path | None = None,
+    weights: StrPath | None = None,
     device: str | None = None,
     guidance: float = 1.0,
     header: str | None = None,
@@ -129,14 +129,15 @@ def load_subject(
         InputError: for a folder that is no trained run, data that have changed since, where nothing was held out, or
             for a bad file.
     """
+    folder = Path(folder)
     trained = load(folder, device)
     config, event = trained.config, trained.source.event
     data = load_data(config.data, config.split, config.images, config.table)
     data = trained.check_data(data)
     trained.guided(trained.model.velocity, guidance)  # what is wrong with it is said before the work
-    truth = _held_out(config.data, data) if against is None else _of_file(against, trained, data, header)
+    truth = _held_out(config.data, data) if against is None else _of_file(Path(against), trained, data, header)
     make_view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)
-    view = make_view(folder, trained, data, weights)
+    view = make_view(folder, trained, data, None if weights is None else Path(weights))
     facts = {
         "data": config.data,
         "data_hash": data.hash,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from flowgen.config import SAMPLERS, SOLVERS, lookup
-from flowgen.core import InputError
+from flowgen.core import InputError, StrPath
 from flowgen.exporting import graphs
 from flowgen.exporting.comparing import Compared
 from flowgen.exporting.files import check_new, new_place, size
@@ -49,9 +49,9 @@ class Format:
 
 
 def export_run(
-    folder: Path,
+    folder: StrPath,
     name: str,
-    out: Path | None = None,
+    out: StrPath | None = None,
     steps: int | None = None,
     solver: str | None = None,
     ema: float | None = None,
@@ -71,11 +71,12 @@ def export_run(
             is missing.
         Failure: if what was written is not the model; nothing is left then.
     """
+    folder = Path(folder)
     chosen = lookup("format", name, FORMATS)
     if steps is not None and steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
     graph = chosen.graph(load(folder, "cpu", ema), steps, solver)
-    out = out or folder / (graph.output + chosen.suffix if chosen.suffix else name)
+    out = Path(out) if out else folder / (graph.output + chosen.suffix if chosen.suffix else name)
     if chosen.suffix and out.suffix != chosen.suffix:
         raise InputError(f"format {name} is a file {chosen.suffix}, not {out}")
     check_new(out, overwrite, chosen.mark)

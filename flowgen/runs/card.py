@@ -37,10 +37,9 @@ Every setting is in `config.toml`; `model.safetensors` holds the averaged weight
 ![samples](plots/samples.png) ![loss](plots/loss.png)
 
 ```python
-from pathlib import Path
 from flowgen import runs, sampling
 
-trained = runs.load(Path("."))
+trained = runs.load(".")
 solver, grid = runs.sampler(trained.config, trained.model, trained.source)
 x = sampling.sample(trained.model, trained.source, 64, grid, solver, cond=trained.draw_labels(64, seed=0))
 ```

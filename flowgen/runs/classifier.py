@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from flowgen import __version__, checkpoints
 from flowgen.classifying import Labelling, Posterior, log_prior
 from flowgen.config import Config, LoadedData, load_data
-from flowgen.core import InputError, Pair, expand_time, generator
+from flowgen.core import InputError, Pair, StrPath, expand_time, generator
 from flowgen.couplings import batches
 from flowgen.data import Categorical, Gaussian, Rows
 from flowgen.model import Model
@@ -53,9 +53,9 @@ class Right(NamedTuple):
     nats: float
 
 
-def classifier_file(folder: Path) -> Path:
+def classifier_file(folder: StrPath) -> Path:
     """The classifier's place in a run folder."""
-    return folder / "noisy-classifier.safetensors"
+    return Path(folder) / "noisy-classifier.safetensors"
 
 
 def labelled_data(trained: Trained) -> LoadedData:
@@ -77,7 +77,7 @@ def labelled_data(trained: Trained) -> LoadedData:
 
 
 def train_classifier(
-    folder: Path, trained: Trained, data: LoadedData, steps: int, batch_size: int, seed: int, device: torch.device
+    folder: StrPath, trained: Trained, data: LoadedData, steps: int, batch_size: int, seed: int, device: torch.device
 ) -> Iterator[float]:
     """Trains a classifier of the training rows on a run's own path, yields the losses, and keeps it in the folder.
 
@@ -100,7 +100,7 @@ def train_classifier(
     checkpoints.write_tensors(classifier_file(folder), state.ema.state_dict(), metadata)
 
 
-def load_classifier(folder: Path, trained: Trained) -> Known:
+def load_classifier(folder: StrPath, trained: Trained) -> Known:
     """The classifier in the folder of a run, on the run's device.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowgen import checkpoints
 from flowgen.config import Config, LoadedData, Teacher, find_device, make_config
-from flowgen.core import Field, InputError, is_utf8
+from flowgen.core import Field, InputError, StrPath, is_utf8
 from flowgen.data import Categorical, Law, Scaling
 from flowgen.data.writing import new_file
 from flowgen.guidance import Guided, Rescale
@@ -47,13 +47,14 @@ class Run:
     config: Config
 
     @classmethod
-    def create(cls, folder: Path, config: Config, command: str, overwrite: bool = False) -> Run:
+    def create(cls, folder: StrPath, config: Config, command: str, overwrite: bool = False) -> Run:
         """Makes the folder, with the configuration and the model card, once the configuration is known to work.
 
         Raises:
             InputError: for data, a source or a device that training could not use; if there is something at `folder`
                 already, unless that is a run and `overwrite` is set. Nothing has changed on the disk then.
         """
+        folder = Path(folder)
         check_vacant(folder, overwrite)
         if folder.resolve() in config.parents:
             raise InputError(f"{folder} is the run to learn from, and cannot be replaced by what does")
@@ -71,12 +72,13 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: StrPath) -> Run:
         """The run in a folder.
 
         Raises:
             InputError: if it is not a run folder.
         """
+        folder = Path(folder)
         if not (folder / "config.toml").is_file():
             lacks = "it has no config.toml" if folder.exists() else "there is no such folder"
             raise InputError(f"{folder} is not a run folder: {lacks}")
@@ -161,12 +163,13 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def check_vacant(folder: Path, overwrite: bool = False) -> None:
+def check_vacant(folder: StrPath, overwrite: bool = False) -> None:
     """
     Raises:
         InputError: if there is something at a folder where a run is to be, unless that is a run, and may be replaced;
             for a name that files of weights cannot have.
     """
+    folder = Path(folder)
     if not is_utf8(str(folder)):
         raise InputError(f"the run folder {str(folder)!r} has a name that is not UTF-8: choose another with --out")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -259,7 +262,7 @@ class Trained(NamedTuple):
         return data.in_order(self.classes) if set(data.classes) == set(self.classes) else data
 
 
-def load(folder: Path, device: str | None = None, ema: float | None = None) -> Trained:
+def load(folder: StrPath, device: str | None = None, ema: float | None = None) -> Trained:
     """The model of a run folder, on `device`, or on that of its configuration.
 
     Args:

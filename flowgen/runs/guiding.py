@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, InputError
+from flowgen.core import Field, InputError, StrPath
 from flowgen.guidance import AutoGuided, ClassifierGuided, Rescale
 from flowgen.repath import repath
 from flowgen.runs.classifier import Known
@@ -92,7 +91,7 @@ def _auto_guided(trained: Trained, field: Field, by: Guidance, weak: Trained) ->
     return AutoGuided(field, there.velocity, by.weight, (first, last), rescale)
 
 
-def load_weak(folder: Path, trained: Trained, device: str | None = None) -> Trained:
+def load_weak(folder: StrPath, trained: Trained, device: str | None = None) -> Trained:
     """The run in a folder, which is to guide another.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 
 from flowgen import checkpoints, plots, sampling
 from flowgen.config import Config
-from flowgen.core import generator
+from flowgen.core import StrPath, generator
 from flowgen.data import Law
 from flowgen.data.pictures import write_grid
 from flowgen.model import Model
@@ -75,12 +75,13 @@ def _draw_images(path: Path, config: Config, model: Model, source: Law, classes:
     write_grid(path, deepcopy(model.scaling).cpu().pixels(x), columns=8)
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: StrPath) -> dict[str, Any]:
     """What a run is, as plain values: the facts of `flowgen info`.
 
     Raises:
         InputError: if it is not a run folder.
     """
+    folder = Path(folder)
     run = Run.open(folder)
     config, settings = run.config, run.config.model_dump()
     trained = load(folder, "cpu") if run.weights.exists() else None

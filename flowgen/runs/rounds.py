@@ -9,6 +9,7 @@ from typing import Any
 from flowgen import checkpoints
 from flowgen.config import Config, make_config
 from flowgen.config.recipes import reflow_defaults
+from flowgen.core import StrPath
 from flowgen.runs.folder import Run, load
 from flowgen.settings import override
 
@@ -19,12 +20,12 @@ FORGIVING = 0.3
 as far off, and flows that are nearly straight before become less so."""
 
 
-def round_file(folder: Path) -> Path:
+def round_file(folder: StrPath) -> Path:
     """Where a reflow keeps what its round has come to."""
-    return folder / "round.json"
+    return Path(folder) / "round.json"
 
 
-def reflow_config(parent: Path, settings: Mapping[str, Any]) -> Config:
+def reflow_config(parent: StrPath, settings: Mapping[str, Any]) -> Config:
     """The configuration of a reflow of the run in `parent`: the parent's own, but for where the pairs come from.
 
     The student predicts the velocity on the straight path, at times towards both ends, by the pseudo-Huber loss
@@ -33,6 +34,7 @@ def reflow_config(parent: Path, settings: Mapping[str, Any]) -> Config:
     Args:
         settings: dotted keys and their values, such as `reflow.pairs` or `train.steps`, where they are to differ.
     """
+    parent = Path(parent)
     trained = load(parent, "cpu")
     before = trained.config.reflow
     reflow = {

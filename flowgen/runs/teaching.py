@@ -13,7 +13,7 @@ from flowgen import checkpoints, solvers
 from flowgen.config import OBJECTIVES, Config, Teaching, lookup, make_config
 from flowgen.config.nets import MLPConfig
 from flowgen.config.recipes import reflow_defaults
-from flowgen.core import InputError
+from flowgen.core import InputError, StrPath
 from flowgen.distill import Walked
 from flowgen.model import Model
 from flowgen.runs.folder import Run
@@ -31,7 +31,7 @@ METHODS = {name: kind for name, kind in OBJECTIVES.items() if kind.maps}
 
 
 def distill_config(
-    folder: Path,
+    folder: StrPath,
     method: str,
     jumps: int,
     settings: Mapping[str, Any],
@@ -53,6 +53,7 @@ def distill_config(
     Raises:
         InputError: for a method that is none, or a run that cannot be distilled by it.
     """
+    folder = Path(folder)
     kind, run = lookup("method", method, METHODS), Run.open(folder)
     before = run.config
     if not (before.objective.fields or kind.taught):
@@ -85,7 +86,7 @@ def distill_config(
     return make_config(tree)
 
 
-def stages(folder: Path, jumps: int) -> list[int]:
+def stages(folder: StrPath, jumps: int) -> list[int]:
     """The jumps of each student of a progressive distillation, the last as many as are asked for (arXiv 2202.00512).
 
     The first students of a flow learn from a solver; a flow map that jumps is halved from where it is.
