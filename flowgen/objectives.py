@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
@@ -179,7 +179,7 @@ class UShaped(TimeLaw):
 
 TIMES: Choices[TimeLaw] = Choices(
     "law of times",
-    TimeLaw,
+    Callable,
     {
         "uniform": Uniform,
         "stratified": Stratified,

@@ -18,9 +18,11 @@ from flowgen import (
     Model,
     Pair,
     Reflow,
+    State,
     batches,
     couplings,
     data,
+    fit,
     grids,
     heun,
     likelihood,
@@ -271,3 +273,27 @@ def test_modules_are_there_when_asked_for():
     assert done.stdout.split() == ["False", "True", "True", "moons", "flowgen.evaluation"]
     with pytest.raises(AttributeError, match="rnus"):
         flowgen.rnus  # noqa: B018
+
+
+# nets of another width
+
+
+@pytest.mark.parametrize("two_times", [False, True])
+def test_an_mlp_of_another_width_says_so(two_times):
+    wide = Model(nn.MLP(dim=3, two_times=two_times))
+    refused(lambda: sample(wide, SOURCE, 5, 4, heun), "MLP", "(3,)", "(2,)")
+    refused(lambda: next(fit(State(wide), batches(ENDS, 8, seed=0), FlowMatching(), 1, seed=0)), "(3,)", "(2,)")
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.ResMLP((1, 8, 8), width=8, depth=1),
+        nn.UNet((1, 8, 8), channels=32, blocks=1, multipliers=(1,), attention=(), heads=1),
+        nn.DiT((1, 8, 8), patch=4, width=8, depth=1, heads=1),
+    ],
+    ids=lambda net: type(net).__name__,
+)
+@pytest.mark.parametrize("event", [(3, 8, 8), (1, 4, 16), (64,)])
+def test_a_net_of_images_of_another_shape_says_so(net, event):
+    refused(lambda: sample(Model(net), data.Gaussian(event), 5, 1, heun), type(net).__name__, "(1, 8, 8)", str(event))

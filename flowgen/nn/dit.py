@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowgen.core import InputError
-from flowgen.nn.embeddings import Conditioning, modulate, zeroed
+from flowgen.nn.embeddings import Conditioning, check_event, modulate, zeroed
 from flowgen.nn.seeded import seeded
 from flowgen.nn.unet import check_size
 
@@ -122,6 +122,7 @@ class DiT(nn.Module):
             self.modulation, self.out = zeroed(nn.Linear(width, 2 * width)), zeroed(nn.Linear(width, values))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        check_event(self, self.event, x)
         c = F.silu(self.conditioning(t, s, cond))
         h = self.embed(patchify(x, self.patch)) + self.position
         for block in self.blocks:

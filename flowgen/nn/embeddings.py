@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Conditioning", "Waves", "labels_or_null", "modulate", "zeroed"]
+from flowgen.core import InputError
+
+__all__ = ["Conditioning", "Waves", "check_event", "labels_or_null", "modulate", "zeroed"]
 
 
 @final
@@ -65,6 +67,15 @@ class Conditioning(nn.Module):
         apart = self.waves(gap) - self.waves(torch.zeros_like(t))
         vector = self.out(F.silu(self.time(self.waves(t).to(dtype)) + self.gap(apart.to(dtype))))
         return vector if self.label is None else vector + self.label(labels_or_null(cond, self.classes, t))
+
+
+def check_event(net: nn.Module, event: tuple[int, ...], x: Tensor) -> None:
+    """
+    Raises:
+        InputError: for x of another shape than `(B, *event)`, for which the net was made.
+    """
+    if tuple(x.shape[1:]) != tuple(event):
+        raise InputError(f"this {type(net).__name__} was made for rows of shape {event}, not {tuple(x.shape[1:])}")
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

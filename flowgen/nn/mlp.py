@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowgen.nn.embeddings import labels_or_null, zeroed
+from flowgen.nn.embeddings import check_event, labels_or_null, zeroed
 from flowgen.nn.seeded import seeded
 
 __all__ = ["MLP", "TimeFeatures"]
@@ -67,7 +67,7 @@ class MLP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.time, self.classes = TimeFeatures(frequencies), classes
+        self.time, self.classes, self.event = TimeFeatures(frequencies), classes, (dim,)
         labels = classes + 1 if classes else 0
         sizes = [dim + self.time.size + labels, *[width] * depth]
         with seeded(seed):
@@ -76,6 +76,7 @@ class MLP(nn.Module):
             self.gap = zeroed(nn.Linear(self.time.size, width, bias=False)) if two_times else None
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        check_event(self, self.event, x)
         features = [x, self.time(t).to(x.dtype)]
         if self.classes:
             label = F.one_hot(labels_or_null(cond, self.classes, x), self.classes + 1)

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowgen.nn.embeddings import Conditioning, modulate, zeroed
+from flowgen.nn.embeddings import Conditioning, check_event, modulate, zeroed
 from flowgen.nn.seeded import seeded
 
 __all__ = ["ResMLP"]
@@ -63,6 +63,7 @@ class ResMLP(nn.Module):
             self.modulation, self.out = zeroed(nn.Linear(width, 2 * width)), zeroed(nn.Linear(width, dim))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        check_event(self, self.event, x)
         c = F.silu(self.conditioning(t, s, cond))
         h = self.embed(x.flatten(1))
         for block in self.blocks:

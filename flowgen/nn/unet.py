@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowgen.core import InputError
-from flowgen.nn.embeddings import Conditioning
+from flowgen.nn.embeddings import Conditioning, check_event
 from flowgen.nn.seeded import seeded
 
 __all__ = ["UNET_SIZES", "UNet"]
@@ -74,6 +74,7 @@ class UNet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.event = event
         check_size(event, 2 ** (len(multipliers) - 1), "the U-Net")
         if channels % 32 or any(channels * m % heads for m in multipliers):
             raise InputError(f"the U-Net needs channels in multiples of 32 and of its {heads} heads, not {channels}")
@@ -101,6 +102,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        check_event(self, self.event, x)
         c = self.conditioning(t, s, cond)
         h, skipped = x, []
         for block in self.down:
