@@ -95,6 +95,7 @@ def test_folders_that_cannot_be_recorded_are_refused(flowgen):
     run = f"runs/{LATIN}"
     calls = [("train", LATIN), ("train", "classes"), ("train", "moons", "--out", run), ("train", "moons", "-x", LATIN)]
     calls += [("train", "moons", "--source", LATIN), ("couplings", LATIN), ("demo", "--out", run), ("sample", run)]
+    calls += [("export", "runs/moons", "--out", f"{LATIN}.onnx")]
     for call in calls:
         code, out, err = flowgen(*call)
         assert (code, out) == (2, ""), call

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from flowgen.config import SAMPLERS, SOLVERS, lookup
-from flowgen.core import InputError, StrPath
+from flowgen.core import InputError, StrPath, is_utf8
 from flowgen.exporting import graphs
 from flowgen.exporting.comparing import Compared
 from flowgen.exporting.files import check_new, new_place, size
@@ -73,6 +73,8 @@ def export_run(
     """
     folder = Path(folder)
     chosen = lookup("format", name, FORMATS)
+    if out is not None and not is_utf8(str(out)):
+        raise InputError(f"--out {str(out)!r} is not UTF-8, and exports need a name that is")
     if steps is not None and steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
     graph = chosen.graph(load(folder, "cpu", ema), steps, solver)
