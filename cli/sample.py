@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowgen.core import Field
+    from flowgen.data.labels import Labels
     from flowgen.runs import Known, Trained
     from flowgen.solvers import Solver
 
@@ -81,7 +82,8 @@ def sample(
         if num < 1:
             raise InputError(f"--num must be at least 1, not {num}")
         known = load_classifier(run, trained) if classifier_guidance else None
-        cond = conditions(_labelled(trained, known), num, label, labels, per_label, seed)
+        labelled = _labelled(trained, known)
+        cond = conditions(labelled, num, label, labels, per_label, seed)
         other = None if weak is None else load_weak(weak, trained, str(trained.model.device))
         guide = Guidance(guidance, _interval(guidance_interval), guidance_rescale, other, known, classifier_guidance)
         num = num if cond is None else len(cond)
@@ -113,7 +115,7 @@ def sample(
                 pass
             return
         write = _write_images if images else _write_rows
-        write(out, trained, _followed(chunks, num, f"sampling {run}"), num, cond, per_label if labels else None)
+        write(out, labelled, _followed(chunks, num, f"sampling {run}"), num, cond, per_label if labels else None)
         rows = sampling.whole_blocks(num)
         each = f", {evaluations(counted.rows / rows)}" if group.part.of == 1 else ""
         print(f"{out}: {num} samples in {way}{each}")
@@ -159,7 +161,23 @@ def _write_rows(
     if suffix(out) == ".png":
         plots.samples(out, torch.cat(list(chunks)), columns=trained.columns)
     else:
-        write_rows(out, chunks, (num, *trained.source.event), trained.columns)
+        kept = _kept(out, trained, cond)
+        shape, name = (num, *trained.source.event), trained.label_column
+        write_rows(out, chunks, shape, trained.columns, labels=kept, label_column=name)
+
+
+def _kept(out: Path, trained: Trained, cond: Tensor | None) -> Labels | None:
+    """The labels of samples, as a table is written with them; None of an array, which has no place for them."""
+    from flowgen.core import note
+    from flowgen.data.labels import Labels
+    from flowgen.data.suffixes import suffix
+
+    if cond is None:
+        return None
+    if suffix(out) == ".npy":
+        note(f"{out} has no place for labels: write .npz to keep them")
+        return None
+    return Labels(cond, trained.classes)
 
 
 def _write_images(
@@ -169,6 +187,7 @@ def _write_images(
     import torch
 
     from flowgen.core import InputError
+    from flowgen.data.labels import own_labels
     from flowgen.data.pictures import write_folder, write_grid, write_npz
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
@@ -178,13 +197,14 @@ def _write_images(
     if suffix(out) == ".png":
         write_grid(out, torch.cat(list(pixels)), columns)
     elif suffix(out) == ".npz":
-        write_npz(out, pixels, num, trained.source.event, cond)
+        write_npz(out, pixels, num, trained.source.event, None if cond is None else own_labels(cond, trained.classes))
     elif suffix(out) == ".npy":
+        _kept(out, trained, cond)
         write_rows(out, chunks, (num, *trained.source.event))
     elif out.suffix:
         raise InputError(f"{out}: unknown suffix; images are written to .png, .npz, .npy or a folder")
     else:
-        write_folder(out, pixels, labels=cond)
+        write_folder(out, pixels, labels=None if cond is None else own_labels(cond, trained.classes))
 
 
 def _draw_trajectories(

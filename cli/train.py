@@ -34,6 +34,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA")] = None,
     source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
     header: Annotated[str | None, typer.Option(help=HEADER_HELP, show_default="found out")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Learn the labels in this column of a table too.")
+    ] = None,
     coupling: Annotated[
         str | None,
         typer.Option(help=f"{COUPLING_HELP}; see flowgen couplings DATA."),
@@ -88,6 +91,7 @@ def train(
         "data": data,
         "source": source,
         "table.header": header,
+        "table.label_column": label_column,
         "coupling": coupling,
         "coupling.group": ot_batch,
         "objective": objective,

@@ -124,6 +124,11 @@ TIMES = {
 }
 
 
+def pytest_configure(config):
+    """A note to the user is no error; named here and not in pyproject, since torch is to begin on one thread."""
+    config.addinivalue_line("filterwarnings", "default::flowgen.core.Note")
+
+
 def each(table: dict) -> dict:
     """The arguments of a fixture that takes every value of a table."""
     return {"params": list(table.values()), "ids": list(table)}

@@ -605,10 +605,10 @@ def test_whole_numbers_beside_the_rows_are_labels(tmp_path, kind):
     [
         np.linspace(0, 1, len(X)),
         np.arange(len(X) - 1),
-        np.zeros((len(X), 1), int),
+        np.zeros((len(X), 3), int),
         np.full(len(X), 2**64 - 1, np.uint64),
     ],
-    ids=["real", "short", "column", "huge"],
+    ids=["real", "short", "columns", "huge"],
 )
 def test_another_array_beside_the_rows_is_left_alone(tmp_path, y):
     np.savez(tmp_path / "t.npz", x=X, y=y)

@@ -170,7 +170,8 @@ def test_previews_and_their_number_change_nothing(tmp_path, pictures):
 
 def test_a_preview_of_rows_is_a_picture_too(trained, tmp_path, table):
     for name, data in (("toy", "moons"), ("table", table)):
-        run = trained(data, tmp_path / name, train={"steps": 4, "batch_size": 16, "preview_every": 4}, labels=True)
+        settings = {"train": {"steps": 4, "batch_size": 16, "preview_every": 4}, "labels": name == "table"}
+        run = trained(data, tmp_path / name, **settings)
         assert Image.open(run.folder / "plots/previews/step-000000004.png").size[0] > 100
 
 

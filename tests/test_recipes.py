@@ -75,10 +75,10 @@ def test_the_recipe_of_data_fills_in_what_is_not_said(named, name):
     recipe = flat(RECIPES[RECIPE_OF[name]])
     found = {key: said[f"{key}.name" if f"{key}.name" in said else key] for key in recipe}
     assert found == recipe
-    kind_of_net, labels = (NETS["unet"], True) if KINDS[name] == "images" else (NETS["mlp"], False)
+    kind_of_net, labels = (NETS["unet"], "auto") if KINDS[name] == "images" else (NETS["mlp"], False)
     config = make_config({"data": name})
     assert isinstance(config.net, kind_of_net)
-    assert config.labels is labels
+    assert config.labels == labels
     if not recipe:
         assert (config.coupling, config.pool, config.train.batch_size) == (MultiscaleOT(), Pool(100, 10), 512)
 

@@ -36,9 +36,11 @@ class SplitConfig(Section):
 
 
 class TableConfig(Section):
-    """How tables of text are read: whether their first line holds names."""
+    """How tables are read: whether the first line of text holds names, and which column holds labels, where `auto` is
+    one that is named so."""
 
     header: Literal["auto", "yes", "no"] = "auto"
+    label_column: str | None = None
 
     @property
     def named(self) -> bool | None:
@@ -53,7 +55,7 @@ class TableConfig(Section):
         """
         if header not in (None, "auto", "yes", "no"):
             raise InputError(f"--header is yes or no, not {header}")
-        return self if header is None else TableConfig(header=header)
+        return self if header is None else self.model_copy(update={"header": header})
 
 
 class ImagesConfig(Section):
@@ -78,6 +80,9 @@ class LoadedData(NamedTuple):
     columns: their names.
     classes: names of the labels 0, 1, ...; empty without labels.
     hash: SHA-256 of the file, or of the list of a folder; None of a toy.
+    label_column: the column of a table that holds its labels; None where none does.
+    no_labels: why there are none, in words.
+    unused: how many classes the labels have that were left out.
     """
 
     law: Law
@@ -86,6 +91,9 @@ class LoadedData(NamedTuple):
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     hash: str | None = None
+    label_column: str | None = None
+    no_labels: str = ""
+    unused: int = 0
 
     @property
     def counts(self) -> list[int]:
@@ -101,7 +109,7 @@ class LoadedData(NamedTuple):
     def unlabelled(self) -> LoadedData:
         """The same data without labels."""
         law, held_out = _without_labels(self.law), self.held_out and _without_labels(self.held_out)
-        return self._replace(law=law, held_out=held_out, classes=())
+        return self._replace(law=law, held_out=held_out, classes=(), unused=len(self.classes))
 
     def in_order(self, classes: tuple[str, ...]) -> LoadedData:
         """The same data, whose labels are the numbers of the same classes in another order."""
@@ -150,13 +158,14 @@ def _renumbered(law: Law, to: Tensor) -> Law:
 
 
 def read_rows(name: str, images: ImagesConfig, tables: TableConfig = TableConfig()) -> tuple[Rows, tuple[str, ...]]:  # noqa: B008
-    """All rows of a file or of a folder of images, and the names of their columns: nothing is held out.
+    """All rows of a file or of a folder of images, and the names of their columns: nothing is held out. Labels are left
+    out.
 
     Raises:
         InputError: for a bad file.
     """
     if not is_images(name):
-        table = read_table(Path(name), header=tables.named)
+        table = read_table(Path(name), header=tables.named, label_column=tables.label_column, labels_needed=False)
         return Rows(table.x.float()), table.columns
     found = _read(name, images)
     return Rows((found.load() if isinstance(found, ImageFolder) else found).pixels), ()
@@ -175,35 +184,47 @@ def load_data(
     split: SplitConfig,
     images: ImagesConfig = ImagesConfig(),  # noqa: B008
     tables: TableConfig = TableConfig(),  # noqa: B008
+    labels_needed: bool = True,
 ) -> LoadedData:
     """The data of a toy's name, of a table's file, or of images.
 
     Toys keep their units, tables are standardised by training rows, images go to [-1, 1] by the range of their values.
 
+    Args:
+        labels_needed: whether a table must have the column of labels of `tables`.
+
     Raises:
         InputError: for an unknown name or a bad file.
     """
+    if tables.label_column and labels_needed and kind(name) != "table":
+        raise InputError(f"{name} is no table: leave out the column of labels, {tables.label_column}")
     if not name.strip():  # Path("") is the current folder
         raise InputError("the name of the data is empty: give a toy, a file or a folder")
     if name in TOYS:
         law = TOYS[name]()
-        return LoadedData(law, law, Scaling())
+        return LoadedData(law, law, Scaling(), no_labels=f"{name} has no labels")
     if is_images(name):
         return _images(name, split, images)
-    return _table(name, split, tables)
+    return _table(name, split, tables, labels_needed)
 
 
-def _table(name: str, split: SplitConfig, tables: TableConfig) -> LoadedData:
+def _table(name: str, split: SplitConfig, tables: TableConfig, labels_needed: bool) -> LoadedData:
     path = Path(name)
     if suffix(path) not in READERS and not path.exists():
         raise InputError(_missing(name))
-    table = read_table(path, header=tables.named)
-    labels, classes = None, tuple[str, ...]()
-    if table.labels is not None:
-        values, labels = table.labels.unique(return_inverse=True)
-        classes = tuple(map(str, values.tolist()))
+    table = read_table(path, header=tables.named, label_column=tables.label_column, labels_needed=labels_needed)
+    labels, classes = table.numbered or (None, ())
     seen, unseen = _split(name, Rows(table.x.float(), labels), split)
-    return LoadedData(seen, unseen, Scaling.standardising(seen.x), table.columns, classes, file_hash(path))
+    return LoadedData(
+        seen,
+        unseen,
+        Scaling.standardising(seen.x),
+        table.columns,
+        classes,
+        file_hash(path),
+        table.label_column,
+        table.no_labels,
+    )
 
 
 def _missing(name: str) -> str:
@@ -221,7 +242,8 @@ def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData
     if isinstance(found, ImageFolder):
         seen_files, held = _split_files(found, split)
         unseen = Rows(held.pixels, held.labels) if held else None
-        return LoadedData(seen_files, unseen, Scaling.of_range(0, 1), (), found.classes, found.hash)
+        why = "" if found.classes else f"{name}: the images lie in no folders of classes"
+        return LoadedData(seen_files, unseen, Scaling.of_range(0, 1), (), found.classes, found.hash, no_labels=why)
     rows = Rows(found.pixels, found.labels)
     if found.held_out:
         cut = len(rows) - found.held_out
@@ -229,7 +251,8 @@ def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData
     else:
         seen, unseen = _split(name, rows, split)
     lo, hi = (0, 1) if seen.x.dtype == torch.uint8 else (seen.x.min().item(), seen.x.max().item())
-    return LoadedData(seen, unseen, Scaling.of_range(lo, hi), (), found.classes, found.hash)
+    why = "" if found.classes else found.no_labels or f"{name}: the images have no labels"
+    return LoadedData(seen, unseen, Scaling.of_range(lo, hi), (), found.classes, found.hash, no_labels=why)
 
 
 def _read(name: str, settings: ImagesConfig) -> Images | ImageFolder:

@@ -19,7 +19,7 @@ from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, Parts, Tea
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import SemidiscreteConfig
-from flowgen.core import InputError
+from flowgen.core import InputError, note
 from flowgen.couplings import Ends, Independent, MultiscaleOT, Pool, SchroedingerBridge
 from flowgen.couplings.exact import LARGEST
 from flowgen.data import Flipped, Gaussian, Law, Rows, Scaled, Scaling
@@ -100,7 +100,7 @@ class Config(Section):
 
     data: str
     source: str = "gaussian"
-    labels: bool = False
+    labels: bool | Literal["auto"] = False
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
@@ -151,10 +151,27 @@ class Config(Section):
         ends = self.source == "gaussian" and not self.reflow and self.objective.fields
         return ends and not isinstance(self.coupling, Independent)
 
+    def read_data(self) -> LoadedData:
+        """The data, with their labels also where the configuration does not use them."""
+        return load_data(self.data, self.split, self.images, self.table)
+
     def load_data(self) -> LoadedData:
-        """The data; without their labels, where the configuration does not use them."""
-        data = load_data(self.data, self.split, self.images, self.table)
+        """The data; without their labels, where the configuration does not use them.
+
+        Raises:
+            InputError: for bad data, or if it asks for labels and they have none.
+        """
+        data = self.read_data()
+        if self.labels is True and not data.classes:
+            raise InputError(f"labels = true, and there are none: {data.no_labels}")
         return data if self.labels else data.unlabelled()
+
+    def settled(self, data: LoadedData) -> Config:
+        """The same configuration, with what was left open as it is of these data: whether they have labels, and the
+        column that holds them."""
+        table = self.table.model_copy(update={"label_column": data.label_column or self.table.label_column})
+        labels = bool(data.classes) if self.labels == "auto" else self.labels
+        return self.model_copy(update={"labels": labels, "table": table})
 
     def model(self, event: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
         """The untrained model of an event; its first weights are a function of the seed."""
@@ -162,7 +179,8 @@ class Config(Section):
 
     def load_source(self, event: tuple[int, ...], columns: tuple[str, ...]) -> LoadedData:
         """The data that are the source, the columns of a table in the order of those of the data to learn."""
-        return load_data(self.source, self.split, self.images, self.table).with_columns(columns, event, self.source)
+        found = load_data(self.source, self.split, self.images, self.table, labels_needed=False)
+        return found.with_columns(columns, event, self.source)
 
     def source_law(self, event: tuple[int, ...], scaling: Scaling, columns: tuple[str, ...] = ()) -> Law:
         """The source in model units: standard normal by default, or data of its own, in the units of the data.
@@ -213,6 +231,18 @@ class Config(Section):
         if isinstance(self.coupling, SemidiscreteConfig) and not self.reflow:
             self.coupling.check(data, device)
         return data
+
+    def tell_labels(self, data: LoadedData) -> None:
+        """Say what becomes of labels of which the configuration says nothing.
+
+        Args:
+            data: as the configuration uses them.
+        """
+        if self.labels == "auto" and not data.classes:
+            note(f"training without labels: {data.no_labels}")
+        elif data.unused and not self.teacher:
+            count = f"{data.unused} classes" if data.unused > 1 else "one class"
+            note(f"{self.data}: its labels, of {count}, are not used; --set labels=true learns them")
 
 
 def find_device(name: str) -> torch.device:
@@ -309,9 +339,7 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
         sigma = _table(tree["coupling"]).get("sigma", SchroedingerBridge().sigma)
         natural["bridge"] = {"name": "brownian", "sigma": sigma}
     kind = OBJECTIVES.get(str(_name(tree.get("objective"))), FlowMatchingConfig)
-    if tree.get("labels"):
-        natural["split"] = {"stratify": True}
-    tree = merged(merged(recipe, natural), tree)
+    tree = merged(merged(recipe, {**natural, **_labelling(tree)}), tree)
     if kind.maps and _name(tree.get("net")) in (None, "mlp"):
         tree["net"] = {"name": "mlp", "two_times": True, **_table(tree.get("net"))}
     named = {
@@ -330,6 +358,17 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     files = {key: str(Path(tree[key]).resolve()) for key in ("data", "source") if _is_file(tree.get(key))}
     pool = {**_pool(tree, recipe.get("pool")), **given} if isinstance(given, Mapping) else given
     return {**tree, **tables, **files, "pool": pool}
+
+
+def _labelling(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes with labels that are asked for, or with a column of them: they are learned, and split by class."""
+    column, name = _table(tree.get("table")).get("label_column"), tree.get("data")
+    found: dict[str, Any] = {"labels": True} if column else {}
+    if tree.get("labels", column):
+        found["split"] = {"stratify": True}
+    if tree.get("labels") is True and isinstance(name, str) and kind(name) == "table":
+        found["table"] = {"label_column": "auto"}
+    return found
 
 
 def _pool(tree: Mapping[str, Any], pool: dict[str, int] | None) -> dict[str, int]:

@@ -9,7 +9,7 @@ from flowgen.config.data import kind
 __all__ = ["recipe_of", "reflow_defaults"]
 
 IMAGES: dict[str, Any] = {
-    "labels": True,
+    "labels": "auto",
     "split": {"stratify": True},
     "coupling": "independent",
     "pool": {"batches": 1, "reuse": 1},

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -50,13 +50,34 @@ class Layout(NamedTuple):
     rows: list[list[str]]
 
 
-def read_csv(path: Path, header: bool | None = None, missing: bool = False) -> tuple[Any, tuple[str, ...], str]:
-    """Return the columns of a text file as an Arrow table, their names, empty where it has no header, and what stands
-    for the decimal point. Columns of strings hold cells that are not numbers.
+class Text(NamedTuple):
+    """What a text file holds.
+
+    table: its columns, an Arrow table; those of strings hold cells that are not numbers.
+    names: of the columns; empty without a header.
+    decimal: what stands for the decimal point.
+    taken: the cells of the column that was taken out as text; None without one.
+    label: the name of that column, or its number from 1 on.
+    """
+
+    table: Any
+    names: tuple[str, ...]
+    decimal: str
+    taken: list[str] | None = None
+    label: str | None = None
+
+
+Take = Callable[[tuple[str, ...], int], int | None]
+"""Which of the columns of these names, or of so many without, is to be taken out as text; None for none."""
+
+
+def read_csv(path: Path, header: bool | None = None, missing: bool = False, take: Take = lambda *_: None) -> Text:
+    """Return what a text file holds.
 
     Args:
         header: whether the first line holds names; None to find out.
         missing: whether cells may be empty, also all of the last column.
+        take: a column whose cells are no numbers to be.
 
     Raises:
         InputError: for a file that is damaged, or no table.
@@ -66,10 +87,16 @@ def read_csv(path: Path, header: bool | None = None, missing: bool = False) -> t
     try:
         with _opened(path) as file:
             layout = _layout(path, _first_lines(file), header)
-        table = _parsed(path, layout)
+        at = take(layout.names, len(layout.rows[0]))
+        table = _parsed(path, layout, at)
     except (pyarrow.ArrowInvalid, UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a readable .csv table ({str(error).splitlines()[0].strip()})") from error
-    return *_left_out(path, layout, table, missing), layout.decimal
+    table, names = _left_out(path, layout, table, missing)
+    if at is None or str(at) not in table.column_names:
+        return Text(table, names, layout.decimal)
+    place = table.column_names.index(str(at))
+    taken, label = table.column(place).to_pylist(), names[place] if names else str(at + 1)
+    return Text(table.remove_column(place), (*names[:place], *names[place + 1 :]), layout.decimal, taken, label)
 
 
 def shown(names: Sequence[str]) -> str:
@@ -271,21 +298,24 @@ def _null_words() -> frozenset[str]:
 # the columns
 
 
-def _parsed(path: Path, layout: Layout) -> Any:
-    """Return the Arrow table of the rows, its columns named by their numbers."""
+def _parsed(path: Path, layout: Layout, text: int | None) -> Any:
+    """Return the Arrow table of the rows, its columns named by their numbers; one of them as text."""
     import pyarrow
     import pyarrow.csv
 
     parse = pyarrow.csv.ParseOptions(delimiter=layout.delimiter)
-    convert = pyarrow.csv.ConvertOptions(decimal_point=layout.decimal)
+    kept = {} if text is None else {str(text): pyarrow.string()}
+    convert = pyarrow.csv.ConvertOptions(decimal_point=layout.decimal, column_types=kept)
     block = BLOCK
     while True:
         try:
             with _bytes(path, layout.delimiter) as file:
                 table = pyarrow.csv.read_csv(file, _reading(layout, block), parse, convert)
-                return table.from_arrays(
-                    [_bare(column, layout.decimal) for column in table.columns], table.column_names
+                columns = (
+                    column if name in kept else _bare(column, layout.decimal)
+                    for name, column in zip(table.column_names, table.columns, strict=True)
                 )
+                return table.from_arrays(list(columns), table.column_names)
         except pyarrow.ArrowInvalid as error:
             if "block size" in str(error) and block < LARGEST:
                 block *= 8

@@ -57,7 +57,7 @@ def read_hub(name: str, size: int | None = None, channels: int | None = None, bi
     datasets, place = _package(), _parsed(name)
     parts = _parts(datasets, place, name)
     columns = _columns(datasets, parts[0].features, name)
-    if columns.label and len(parts) == 2 and min(parts[1][columns.label]) < 0:
+    if columns.label and len(parts) == 2 and _is_secret(parts[1][columns.label]):
         parts.pop()  # the publisher keeps these labels secret
     parts = [part.cast_column(columns.image, datasets.Image(decode=False)) for part in parts]
     form, example = _form(parts[0], columns.image, size, channels, bits)
@@ -65,6 +65,10 @@ def read_hub(name: str, size: int | None = None, channels: int | None = None, bi
     labels = np.concatenate([np.asarray(part[columns.label]) for part in parts]) if columns.label else None
     held_out = sum(map(len, parts[1:]))
     return make_images(torch.from_numpy(pixels), labels, name=name, held_out=held_out, classes=columns.classes)
+
+
+def _is_secret(labels: list[Any]) -> bool:
+    return any(isinstance(label, int) and label < 0 for label in labels)
 
 
 def _package() -> ModuleType:
@@ -103,8 +107,8 @@ def _columns(datasets: ModuleType, features: Any, name: str) -> _Columns:
     named = next((key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
     if named is not None:
         return _Columns(image, named, tuple(features[named].names))
-    whole = (key for key in LABELS if "int" in str(getattr(features.get(key), "dtype", "")))
-    return _Columns(image, next(whole, None), ())
+    kinds = {key: str(getattr(features.get(key), "dtype", "")) for key in LABELS}
+    return _Columns(image, next((key for key, kind in kinds.items() if "int" in kind or kind == "string"), None), ())
 
 
 def _form(rows: Any, column: str, size: int | None, channels: int | None, bits: int | None) -> tuple[Form, str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flowgen.core import InputError
 from flowgen.data.decoding import first_line, over_white
+from flowgen.data.labels import read_labels
 from flowgen.data.suffixes import suffix
 
 __all__ = ["Images", "is_folder", "is_images", "make_images", "read_images"]
@@ -54,6 +55,7 @@ class Images(NamedTuple):
     classes: the names of the labels, in order; () without labels.
     held_out: so many rows at the end are the publisher's own test set; 0 where there is none.
     hash: SHA-256 of pixels and labels.
+    no_labels: why an array of labels was left out, in words.
     """
 
     pixels: Tensor
@@ -61,6 +63,7 @@ class Images(NamedTuple):
     classes: tuple[str, ...] = ()
     held_out: int = 0
     hash: str = ""
+    no_labels: str = ""
 
 
 def is_images(name: str) -> bool:
@@ -87,10 +90,11 @@ def read_images(
       that holds `train-images*`, the training set, and `t10k-images*` or `test-images*` as the held-out rows.
     - `FILE.npy`, `FILE.npz`: `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`; the last axis is that of the channels where
       its length is 1, 3 or 4. Four uint8 channels are RGBA, and transparency shows white. In an `.npz` the array is
-      `x`, `images`, `arr_0` or the only one, and whole numbers `y`, `labels` or `arr_1` are labels.
+      `x`, `images`, `arr_0` or the only one, and whole numbers or names `y`, `labels` or `arr_1` are labels.
     - `hub:NAME`, see `flowgen.data.hub.read_hub`.
 
-    Labels are numbered anew in their order, without gaps.
+    Labels are numbered anew in their order, without gaps. An array of such a name that holds none is left out, and
+    `no_labels` says why.
 
     Args:
         size: each image becomes its centre square, resized to size x size, antialiased.
@@ -126,7 +130,7 @@ def make_images(
     """Images of `pixels` `(N, C, H, W)`, once their labels are checked.
 
     Args:
-        labels: whole numbers `(N,)`; numbers of the `classes`, or, without any, to be numbered anew.
+        labels: numbers of the `classes` `(N,)`, or, without any, labels as `read_labels` takes them.
         name: of the data, for messages.
 
     Raises:
@@ -134,13 +138,16 @@ def make_images(
     """
     if labels is None:
         return Images(pixels, held_out=held_out, hash=_digest(pixels))
-    top = len(classes) - 1 if classes else MAX_LABEL
-    numbers = _checked_labels(labels, len(pixels), top, name)
+    if classes or (labels.dtype.kind in "iub" and labels.ndim == 1):
+        labels = _checked_labels(labels, len(pixels), len(classes) - 1 if classes else MAX_LABEL, name)
     if not classes:
-        distinct, numbers = np.unique(numbers, return_inverse=True)
-        classes = tuple(map(str, distinct))
-    y = torch.from_numpy(numbers.reshape(-1))
-    return Images(pixels, y, classes, held_out, _digest(pixels, y))
+        try:
+            numbers, classes = read_labels(labels, len(pixels), f"{name}: the array of labels")
+        except InputError as error:  # it may be anything, a target of regression too
+            return Images(pixels, held_out=held_out, hash=_digest(pixels), no_labels=str(error))
+    else:
+        numbers = torch.from_numpy(labels)
+    return Images(pixels, numbers, classes, held_out, _digest(pixels, numbers))
 
 
 def _digest(*tensors: Tensor) -> str:
@@ -244,7 +251,7 @@ def _checked_labels(labels: np.ndarray, count: int, top: int, name: str) -> np.n
     if labels.shape != (count,):
         raise InputError(f"{name}: {count} images, and labels of shape {labels.shape}")
     if labels.dtype.kind not in "iub":
-        raise InputError(f"{name}: labels must be whole numbers, not {labels.dtype}")
+        raise InputError(f"{name}: labels must be numbers of classes, not {labels.dtype}")
     if not (labels.min() >= 0 and labels.max() <= top):
         raise InputError(f"{name}: labels must be from 0 to {top:,}; they are from {labels.min()} to {labels.max()}")
     return labels.astype(np.int64)
@@ -307,10 +314,7 @@ def _read_archive(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     with np.load(path, allow_pickle=False) as arrays:
         x = arrays[_chosen(arrays.files, path)]
         y = next((arrays[name] for name in LABELS if name in arrays.files), None)
-    if y is not None and y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    # y may be anything, a target of regression too: then it is none of ours
-    return x, y if y is not None and y.ndim == 1 and y.dtype.kind in "iub" else None
+    return x, y[:, 0] if y is not None and y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:

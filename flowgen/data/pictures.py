@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowgen.core import InputError, StrPath
-from flowgen.data.writing import counted, new_file, write_array
+from flowgen.data.writing import counted, new_file, write_array, write_labels
 
 __all__ = ["grid", "to_uint8", "write_folder", "write_grid", "write_npz", "write_strip"]
 
@@ -94,14 +95,16 @@ def check_empty(path: Path) -> None:
         raise InputError(f"{path} exists and is not an empty folder: remove it, or choose another")
 
 
-def write_folder(path: StrPath, chunks: Iterable[Tensor], start: int = 0, labels: Tensor | None = None) -> None:
+def write_folder(
+    path: StrPath, chunks: Iterable[Tensor], start: int = 0, labels: Tensor | np.ndarray | None = None
+) -> None:
     """Writes each image as PNG as it comes, named by its number: 000000.png, ...
 
     The folder takes its name once it is complete.
 
     Args:
         start: number of the first image.
-        labels: `(N,)`, one an image; written to `labels.csv` in the folder.
+        labels: `(N,)`, one an image, numbers or names; written to `labels.csv` in the folder.
 
     Raises:
         InputError: if `path` exists and is not an empty folder, or cannot be made.
@@ -128,13 +131,17 @@ def write_folder(path: StrPath, chunks: Iterable[Tensor], start: int = 0, labels
 
 
 def write_npz(
-    path: StrPath, chunks: Iterable[Tensor], count: int, event: tuple[int, ...], labels: Tensor | None = None
+    path: StrPath,
+    chunks: Iterable[Tensor],
+    count: int,
+    event: tuple[int, ...],
+    labels: Tensor | np.ndarray | None = None,
 ) -> None:
     """Writes images as they come to the array `arr_0` `(count, H, W, C)` uint8, as guided-diffusion's evaluation reads.
 
     Args:
         chunks: together `count` images of shape `event` (C, H, W).
-        labels: `(count,)` int64, written as `arr_1`.
+        labels: `(count,)`, numbers or names, written as `arr_1`.
 
     Raises:
         InputError: if the chunks are not that many images of that shape, or the folder is missing.
@@ -147,8 +154,7 @@ def write_npz(
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             write_array(member, counted(last, shape), shape, "|u1")
         if labels is not None:
-            with archive.open("arr_1.npy", "w") as member:
-                write_array(member, counted([labels], (count,)), (count,), "<i8")
+            write_labels(archive, "arr_1.npy", labels, count)
 
 
 def _each(chunks: Iterable[Tensor]) -> Iterator[np.ndarray]:
@@ -161,7 +167,7 @@ def _picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else np.ascontiguousarray(image))
 
 
-def _write_labels(path: Path, names: list[str], labels: list[int]) -> None:
+def _write_labels(path: Path, names: list[str], labels: list[Any]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "label"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +15,36 @@ from torch import Tensor
 
 from flowgen.core import InputError, note
 from flowgen.data.delimited import INDEX, is_null, is_number, read_csv, shown
+from flowgen.data.labels import Labels, column_of_labels, own_labels, read_labels
 from flowgen.data.suffixes import suffix
 
 __all__ = ["READERS", "Table", "column_order", "read_table"]
 
 
 class Table(NamedTuple):
-    """The rows of a file, `(N, D)` float64, the names of its columns (empty where it has none), and the classes of its
-    rows, `(N,)` int64, where it has them."""
+    """The rows of a file.
+
+    x: `(N, D)` float64.
+    columns: the names of its columns; empty where it has none.
+    labels: of its rows, `(N,)` int64: whole numbers as they are, or, of names, their places in `classes`; None without.
+    classes: the names, in order; empty of whole numbers.
+    label_column: the column that holds labels; None where none does.
+    no_labels: why there are no labels, in words.
+    """
 
     x: Tensor
     columns: tuple[str, ...]
     labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    label_column: str | None = None
+    no_labels: str = ""
+
+    @property
+    def numbered(self) -> Labels | None:
+        """The labels as numbers of classes, in order and without gaps, and the names of all of these."""
+        if self.labels is None or self.classes:
+            return self.labels if self.labels is None else Labels(self.labels, self.classes)
+        return read_labels(self.labels.numpy(), len(self.x), "labels")
 
 
 class _Asked(NamedTuple):
@@ -33,16 +52,35 @@ class _Asked(NamedTuple):
 
     missing: bool
     header: bool | None
+    label_column: str | None
+    labels_needed: bool
+
+    def column(self, names: Sequence[str], count: int, path: Path) -> int | None:
+        """Return which of the columns holds labels."""
+        return column_of_labels(names, count, self.label_column, self.labels_needed, str(path))
 
 
-Read = tuple[np.ndarray, tuple[str, ...], np.ndarray | None]
-"""What a reader gives: values, names of columns, and labels."""
+class _Read(NamedTuple):
+    """What a reader gives: values, names of columns, and what holds labels, the column that it was, and why nothing
+    does."""
+
+    values: np.ndarray
+    columns: tuple[str, ...] = ()
+    y: np.ndarray | None = None
+    label_column: str | None = None
+    no_labels: str = ""
 
 
-def read_table(path: Path | str, missing: bool = False, header: bool | None = None) -> Table:
+def read_table(
+    path: Path | str,
+    missing: bool = False,
+    header: bool | None = None,
+    label_column: str | None = None,
+    labels_needed: bool = True,
+) -> Table:
     """Read a table of numbers from `.npy`, `.npz` (array `x`, or the only one), `.csv`, `.csv.gz` or `.parquet`.
 
-    A one-dimensional array is one column. Whole numbers in an array `y` beside `x`, one a row, are labels.
+    A one-dimensional array is one column. Labels, whole numbers or names, are an array `y` beside `x`, or a column.
 
     Text may be separated by commas, semicolons, tabs, bars or spaces, with decimals after a point or, but for commas, a
     comma. Its first line is a header where it holds a word, or whole numbers above columns of another kind. What is
@@ -51,10 +89,13 @@ def read_table(path: Path | str, missing: bool = False, header: bool | None = No
     Args:
         missing: cells may be NaN or empty, which are NaN then.
         header: whether the first line of text holds names; None to find out.
+        label_column: the name of the column of labels, which are no data; without names its number, from 1 on; of an
+            `.npz` also another array. `auto` for a column that is named so: label, labels, class, target or y.
+        labels_needed: whether there must be such a column.
 
     Raises:
         InputError: for a missing, empty or unreadable file, an unknown suffix, text columns, a wrong number of
-            dimensions, NaN or infinite values.
+            dimensions, NaN or infinite values; for a column of labels that is not there, or holds none.
     """
     path = Path(path)
     if not path.exists():
@@ -65,12 +106,20 @@ def read_table(path: Path | str, missing: bool = False, header: bool | None = No
         raise InputError(f"{path}: not a file")
     if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty")
-    values, columns, labels = READERS[kind](path, _Asked(missing, header))
-    x = _checked(values, columns, path, missing)
-    # y may be anything, a target of regression too: then it is none of ours
-    if labels is None or labels.dtype.kind not in "iub" or labels.dtype == np.uint64 or labels.shape != (len(x),):
-        return Table(x, columns)
-    return Table(x, columns, torch.from_numpy(labels.astype(np.int64)))
+    read = READERS[kind](path, _Asked(missing, header, label_column, labels_needed))
+    x, label = _checked(read.values, read.columns, path, missing), read.label_column
+    if read.y is None:
+        return Table(x, read.columns, no_labels=read.no_labels)
+    try:
+        found = read_labels(read.y, len(x), f"{path}: column {label}" if label else f"{path}: y")
+    except InputError as error:
+        if label:
+            raise
+        return Table(x, read.columns, no_labels=str(error))  # y may be anything, a target of regression too
+    own = own_labels(*found)
+    if own.dtype.kind == "i":
+        return Table(x, read.columns, torch.from_numpy(own), (), label)
+    return Table(x, read.columns, *found, label)
 
 
 def column_order(columns: tuple[str, ...], count: int, wanted: tuple[str, ...], width: int, name: str) -> list[int]:
@@ -130,34 +179,57 @@ def _called(columns: tuple[str, ...], at: int) -> str:
     return columns[at] if columns and columns[at] else str(at + 1)
 
 
-def _npy(path: Path, asked: _Asked) -> Read:
+def _npy(path: Path, asked: _Asked) -> _Read:
     try:
         with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False), (), None
+            values = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, OSError, EOFError, MemoryError) as error:  # a damaged header may ask for any size
         raise InputError(f"{path}: not a readable .npy array ({error})") from error
+    return _split(path, values, asked, f"{path} is an array without labels")
 
 
-def _npz(path: Path, asked: _Asked) -> Read:
+def _npz(path: Path, asked: _Asked) -> _Read:
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not a readable .npz archive")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            names = arrays.files
-            if "x" in names or len(names) == 1:
-                x = np.asarray(arrays["x" if "x" in names else names[0]])
-                return x, (), np.asarray(arrays["y"]) if {"x", "y"} <= set(names) else None
+            names, label = arrays.files, asked.label_column
+            if "x" not in names and len(names) > 1:
+                raise InputError(f"{path}: expected an array named x, found {', '.join(names)}")
+            if not names:
+                raise InputError(f"{path}: expected an array named x, found none")
+            name = "x" if "x" in names else names[0]
+            x = np.asarray(arrays[name])
+            if label in names and label != name:
+                return _Read(x, (), np.asarray(arrays[label]), label)
+            if label in (None, "auto") and "y" in names and name != "y":
+                return _Read(x, (), np.asarray(arrays["y"]))
+    except InputError:
+        raise
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: not a readable .npz archive ({error})") from error
-    raise InputError(f"{path}: expected an array named x, found {', '.join(names) or 'none'}")
+    return _split(path, x, asked, f"{path} has no array y")
 
 
-def _csv(path: Path, asked: _Asked) -> Read:
-    table, names, decimal = read_csv(path, asked.header, asked.missing)
-    return _numbers(table, names, path, decimal), names, None
+def _split(path: Path, values: np.ndarray, asked: _Asked, no_labels: str) -> _Read:
+    """Return an array without the column that holds labels, if one of its columns is to."""
+    count = values.shape[1] if values.ndim == 2 else 1
+    at = None if asked.label_column == "auto" else asked.column((), count, path)
+    if at is None:
+        return _Read(values, no_labels=no_labels)
+    if values.ndim != 2:
+        raise InputError(f"{path} has no column beside the labels")
+    return _Read(np.delete(values, at, 1), (), values[:, at], str(at + 1))
 
 
-def _parquet(path: Path, asked: _Asked) -> Read:
+def _csv(path: Path, asked: _Asked) -> _Read:
+    read = read_csv(path, asked.header, asked.missing, lambda names, count: asked.column(names, count, path))
+    values = _numbers(read.table, read.names, path, read.decimal)
+    y = None if read.taken is None else np.array(read.taken, dtype=np.str_)
+    return _Read(values, read.names, y, read.label, _unnamed(path))
+
+
+def _parquet(path: Path, asked: _Asked) -> _Read:
     import pyarrow
     import pyarrow.parquet
 
@@ -165,12 +237,33 @@ def _parquet(path: Path, asked: _Asked) -> Read:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable .parquet table ({str(error).splitlines()[0]})") from error
+    names = tuple(table.column_names)
+    at = asked.column(names, len(names), path)
+    label, y = (None, None) if at is None else (names[at], _cells(table.column(at)))
+    if at is not None:
+        table = table.remove_column(at)
     index = [name for name in table.column_names if name in _indices(table.schema)]
     if index and len(index) < table.num_columns:
         note(f"{path}: leaving out what pandas has written as an index: {shown(index)}")
         table = table.drop_columns(index)
     names = tuple(table.column_names)
-    return _numbers(table, names, path), names, None
+    return _Read(_numbers(table, names, path), names, y, label, _unnamed(path))
+
+
+def _unnamed(path: Path) -> str:
+    return f"{path}: no column of labels is named, --label-column NAME"
+
+
+def _cells(column: Any) -> np.ndarray:
+    """Return a column of labels: numbers, or the text of others, empty where there is none."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    if kinds.is_integer(column.type) or kinds.is_floating(column.type):
+        return column.to_numpy()
+    if kinds.is_boolean(column.type):
+        return np.array(["" if cell is None else str(cell) for cell in column.to_pylist()], dtype=np.str_)
+    return np.array([cell or "" for cell in column.cast(pyarrow.string()).to_pylist()], dtype=np.str_)
 
 
 def _indices(schema: Any) -> set[str]:
@@ -195,8 +288,8 @@ def _numbers(table: Any, names: tuple[str, ...], path: Path, decimal: str = ".")
     if text:
         name, found = next(iter(text.items()))
         raise InputError(
-            f"{path}: columns that are not numbers: {shown(list(text))}. Drop them or encode them first: in column "
-            f"{name}, {found} is not a number"
+            f"{path}: columns that are not numbers: {shown(list(text))}. Drop them or encode them first, or learn one "
+            f"as labels, --label-column {name}: in column {name}, {found} is not a number"
         )
     return np.stack(columns, axis=1) if columns else np.empty((0, 0))
 

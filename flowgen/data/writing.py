@@ -11,19 +11,26 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from flowgen.core import InputError, StrPath
+from flowgen.data.labels import Labels, own_labels
 from flowgen.data.suffixes import suffix
 
-__all__ = ["WRITERS", "counted", "new_file", "write_array", "write_rows"]
+__all__ = ["WRITERS", "counted", "new_file", "write_array", "write_labels", "write_rows"]
 
 
 def write_rows(
-    path: StrPath, chunks: Iterable[Tensor], shape: Sequence[int], columns: Sequence[str] = (), double: bool = False
+    path: StrPath,
+    chunks: Iterable[Tensor],
+    shape: Sequence[int],
+    columns: Sequence[str] = (),
+    double: bool = False,
+    labels: Labels | None = None,
+    label_column: str = "label",
 ) -> None:
     """Writes rows as they come to `.npz` (array `x`), `.npy`, `.csv` or `.csv.gz`, without holding them all.
 
@@ -34,16 +41,20 @@ def write_rows(
         shape: `(N, *event)`.
         columns: header of a CSV; x0, x1, ... where empty.
         double: in float64.
+        labels: of the rows, by their names in a CSV, and the array `y` of an `.npz`; an `.npy` has no place for them.
+        label_column: the name of their column, the last, in a CSV.
 
     Raises:
-        InputError: for another suffix, or if the chunks are not of that shape together.
+        InputError: for another suffix, or if the chunks are not of that shape together, or the labels not as many.
         OSError: if the disk is full or the folder missing.
     """
     path = Path(path)
     if (kind := suffix(path)) not in WRITERS:
         raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
+    if labels is not None and len(labels.numbers) != shape[0]:
+        raise InputError(f"expected {shape[0]} labels, got {len(labels.numbers)}")
     with new_file(path) as file:
-        WRITERS[kind](file, counted(chunks, shape), shape, columns, double)
+        WRITERS[kind](file, counted(chunks, shape), _Layout(shape, columns, double, labels, label_column))
 
 
 @contextmanager
@@ -86,6 +97,18 @@ def counted(chunks: Iterable[Tensor], shape: Sequence[int]) -> Iterator[np.ndarr
         raise InputError(f"expected {shape[0]} rows, got {rows}")
 
 
+def write_labels(archive: zipfile.ZipFile, name: str, labels: Tensor | np.ndarray, count: int) -> None:
+    """Write labels, numbers or text `(count,)`, as an array of an archive.
+
+    Raises:
+        InputError: if they are not that many.
+    """
+    if len(labels) != count:
+        raise InputError(f"expected {count} rows, got {len(labels)} labels")
+    with archive.open(name, "w") as member:
+        np.lib.format.write_array(member, np.asarray(labels), allow_pickle=False)
+
+
 def write_array(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], kind: str = "<f4") -> None:
     """Writes chunks as one `.npy` array of the type `kind`."""
     np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": tuple(shape)})
@@ -93,32 +116,57 @@ def write_array(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[i
         file.write(np.ascontiguousarray(chunk, kind).tobytes())
 
 
-Shape = Sequence[int]
-Names = Sequence[str]
+class _Layout(NamedTuple):
+    """What is written beside the rows, and how: see `write_rows`."""
+
+    shape: Sequence[int]
+    columns: Sequence[str]
+    double: bool
+    labels: Labels | None
+    label_column: str
 
 
-def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
-    write_array(file, chunks, shape, "<f8" if double else "<f4")
+def _write_npy(file: IO[bytes], chunks: Iterable[np.ndarray], layout: _Layout) -> None:
+    write_array(file, chunks, layout.shape, "<f8" if layout.double else "<f4")
 
 
-def _write_npz(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
-    with zipfile.ZipFile(file, "w") as archive, archive.open("x.npy", "w", force_zip64=True) as member:
-        _write_npy(member, chunks, shape, columns, double)
+def _write_npz(file: IO[bytes], chunks: Iterable[np.ndarray], layout: _Layout) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as member:
+            _write_npy(member, chunks, layout)
+        if layout.labels is not None:
+            write_labels(archive, "y.npy", own_labels(*layout.labels), layout.shape[0])
 
 
-def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
-    names = columns or [f"x{index}" for index in range(shape[1])]
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(names)
-    file.write(header.getvalue().encode())
+def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], layout: _Layout) -> None:
+    names = list(layout.columns) or [f"x{index}" for index in range(layout.shape[1])]
+    labels = None if layout.labels is None else _csv_cells(layout.labels)
+    file.write(_csv_line(names if labels is None else [*names, layout.label_column]))
     for chunk in chunks:
         # nine digits give a float32 back to the last bit, and 15 what was written with so many
-        np.savetxt(file, chunk, delimiter=",", fmt="%.15g" if double else "%.9g")
+        rows = io.BytesIO()
+        np.savetxt(rows, chunk, delimiter=",", fmt="%.15g" if layout.double else "%.9g")
+        if labels is None:
+            file.write(rows.getvalue())
+        else:
+            file.writelines(row + b"," + next(labels) for row in rows.getvalue().splitlines())
 
 
-def _write_packed(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Shape, columns: Names, double: bool) -> None:
+def _csv_line(cells: Sequence[str]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()
+
+
+def _csv_cells(labels: Labels) -> Iterator[bytes]:
+    """Yield the name of each label, and the end of its line."""
+    names = [_csv_line([name]) for name in labels.classes]
+    return (names[number] for number in labels.numbers.tolist())
+
+
+def _write_packed(file: IO[bytes], chunks: Iterable[np.ndarray], layout: _Layout) -> None:
     with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:  # the same bytes for the same rows
-        _write_csv(packed, chunks, shape, columns, double)  # type: ignore[arg-type]
+        _write_csv(packed, chunks, layout)  # type: ignore[arg-type]
 
 
 WRITERS = {".npz": _write_npz, ".npy": _write_npy, ".csv": _write_csv, ".csv.gz": _write_packed}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowgen import checkpoints, solvers
-from flowgen.config import LoadedData, load_data, lookup, read_rows
+from flowgen.config import LoadedData, lookup, read_rows
 from flowgen.core import Field, InputError, StrPath, generator
 from flowgen.data import Categorical, Gaussian, ImageFolder, Law, Rows, Scaled
 from flowgen.data.tables import column_order
@@ -132,7 +132,7 @@ def load_subject(
     folder = Path(folder)
     trained = load(folder, device)
     config, event = trained.config, trained.source.event
-    data = load_data(config.data, config.split, config.images, config.table)
+    data = config.read_data()
     data = trained.check_data(data)
     trained.guided(trained.model.velocity, guidance)  # what is wrong with it is said before the work
     truth = _held_out(config.data, data) if against is None else _of_file(Path(against), trained, data, header)
@@ -223,7 +223,7 @@ def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path 
             f"features of a classifier need the images in memory: {config.data} is larger than images.memory"
         )
     if not (isinstance(law, Rows) and isinstance(held_out, Rows)) or law.labels is None or held_out.labels is None:
-        raise InputError(f"features of a classifier need labels: {config.data} has none (of .npz: an array y)")
+        raise InputError(f"features of a classifier need labels: {data.no_labels or f'{config.data} has none'}")
     classes, path = len(data.classes), folder / "classifier.safetensors"
     if classes < 2:
         raise InputError(f"features of a classifier need two classes: {config.data} has the one {data.classes[0]}")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from flowgen import __version__, checkpoints
 from flowgen.classifying import Labelling, Posterior, log_prior
-from flowgen.config import Config, LoadedData, load_data
+from flowgen.config import Config, LoadedData
 from flowgen.core import InputError, Pair, StrPath, expand_time, generator
 from flowgen.couplings import batches
 from flowgen.data import Categorical, Gaussian, Rows
@@ -68,11 +68,11 @@ def labelled_data(trained: Trained) -> LoadedData:
     if config.objective.maps:
         raise InputError("this run has learned to jump, and jumps cannot be guided by a classifier")
     trained.check_scored("a classifier")
-    data = load_data(config.data, config.split, config.images, config.table)
+    data = config.read_data()
     data = trained.check_data(data)
     if len(data.classes) < 2:
-        found = f"has the one {data.classes[0]}" if data.classes else "has none (of .npz: an array y)"
-        raise InputError(f"a classifier needs labels of two classes: {config.data} {found}")
+        found = f"{config.data} has the one {data.classes[0]}" if data.classes else data.no_labels
+        raise InputError(f"a classifier needs labels of two classes: {found}")
     return data
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowgen import grids
-from flowgen.config import ImagesConfig, load_data
+from flowgen.config import ImagesConfig
 from flowgen.core import Failure, InputError, generator
 from flowgen.data import Images, Law, Rows, open_folder, read_images, read_table
 from flowgen.data.images import is_folder
@@ -74,7 +74,7 @@ def asked_rows(
         InputError: for a bad file, rows of another shape than the run's, or labels that it does not know.
     """
     config, images, law = trained.config, len(trained.source.event) == 3, None
-    data = load_data(config.data, config.split, config.images, config.table) if images or file is None else None
+    data = config.read_data() if images or file is None else None
     if data is not None:
         data = trained.check_data(data)
     if file is None:
@@ -105,16 +105,12 @@ def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) 
         found = _images(file, trained.config.images)
         x, names, labels = found.pixels, found.classes, found.labels
     else:
-        table, width = read_table(file, header=trained.config.table.asked(header).named), trained.source.event[0]
+        tables, width = trained.config.table.asked(header), trained.source.event[0]
+        table = read_table(file, header=tables.named, label_column=tables.label_column, labels_needed=False)
         order = column_order(table.columns, table.x.shape[1], trained.columns, width, str(file))
-        x, names, labels = table.x[:, order].float(), (), None
-        if table.labels is not None:
-            values, labels = table.labels.unique(return_inverse=True)
-            names = tuple(map(str, values.tolist()))
+        x, (labels, names) = table.x[:, order].float(), table.numbered or (None, ())
     if labels is not None and trained.classes:
-        if strange := sorted(set(names) - set(trained.classes)):
-            raise InputError(f"{file} has labels that this run does not know: {', '.join(strange[:10])}")
-        labels = torch.tensor([trained.classes.index(name) for name in names])[labels]
+        labels = trained.numbers_of(labels, names, str(file))
     rows = Rows(x, labels).take(slice(num))
     return rows, f"{len(rows)} rows of {file}"
 
@@ -140,6 +136,7 @@ def _labels(trained: Trained, rows: Rows, label: int | None) -> Tensor | None:
     if label is not None:
         return torch.full((len(rows),), label)
     if rows.labels is not None:
+        trained.check_seen(rows.labels.unique().tolist())
         return rows.labels
     if not trained.config.train.label_dropout:
         raise InputError("these rows have no labels, and this run has always seen some: give --label")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+import torch
 from torch import Tensor
 
 from flowgen import checkpoints
@@ -58,7 +59,9 @@ class Run:
         check_vacant(folder, overwrite)
         if folder.resolve() in config.parents:
             raise InputError(f"{folder} is the run to learn from, and cannot be replaced by what does")
-        _check(config)
+        data = _check(config)
+        config.tell_labels(data)
+        config = config.settled(data)
         try:
             if folder.exists():
                 shutil.rmtree(folder)
@@ -242,6 +245,24 @@ class Trained(NamedTuple):
         counts = self.labels.weights if self.labels else (1,) * len(self.classes)
         return [label for label, count in enumerate(counts) if count]
 
+    @property
+    def label_column(self) -> str:
+        """The name of the column of labels, of tables that are written."""
+        name = self.config.table.label_column
+        return name if self.columns and name and name != "auto" else "label"
+
+    def numbers_of(self, labels: Tensor, classes: tuple[str, ...], place: str) -> Tensor:
+        """The numbers that the run has for the labels of other data, whose classes have these names.
+
+        Raises:
+            InputError: if it knows some of them not, or no training row had them.
+        """
+        if strange := [name for name in classes if name not in self.classes]:
+            raise InputError(f"{place} has labels that this run does not know: {', '.join(strange[:10])}")
+        numbers = torch.tensor([self.classes.index(name) for name in classes])[labels]
+        self.check_seen(numbers.unique().tolist())
+        return numbers
+
     def check_seen(self, labels: Iterable[int]) -> None:
         """
         Raises:
@@ -258,6 +279,8 @@ class Trained(NamedTuple):
         """
         if data.hash != self.data_hash:
             raise InputError(f"{self.config.data} has changed since the run began: what was held out cannot be told")
+        if self.config.labels and not self.classes:  # an earlier version could not read them
+            return data.unlabelled()
         # earlier versions had the classes 0, 1, 10, 11, 2
         return data.in_order(self.classes) if set(data.classes) == set(self.classes) else data
 
@@ -331,5 +354,7 @@ def _check_teacher(settings: Teacher, data: LoadedData, needs_velocity: bool) ->
 
 def _recorded(tree: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a run, as it was before there was a split, and nothing was held out; and before it was made
-    by class."""
-    return {**tree, "split": {"stratify": False, **tree.get("split", {"held_out": 0.0})}}
+    by class, when labels that were asked for were learned if there were any."""
+    split = {"stratify": False, **tree.get("split", {"held_out": 0.0})}
+    before = "stratify" not in tree.get("split", {}) and tree.get("labels") is True
+    return {**tree, "split": split, **({"labels": "auto"} if before else {})}

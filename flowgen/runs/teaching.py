@@ -144,6 +144,6 @@ def _shape(config: Config) -> tuple[Any, ...]:
     return (
         config.path,
         config.target,
-        config.labels,
+        bool(config.labels),
         replace(net, two_times=False) if isinstance(net, MLPConfig) else net,
     )
