@@ -36,7 +36,17 @@ from flowgen import (
     weights,
 )
 from flowgen.core import InputError, Pair, Point
-from flowgen.couplings import Ends, ExactOT, Independent, MultiscaleOT, Pool, Sinkhorn, batches, with_null_labels
+from flowgen.couplings import (
+    Ends,
+    ExactOT,
+    Independent,
+    MultiscaleOT,
+    Pool,
+    Sinkhorn,
+    batches,
+    loader_pairs,
+    with_null_labels,
+)
 from flowgen.guidance import AutoGuided, ClassifierGuided, Guided
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
@@ -105,6 +115,7 @@ __all__ = [
     "guidance",
     "heun",
     "likelihood",
+    "loader_pairs",
     "losses",
     "metrics",
     "midpoint",

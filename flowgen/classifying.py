@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowgen.core import Pair, like
+from flowgen.core import InputError, Pair, like
 from flowgen.model import Model
+from flowgen.nn import check_labels, row_labels
 from flowgen.objectives import Stratified, TimeLaw, on_path
 
 __all__ = ["Labelling", "Posterior", "log_prior"]
@@ -44,7 +45,9 @@ class Posterior:
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Unnormalised log-probabilities of all labels: x `(B, *event)` and t `(B,)` to `(B, K)`."""
-        c, f = self.model.path.coeffs(t), self.model(x, t)
+        c, f = self.model.path.coeffs(t), self.model.raw(x, t)
+        if f.shape != (len(x), count := len(self.log_prior)):
+            raise InputError(f"the net of a classifier must return ({len(x)}, {count}), not {tuple(f.shape)}")
         return self.log_prior.to(f) + like(c.alpha / c.size, f).to(f) * f
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -63,7 +66,11 @@ class Labelling:
     times: TimeLaw = field(default_factory=Stratified)
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
-        assert pair.cond is not None, "pairs to learn labels from have labels"
+        if pair.cond is None:
+            raise InputError("a classifier needs pairs with labels, and these have none")
+        labels = row_labels(pair.cond, len(pair.x1))
+        if labels.device.type == "cpu":  # a GPU would be waited for
+            check_labels(labels, len(self.log_prior) - 1)
         t = on_path(self.times, self.times(len(pair.x1), generator), model.path, model.span)
         point = model.path.at(pair, t.to(pair.x1.device))
-        return -Posterior(model, self.log_prior)(point.x, point.t, pair.cond.to(pair.x1.device))
+        return -Posterior(model, self.log_prior)(point.x, point.t, labels.to(pair.x1.device))

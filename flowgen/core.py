@@ -34,6 +34,8 @@ __all__ = [
     "like",
     "lookup",
     "note",
+    "numbers",
+    "shaped",
     "whole",
 ]
 
@@ -167,6 +169,30 @@ class Pair(NamedTuple):
     x1: Tensor
     cond: Tensor | None = None
 
+    def checked(self) -> Pair:
+        """Return the pair itself, if its shapes go together.
+
+        Raises:
+            InputError: if the ends are not tensors of one shape `(B, *event)`, or the condition has other rows.
+        """
+        for name, x in zip(self._fields, self, strict=True):
+            if not isinstance(x, Tensor) and (x is not None or name != "cond"):
+                raise InputError(f"{name} of a pair must be a tensor, not {type(x).__name__}")
+        if self.x0.shape != self.x1.shape:
+            raise InputError(
+                f"the ends of a pair must have one shape: x0 has {tuple(self.x0.shape)}, x1 {tuple(self.x1.shape)}"
+            )
+        if self.x1.ndim < 2:
+            raise InputError(
+                f"the ends of a pair are rows (B, *event), not of shape {tuple(self.x1.shape)}: "
+                "of single numbers make a column, x.unsqueeze(1)"
+            )
+        if self.cond is not None and self.cond.shape[:1] != self.x1.shape[:1]:
+            raise InputError(
+                f"a pair of {len(self.x1)} rows needs a condition for each, not one of shape {tuple(self.cond.shape)}"
+            )
+        return self
+
     def take(self, index: Tensor | slice) -> Pair:
         """The rows at `index`, ends and condition together."""
         return Pair(self.x0[index], self.x1[index], None if self.cond is None else self.cond[index])
@@ -176,6 +202,13 @@ class Pair(NamedTuple):
         """The rows of all pairs, in order."""
         x0, x1, cond = zip(*pairs, strict=True)
         return Pair(torch.cat(x0), torch.cat(x1), None if cond[0] is None else torch.cat(cond))
+
+    @staticmethod
+    def stack(rows: Sequence[Pair]) -> Pair:
+        """The batch of pairs of one row each, ends `(*event)`: a `collate_fn` for a DataLoader of pairs."""
+        x0, x1, cond = zip(*rows, strict=True)
+        stacked = None if cond[0] is None else torch.stack([torch.as_tensor(c) for c in cond])
+        return Pair(torch.stack(x0), torch.stack(x1), stacked)
 
     def to(self, device: torch.device | str) -> Pair:
         """The same pair on `device`."""
@@ -252,6 +285,38 @@ def expand_time(t: float | Tensor, x: Tensor) -> Tensor:
     if not isinstance(t, Tensor | Real):
         raise InputError(f"a time is a number or a tensor, not {_kind_of(t)}")
     return torch.full(x.shape[:1], float(t), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+
+
+def shaped(made: Tensor, x: Tensor, maker: str) -> Tensor:
+    """Return what was made of x, if it has the shape of x: other shapes would be broadcast without a word.
+
+    Raises:
+        InputError: if it is not a tensor of that shape; the message names the maker.
+    """
+    if not isinstance(made, Tensor):
+        raise InputError(f"{maker} must return a tensor, not {type(made).__name__}")
+    if made.shape != x.shape:
+        raise InputError(f"{maker} must return the shape of x, {tuple(x.shape)}, not {tuple(made.shape)}")
+    return made
+
+
+def numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return x as a network of this type computes with it: float64 and float32 as each other, whole numbers as floats.
+
+    Half types stay, since layers differ in where they take them.
+
+    Args:
+        dtype: of the network's parameters; None where there are none, and x keeps its own.
+
+    Raises:
+        InputError: for bytes, which are pixels, and in units of no model.
+    """
+    wide = {torch.float32, torch.float64}
+    if x.dtype == torch.uint8:
+        raise InputError("bytes (torch.uint8) are pixels, and not in model units: data.Rows reads them as floats")
+    if not (x.is_floating_point() or x.is_complex()):
+        return x.to(dtype if dtype in wide else torch.float32)
+    return x.to(dtype) if {x.dtype, dtype} == wide else x
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:

@@ -9,7 +9,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, InputError
+from flowgen.core import Field, InputError, shaped
 from flowgen.data.laws import Law
 from flowgen.grids import checked
 from flowgen.model import Model
@@ -97,7 +97,9 @@ def estimated_divergence(
 def _traced(field: Field, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
     """x and the field at x, to be differentiated."""
     x = x.detach().requires_grad_(True)
-    return x, field(x, t, cond) + 0 * x  # a field that does not depend on x has a divergence too
+    return x, shaped(
+        field(x, t, cond), x, "the field"
+    ) + 0 * x  # a field that does not depend on x has a divergence too
 
 
 @final
@@ -170,7 +172,7 @@ class _Double:
         self.model = model
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        dtype = next(self.model.parameters()).dtype
+        dtype = self.model.dtype or x.dtype
         return self.model.velocity(x.to(dtype), t.to(dtype), cond).double()
 
 

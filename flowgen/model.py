@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from copy import deepcopy
+from itertools import chain
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from flowgen import targets
-from flowgen.core import InputError, Pair, expand_time, like
+from flowgen.core import InputError, Pair, expand_time, like, numbers, shaped
 from flowgen.data.scaling import Scaling
+from flowgen.nn import check_labels, row_labels
 from flowgen.paths import PATHS, Path
 from flowgen.targets import TARGETS, Target
 
@@ -78,16 +80,75 @@ class Model(nn.Module):
         return self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, t: Times, s: Times | None = None, cond: Tensor | None = None) -> Tensor:
-        """The raw prediction of the target at x_t, `(B, *event)`."""
+        """The raw prediction of the target at x_t, `(B, *event)`.
+
+        Raises:
+            InputError: if the net gives another shape, or the condition has other rows than x.
+        """
+        return shaped(self.raw(x, t, s, cond), x, "the net")
+
+    def raw(self, x: Tensor, t: Times, s: Times | None = None, cond: Tensor | None = None) -> Tensor:
+        """What the net gives for x_t, of any shape: a classifier's is no end of a path."""
+        if cond is not None and cond.shape[:1] != x.shape[:1]:
+            raise InputError(f"{len(x)} rows need a condition for each, not one of shape {tuple(cond.shape)}")
         t = expand_time(t, x)
         if self.size is not None:
             x = x / like(self.size(self.path.coeffs(t)), x)
-        return self.net(x, t, t if s is None else expand_time(s, x), cond)
+        try:
+            return self.net(x, t, t if s is None else expand_time(s, x), cond)
+        except RuntimeError as error:
+            if self.dtype in (None, x.dtype) or "type" not in str(error):
+                raise
+            raise InputError(f"the net computes with {self.dtype}, and x is {x.dtype}: cast x ({error})") from error
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.net.parameters()).device
+        """Where the weights are; of a net without any, its buffers, or the scaling."""
+        return next(chain(self.net.parameters(), self.net.buffers(), self.scaling.buffers())).device
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of the first floating-point parameter of the net; None where it has none."""
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
+
+    def admit(self, x: Tensor) -> Tensor:
+        """Return data in model units on the device of the model, as numbers that its net computes with."""
+        return numbers(x, self.dtype).to(self.device)
+
+    def admit_pair(self, pair: Pair, wait: bool = True) -> Pair:
+        """Return a pair on the device of the model, as numbers that its net computes with.
+
+        Args:
+            wait: whether to look at labels that are on a GPU, which is then waited for.
+
+        Raises:
+            InputError: for ends or conditions whose shapes do not go together, or labels that the net does not know.
+        """
+        if not isinstance(pair, Pair):
+            raise InputError(
+                f"training reads batches that are a Pair(x0, x1, cond), not {type(pair).__name__}: "
+                "loader_pairs makes them of a loader's"
+            )
+        x0, x1, cond = pair.checked()
+        if cond is not None:
+            self.check_labels(cond, wait)
+        device, dtype = self.device, self.dtype
+        x0, x1 = (numbers(x, dtype).to(device) for x in (x0, x1))
+        return Pair(x0, x1, None if cond is None else self.admit_cond(cond))
+
+    def admit_cond(self, cond: Tensor) -> Tensor:
+        """Return conditions on the device of the model: labels as they are, and floats as `admit` has them."""
+        return self.admit(cond) if cond.is_floating_point() else cond.to(self.device)
+
+    def check_labels(self, cond: Tensor, wait: bool = True) -> None:
+        """Raises InputError for labels that a net with `classes` labels, and one for none, does not know.
+
+        Args:
+            wait: whether to look at labels that are on a GPU, which is then waited for.
+        """
+        classes = getattr(self.net, "classes", 0)
+        if isinstance(classes, int) and classes and (wait or cond.device.type == "cpu"):
+            check_labels(row_labels(cond, len(cond)), classes)
 
     def start(self, x0: Tensor) -> Tensor:
         """Where sampling starts: sigma x0 at the first time, on the model's device."""

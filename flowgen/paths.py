@@ -118,7 +118,11 @@ class Path(ABC):
         x_t = alpha x1 + sigma x0,  dx_t/dt = alpha' x1 + sigma' x0.
 
         Shapes: ends `(B, *event)`, t `(B,)`.
+
+        Raises:
+            InputError: for ends of unlike shapes.
         """
+        pair.checked()
         c = self.coeffs(like(t, pair.x1))
         return Point(c.alpha * pair.x1 + c.sigma * pair.x0, t, c.d_alpha * pair.x1 + c.d_sigma * pair.x0)
 

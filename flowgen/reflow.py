@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, Pair
+from flowgen.core import Field, Pair, numbers
 from flowgen.grids import checked
 from flowgen.model import Model
 from flowgen.sampling import flow, solve
@@ -28,7 +28,7 @@ def invert(
     Args:
         field: walked in place of the model's velocity: one that counts, or guides.
     """
-    x = solve(field or model.velocity, x1.to(model.device), checked(grid).flip(0), solver, cond)
+    x = solve(field or model.velocity, model.admit(x1), checked(grid).flip(0), solver, cond)
     return x / model.start(torch.ones((), dtype=x.dtype))
 
 
@@ -47,7 +47,11 @@ class Reflow:
     solver: Solver | str
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
-        return Pair(pair.x0, flow(self.teacher, pair.x0, self.grid, self.solver, pair.cond), pair.cond)
+        return Pair(
+            pair.x0,
+            flow(self.teacher, numbers(pair.x0, self.teacher.dtype), self.grid, self.solver, pair.cond),
+            pair.cond,
+        )
 
 
 @final

@@ -63,7 +63,7 @@ class _Retimed(nn.Module):
         self.model, self.path, self.clock = model, path, clock
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.model(x, self.clock(self.path.coeffs(t)), cond=cond)
+        return self.model.raw(x, self.clock(self.path.coeffs(t)), cond=cond)
 
 
 def repath(model: Model, path: Path | str) -> Model:

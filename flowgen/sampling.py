@@ -11,7 +11,17 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from flowgen.core import Evaluated, FlowMap, InputError, Pair, expand_time, generator, whole
+from flowgen.core import (
+    Evaluated,
+    FlowMap,
+    InputError,
+    Pair,
+    expand_time,
+    generator,
+    numbers,
+    shaped,
+    whole,
+)
 from flowgen.data.laws import Law
 from flowgen.distributed import ALONE, Processes
 from flowgen.grids import checked, uniform
@@ -48,9 +58,13 @@ def walk(
 
     Shapes: x `(B, *event)` at grid[0], grid `(steps + 1,)`. A decreasing grid walks back from data to source.
     """
+
+    def same_shape(x: Tensor, *times_and_cond: Any, **named: Any) -> Tensor:
+        return shaped(field(x, *times_and_cond, **named), x, "the field")
+
     solver, carry = SOLVERS(solver), None
     for t, s in pairwise(checked(grid).tolist()):
-        x, carry = solver.step(field, x, t, s, cond, carry)
+        x, carry = solver.step(same_shape, x, t, s, cond, carry)
         yield x
 
 
@@ -252,8 +266,11 @@ class _Drawn:
 
     def pairs(self, first: int, stop: int, cond: Tensor | None) -> Pair:
         """Pairs first..stop-1 with their conditions; the first is at a block."""
-        x0 = starts(self.source, first, whole_blocks(stop), self.seed, self.stream)
-        given = None if cond is None else _padded(cond, len(x0)).to(self.model.device)
+        x0 = numbers(starts(self.source, first, whole_blocks(stop), self.seed, self.stream), self.model.dtype)
+        given = None
+        if cond is not None:
+            self.model.check_labels(cond)
+            given = self.model.admit_cond(_padded(cond, len(x0)))
         walk_to = _jointly if self.solver.joint else flow
         ends = walk_to(self.model, x0, self.grid, self.solver.at(first), given, self.field)
         kept = slice(stop - first)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from flowgen.core import Failure, InputError, Pair, Part, generator
+from flowgen.data.epochs import endless
 from flowgen.distributed import ALONE, Processes
 from flowgen.ema import Buffers, average, exponent
 from flowgen.model import Model
@@ -195,7 +196,8 @@ def fit(
 
     Args:
         pairs: coupled pairs in model units, see `flowgen.couplings.batches`: this process's part of each batch, of as
-            many rows as every other's.
+            many rows as every other's. What can be read again, such as a list or a DataLoader, is read epoch after
+            epoch. Their ends are cast to float32 or float64 as the weights are.
         objective: what is minimised; a `Splittable` one, if a batch is to be split.
         clip: the norm to which longer gradients are cut.
         accumulate: the number of gradients that make a step.
@@ -205,16 +207,18 @@ def fit(
         processes: those that train together, each with a state of the same weights.
 
     Raises:
-        InputError: for options that do not go together, or parts of unlike size.
+        InputError: for options that do not go together, parts of unlike size, pairs that end before the last step,
+            shapes that do not go together, or labels that the net does not know.
         Diverged: before the weights move, if the loss or the gradient's norm is not finite.
         Failure: if another process has died or does not answer.
     """
     gradient = _Gradient(state.model, objective, accumulate, precision, processes)
     _check_same(state, processes)
-    device, stream = state.model.device, iter(pairs)
-    while state.step < steps and (pair := next(stream, None)) is not None:
+    stream, first = endless(pairs), True
+    while state.step < steps:
+        pair, first = state.model.admit_pair(next(stream), wait=first), False
         state.optimizer.zero_grad()
-        loss = gradient(state, pair.to(device), generator(seed, "objective", state.step))
+        loss = gradient(state, pair, generator(seed, "objective", state.step))
         state.check_frozen()
         grads = [p.grad for p in state.parameters if p.grad is not None]
         if not grads:
@@ -261,7 +265,8 @@ class _Gradient:
             _add_up(state.parameters, loss, len(pair.x1), self.processes)
             return loss
         with self._forward(pair, draws, 0) if self.special else nullcontext():
-            loss = objective(state.model, pair, draws).mean()
+            losses = objective(state.model, pair, draws)
+            loss = (losses if losses.ndim == 0 else _each(losses, len(pair.x1))).mean()
         _differentiable(loss).backward()
         return loss
 
@@ -276,7 +281,8 @@ class _Gradient:
         for index in range(self.accumulate):
             some = Part(index, self.accumulate).rows(rows)
             with self._forward(pair, draws, part.index * self.accumulate + index):
-                loss = objective.loss(model, pair.take(some), _rows(drawn, some)).sum() / whole
+                losses = objective.loss(model, pair.take(some), _rows(drawn, some))
+                loss = _each(losses, some.stop - some.start).sum() / whole
             _differentiable(loss).backward()
             total = total + loss.detach()
         return total
@@ -293,6 +299,17 @@ class _Gradient:
             if self.drops:  # by PyTorch's global generator, which has a seed for each step and part here
                 stack.enter_context(seeded(generator(draws.initial_seed(), "dropout", index).initial_seed(), device))
             yield
+
+
+def _each(losses: Tensor, rows: int) -> Tensor:
+    """The losses themselves, if there is one for each row.
+
+    Raises:
+        InputError: for another shape.
+    """
+    if losses.shape != (rows,):
+        raise InputError(f"an objective must return one loss for each row, ({rows},), not {tuple(losses.shape)}")
+    return losses
 
 
 def _differentiable(loss: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from flowgen.couplings.batches import Draw, Ends, Pool, Prepared, StoredPairs, S
 from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.couplings.conditions import Conditioned
 from flowgen.couplings.exact import Coupling, ExactOT, Independent, Reporting, assign, transport_cost
+from flowgen.couplings.loaders import loader_pairs
 from flowgen.couplings.multiscale import MultiscaleOT
 from flowgen.couplings.names import COUPLINGS
 from flowgen.couplings.relaxed import Partial, Unbalanced
@@ -37,6 +38,7 @@ __all__ = [
     "assign",
     "batches",
     "in_order",
+    "loader_pairs",
     "sinkhorn",
     "transport_cost",
     "with_null_labels",

@@ -9,7 +9,6 @@ from itertools import count, islice
 from typing import Protocol, final, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from flowgen.core import WHOLE, InputError, Pair, Part, generator, whole
 from flowgen.couplings.ahead import in_order
@@ -18,6 +17,7 @@ from flowgen.couplings.names import COUPLINGS
 from flowgen.data.epochs import positions
 from flowgen.data.laws import Law
 from flowgen.data.streams import chunks
+from flowgen.nn import check_labels, row_labels
 
 __all__ = ["Draw", "Ends", "Pool", "Prepared", "StoredPairs", "Streamed", "batches", "with_null_labels"]
 
@@ -225,9 +225,23 @@ def with_null_labels(
     """The same pairs, a random share of whose labels is `null`: for classifier-free guidance (arXiv 2207.12598).
 
     Args:
-        pairs: batches of `size` from batch `start` on, of each the rows of `part`.
+        pairs: batches of at most `size` from batch `start` on, of each the rows of `part`.
+        null: the number of classes: labels of data are 0, ..., null - 1.
+
+    Raises:
+        InputError: for conditions that are not such labels, of which those on a GPU are looked at in the first batch
+            alone; or for batches of more rows.
     """
     for k, pair in enumerate(pairs, start):
         dropped = torch.rand(size, generator=generator(seed, "null labels", k))[part.rows(size)] < share
-        cond: Tensor | None = pair.cond
-        yield pair if cond is None else pair._replace(cond=torch.where(dropped.to(cond.device), null, cond))
+        if pair.cond is None:
+            yield pair
+            continue
+        labels = row_labels(pair.cond, len(pair.x1))
+        if len(labels) > len(dropped):
+            raise InputError(
+                f"null labels were asked for batches of {len(dropped)} rows, and there is one of {len(labels)}"
+            )
+        if k == start or labels.device.type == "cpu":  # a GPU is waited for once
+            check_labels(labels, null - 1)
+        yield pair._replace(cond=torch.where(dropped[: len(labels)].to(labels.device), null, labels))

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from flowgen.core import generator
+from flowgen.core import InputError, generator
 
-__all__ = ["order", "positions"]
+__all__ = ["endless", "order", "positions"]
+
+T = TypeVar("T")
+
+
+def endless(batches: Iterable[T]) -> Iterator[T]:
+    """Yield batches without end: what can be read again, such as a list or a DataLoader, epoch after epoch.
+
+    Raises:
+        InputError: when an iterator, which can be read but once, ends; or for an epoch without batches.
+    """
+    if not isinstance(batches, Iterable):
+        raise InputError(f"expected an iterable of batches, not {type(batches).__name__}")
+    seen, before = 0, -1
+    while seen > before:
+        before = seen
+        try:
+            for batch in batches:
+                seen += 1
+                yield batch
+        except TypeError as error:  # what the default collate_fn says of Pair(x0, x1, None)
+            if not (isinstance(batches, DataLoader) and "NoneType" in str(error)):
+                raise
+            line = "rows that are pairs without a condition need DataLoader(..., collate_fn=Pair.stack)"
+            raise InputError(f"the loader cannot make a batch of None: {line}") from error
+        if isinstance(batches, Iterator):
+            break
+    if isinstance(batches, Iterator):
+        why = "an iterator can be read once: give more batches, or what can be read again, a list or a DataLoader"
+    else:
+        why = "another epoch has none"
+    raise InputError(f"there were only {seen} batches, and {why}")
 
 
 @lru_cache(maxsize=4)

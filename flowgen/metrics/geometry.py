@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, InputError, expand_time
+from flowgen.core import Field, InputError, expand_time, shaped
 
 __all__ = ["Geometry", "endpoint_error", "geometry", "normalised_path_energy"]
 
@@ -44,7 +44,7 @@ def geometry(field: Field, x0: Tensor, grid: Tensor, cond: Tensor | None = None)
     states, before = [x0], None
     energy, turned = torch.zeros(2, len(x0), dtype=torch.float64, device=x0.device)
     for t, s in pairwise(grid.tolist()):
-        v = field(states[-1], expand_time(t, x0), cond)
+        v = shaped(field(states[-1], expand_time(t, x0), cond), x0, "the field")
         energy += (s - t) * _square(v)
         turned += 0 if before is None else _angle(before, v)
         states.append(states[-1] + (s - t) * v)

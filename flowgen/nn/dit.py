@@ -116,6 +116,7 @@ class DiT(nn.Module):
         self.register_buffer("position", positions(event[1] // patch, event[2] // patch, width), persistent=False)
         with seeded(seed):
             self.conditioning = Conditioning(256, width, classes)
+            self.classes = classes
             self.embed = nn.Linear(values, width)
             self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(depth))
             self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)

@@ -10,7 +10,16 @@ from torch.nn import functional as F
 
 from flowgen.core import InputError
 
-__all__ = ["Conditioning", "Waves", "check_event", "labels_or_null", "modulate", "zeroed"]
+__all__ = [
+    "Conditioning",
+    "Waves",
+    "check_event",
+    "check_labels",
+    "labels_or_null",
+    "modulate",
+    "row_labels",
+    "zeroed",
+]
 
 
 @final
@@ -32,9 +41,31 @@ class Waves(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
+def row_labels(cond: Tensor, rows: int) -> Tensor:
+    """The labels `(rows,)` as int64.
+
+    Raises:
+        InputError: for another shape, or numbers that are not whole.
+    """
+    if cond.shape != (rows,):
+        raise InputError(f"{rows} rows need labels of shape ({rows},), not {tuple(cond.shape)}")
+    if cond.is_floating_point() or cond.is_complex():
+        raise InputError(f"labels are whole numbers (torch.int64), not {cond.dtype}")
+    return cond if cond.dtype == torch.int64 else cond.long()
+
+
+def check_labels(labels: Tensor, last: int) -> None:
+    """Raises InputError if a label is not 0, ..., last. A GPU is waited for."""
+    if not labels.numel():
+        return
+    least, most = torch.stack(torch.aminmax(labels)).tolist()
+    if least < 0 or most > last:
+        raise InputError(f"labels must be 0 to {last}, and there is a label {least if least < 0 else most}")
+
+
 def labels_or_null(cond: Tensor | None, classes: int, like: Tensor) -> Tensor:
     """The labels `(B,)`; without any, the null label `classes` for each row of `like`."""
-    return torch.full(like.shape[:1], classes, device=like.device) if cond is None else cond
+    return torch.full(like.shape[:1], classes, device=like.device) if cond is None else row_labels(cond, like.shape[0])
 
 
 @final

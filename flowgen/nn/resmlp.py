@@ -57,6 +57,7 @@ class ResMLP(nn.Module):
         self.event, dim = event, math.prod(event)
         with seeded(seed):
             self.conditioning = Conditioning(64, width, classes)
+            self.classes = classes
             self.embed = nn.Linear(dim, width)
             self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
             self.norm = nn.LayerNorm(width, elementwise_affine=False)

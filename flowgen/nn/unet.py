@@ -97,6 +97,7 @@ class UNet(nn.Module):
                 use_scale_shift_norm=scale,
             )
             self.conditioning = Conditioning(channels, 4 * channels, classes)
+            self.classes = classes
         self.down, self.middle, self.up, self.out = (
             _normalised(part) for part in (parts.input_blocks, parts.middle_block, parts.output_blocks, parts.out)
         )
