@@ -15,6 +15,7 @@ from .console import HEADER_HELP, SAMPLER_HELP, bar, check_other, check_place, e
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flowgen.data.labels import Labels
     from flowgen.editing import Measurement
     from flowgen.runs import Editor, Trained
     from flowgen.sampling import Counted
@@ -64,11 +65,23 @@ def edit(
 ) -> None:
     """Edit an image with a run: fill in, paint around, enlarge, redraw, go on to another; or fill in a table."""
     asked = _Asked(
-        image, mask, outpaint or None, upscale, strength, toward, invert or None, num, frames, resample, header
+        image,
+        mask,
+        outpaint or None,
+        upscale,
+        strength,
+        toward,
+        invert or None,
+        num,
+        frames,
+        resample,
+        header,
+        label,
+        guidance,
     )
     job = asked.job()
     asked.check(job)
-    editor, counted = _editor(run, job, device, ema, solver, steps, label, guidance, seed)
+    editor, counted = _editor(run, job, asked, device, ema, solver, steps, seed)
     out = out or run / {"invert": "noise.npy", "table": "filled.csv"}.get(job, "edited.png")
     _check_out(out, job)
     check_other(out, image, mask, toward)
@@ -94,6 +107,8 @@ class _Asked(NamedTuple):
     frames: int | None
     resample: int
     header: str | None
+    label: str | None
+    guidance: float
 
     def job(self) -> str:
         """The name of the one that is given; `table` of a table."""
@@ -151,12 +166,11 @@ def _check_out(out: Path, job: str) -> None:
 def _editor(
     run: Path,
     job: str,
+    asked: _Asked,
     device: str | None,
     ema: float | None,
     solver: str,
     steps: int,
-    label: str | None,
-    weight: float,
     seed: int,
 ) -> tuple[Editor, Counted]:
     """The run of a folder, ready to edit, and the count of its evaluations."""
@@ -176,22 +190,33 @@ def _editor(
     if walked.solver.jumps:
         raise InputError("an edit follows a velocity, and cannot jump: choose another --solver")
     counted = sampling.Counted(trained.model.velocity)
-    return runs.Editor(
-        trained, trained.guided(counted, weight), walked, _label_of(trained, label, weight), seed
-    ), counted
+    label = None if job == "table" and asked.label is None else _label_of(trained, asked)  # rows may have their own
+    return runs.Editor(trained, trained.guided(counted, asked.guidance), walked, label, seed), counted
 
 
-def _label_of(trained: Trained, label: str | None, guidance: float) -> int | None:
+def _label_of(trained: Trained, asked: _Asked) -> int | None:
     """The number of the label that is asked for."""
     from flowgen.core import InputError
 
     from .labels import label_number
 
-    if label is None and guidance != 1:
+    if asked.label is None and asked.guidance != 1:
         raise InputError("--guidance is to a --label: choose one")
-    if label is None and trained.classes and not trained.config.train.label_dropout:
+    if asked.label is None and trained.classes and not trained.config.train.label_dropout:
         raise InputError("this run was never trained without a label: choose one with --label")
-    return None if label is None else label_number(label, trained)
+    return None if asked.label is None else label_number(asked.label, trained)
+
+
+def _label_of_rows(trained: Trained, asked: _Asked, labels: Labels | None) -> Tensor | int | None:
+    """The number of each row's own label, where the run has learned them and the table has them, or of the label that
+    is asked for."""
+    from flowgen.core import InputError
+
+    if labels is None or not trained.classes:
+        return _label_of(trained, asked)
+    if asked.label is not None:
+        raise InputError(f"{asked.image} has labels of its own: leave out --label, or these")
+    return trained.numbers_of(*labels, str(asked.image))
 
 
 def _read(file: Path, editor: Editor, *size: int, channels: int | None = None) -> Tensor:
@@ -328,21 +353,27 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
     from flowgen.data.writing import write_rows
     from flowgen.editing import Mask
 
+    from .labels import kept_labels
+
     trained, (width,) = editor.trained, editor.trained.source.event
-    table = read_table(asked.image, missing=True, header=trained.config.table.asked(asked.header).named)
+    tables = trained.config.table.asked(asked.header)
+    table = read_table(asked.image, True, tables.named, tables.label_column, labels_needed=False)
     order = column_order(table.columns, table.x.shape[1], trained.columns, width, str(asked.image))
     x = table.x[:, order]
     if (known := ~x.isnan()).all():
         raise InputError(f"{asked.image} has no empty cell: nothing would be filled in")
     parts, scaling, size = [], editor.model.scaling, editor.together(trained.source.event)
+    label = _label_of_rows(trained, asked, table.numbered)
     for first in range(0, len(x), size):
         here, there = x[first : first + size], known[first : first + size]
+        own = editor._replace(label=label[first : first + size] if isinstance(label, torch.Tensor) else label)
         measurement = Mask(there.to(editor.model.device))
         y = measurement.apply(scaling.apply_to(here.float().to(editor.model.device)))
-        made = scaling.undo(editor.fill(measurement, y, len(here), asked.resample, first)).cpu()
+        made = scaling.undo(own.fill(measurement, y, len(here), asked.resample, first)).cpu()
         parts.append(torch.where(there, here, made.double()))
     back = [order.index(column) for column in range(width)]  # as the file has them
-    write_rows(out, [part[:, back] for part in parts], x.shape, table.columns or trained.columns, double=True)
+    parts, columns = [part[:, back] for part in parts], table.columns or trained.columns
+    write_rows(out, parts, x.shape, columns, True, kept_labels(out, table.numbered), table.label_column or "label")
     return {"num": len(x), "cells": int((~known).sum())}
 
 

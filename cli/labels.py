@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
+    from flowgen.data.labels import Labels
     from flowgen.runs import Trained
 
-__all__ = ["conditions", "label_number"]
+__all__ = ["conditions", "kept_labels", "label_number"]
 
 
 def conditions(
@@ -47,3 +50,14 @@ def label_number(label: str, trained: Trained) -> int:
     number = find(label, trained.classes)
     trained.check_seen([number])
     return number
+
+
+def kept_labels(out: Path, labels: Labels | None) -> Labels | None:
+    """The labels to write to a file; none to an array, which has no place for them, and that is told."""
+    from flowgen.core import note
+    from flowgen.data.suffixes import suffix
+
+    if labels is not None and suffix(out) == ".npy":
+        note(f"{out} has no place for labels: write .npz to keep them")
+        return None
+    return labels

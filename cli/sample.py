@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import GRID_HELP, NOISE_HELP, PATH_HELP, SAMPLER_HELP, bar, evaluations, together
-from .labels import conditions
+from .labels import conditions, kept_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from flowgen.core import Field
-    from flowgen.data.labels import Labels
     from flowgen.runs import Known, Trained
     from flowgen.solvers import Solver
 
@@ -155,29 +154,16 @@ def _write_rows(
     import torch
 
     from flowgen import plots
+    from flowgen.data.labels import Labels
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
 
     if suffix(out) == ".png":
         plots.samples(out, torch.cat(list(chunks)), columns=trained.columns)
     else:
-        kept = _kept(out, trained, cond)
+        kept = kept_labels(out, None if cond is None else Labels(cond, trained.classes))
         shape, name = (num, *trained.source.event), trained.label_column
         write_rows(out, chunks, shape, trained.columns, labels=kept, label_column=name)
-
-
-def _kept(out: Path, trained: Trained, cond: Tensor | None) -> Labels | None:
-    """The labels of samples, as a table is written with them; None of an array, which has no place for them."""
-    from flowgen.core import note
-    from flowgen.data.labels import Labels
-    from flowgen.data.suffixes import suffix
-
-    if cond is None:
-        return None
-    if suffix(out) == ".npy":
-        note(f"{out} has no place for labels: write .npz to keep them")
-        return None
-    return Labels(cond, trained.classes)
 
 
 def _write_images(
@@ -187,7 +173,7 @@ def _write_images(
     import torch
 
     from flowgen.core import InputError
-    from flowgen.data.labels import own_labels
+    from flowgen.data.labels import Labels, own_labels
     from flowgen.data.pictures import write_folder, write_grid, write_npz
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
@@ -199,7 +185,7 @@ def _write_images(
     elif suffix(out) == ".npz":
         write_npz(out, pixels, num, trained.source.event, None if cond is None else own_labels(cond, trained.classes))
     elif suffix(out) == ".npy":
-        _kept(out, trained, cond)
+        kept_labels(out, None if cond is None else Labels(cond, trained.classes))
         write_rows(out, chunks, (num, *trained.source.event))
     elif out.suffix:
         raise InputError(f"{out}: unknown suffix; images are written to .png, .npz, .npy or a folder")

@@ -151,6 +151,23 @@ def test_other_commands_read_the_column_of_labels(store, flowgen):
     assert (code, "labels that this run does not know: eel" in err) == (2, True)
 
 
+def test_rows_are_filled_in_given_their_own_labels(store, flowgen):
+    run = store / "alone"
+    tree = {"table": {"label_column": "species"}, "coupling": "independent", "train": {"steps": 30, "batch_size": 8}}
+    trained_on(store / "flowers.csv", run, "rows", **tree)
+    Path("cells.csv").write_text("b,species,a\n0.5,dog,\n,dog,1\n,dog,-1\n")
+    Path("bare.csv").write_text("b,a\n0.5,\n,1\n,-1\n")
+    for file, label in (("cells.csv", ()), ("bare.csv", ("--label", "dog"))):
+        code, _, err = flowgen("edit", run, file, *label, "--steps", 4, "--out", f"filled-{file}")
+        assert code == 0, err
+    texts = (Path(f"filled-{file}").read_text().splitlines() for file in ("cells.csv", "bare.csv"))
+    own, asked = (list(csv.DictReader(lines)) for lines in texts)
+    assert [row.pop("species") for row in own] == ["dog"] * 3
+    assert own == asked
+    code, _, err = flowgen("edit", run, "cells.csv", "--label", "dog")
+    assert (code, "cells.csv has labels of its own" in err) == (2, True)
+
+
 def test_a_run_with_a_column_of_labels_goes_on(store, flowgen):
     code, _, err = flowgen("train", "--out", store / "flowers", "--resume", "--set", "train.steps=3")
     assert code == 0, err

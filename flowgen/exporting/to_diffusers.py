@@ -95,7 +95,8 @@ def diffusers_parts() -> tuple[Any, Any]:
 def _card(trained: Trained, steps: int) -> str:
     """How to sample with diffusers."""
     shape, classes = ", ".join(map(str, trained.source.event)), len(trained.classes)
-    labels = f"labels = torch.arange(16) % {classes}  # {classes} is the label that says that there is none\n"
+    names = ", ".join(map(repr, trained.classes[:10])) + ", ..." * (classes > 10)
+    labels = f"labels = torch.arange(16) % {classes}  # in order {names}; {classes} says that there is none\n"
     return f"""# A flow for diffusers
 
 The velocity of a flow, noise - data in diffusers' convention, at timesteps {TIMESTEPS} sigma.

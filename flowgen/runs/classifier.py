@@ -112,7 +112,8 @@ def load_classifier(folder: StrPath, trained: Trained) -> Known:
     tensors, metadata = checkpoints.read_tensors(path)
     try:
         facts: dict[str, Any] = json.loads(metadata["flowgen"])
-        facts["split"] = {"stratify": False, **facts["split"]}  # of earlier versions
+        if isinstance(facts["split"], dict):
+            facts["split"] = {"stratify": False, **facts["split"]}  # of earlier versions
         classes, counts = tuple(facts["classes"]), tuple(map(float, facts["counts"]))
         for key, value in _facts(trained.config, trained).items():
             if facts[key] != value:

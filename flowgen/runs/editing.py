@@ -28,7 +28,7 @@ class Editor(NamedTuple):
 
     field: of its model, guided or not.
     sampler: walks it.
-    label: that is asked for; None for none.
+    label: that is asked for; or of each row, `(B,)`, where they are no more than are walked together; None for none.
     seed: of the noise, which begins as that of `flowgen sample`: row i is the same, but for rounding, whatever their
         number is.
     """
@@ -36,7 +36,7 @@ class Editor(NamedTuple):
     trained: Trained
     field: Field
     sampler: Sampler
-    label: int | None = None
+    label: int | Tensor | None = None
     seed: int = 0
 
     @property
@@ -119,4 +119,6 @@ class Editor(NamedTuple):
         return starts(self.trained.source, first, first + num, self.seed).to(self.model.device)
 
     def _labels(self, x: Tensor) -> Tensor | None:
+        if isinstance(self.label, Tensor):
+            return self.label.to(x.device)
         return None if self.label is None else torch.full((len(x),), self.label, device=x.device)

@@ -103,6 +103,9 @@ def load_weak(folder: StrPath, trained: Trained, device: str | None = None) -> T
         raise InputError(f"{folder} jumps, and has no velocity to be guided by")
     data = [(run.data_hash or run.config.data, run.source.event, run.config.split) for run in (trained, weak)]
     units = [[x.cpu() for x in run.model.scaling.buffers()] for run in (trained, weak)]
+    if data[0][:2] == data[1][:2] and trained.config.split.stratify != weak.config.split.stratify:
+        way = f"split.stratify={str(trained.config.split.stratify).lower()}"
+        raise InputError(f"{folder} has other rows held out than this run: train it anew, with --set {way}")
     if data[0] != data[1] or not all(map(torch.equal, *units)):
         raise InputError(f"{folder} has learned other data than this run, or a part of them: it cannot guide it")
     if weak.classes and weak.classes != trained.classes:
