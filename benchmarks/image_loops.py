@@ -1,10 +1,12 @@
-"""The loops that `images.py` times and compares, and how it times them."""
+"""The loops that `images.py` times and compares, how it times them, and what it says."""
 
 from __future__ import annotations
 
 import argparse
 import gc
 import math
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import islice
@@ -13,8 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from flowgen import Ends, FlowMatching, InputError, Model, State, batches, fit
+from flowgen import Ends, FlowMatching, InputError, Model, Pair, State, batches, fit
 from flowgen.bench.speed import Chunk
+from flowgen.couplings import ahead
 from flowgen.data import Gaussian, Rows, Scaled, Scaling, read_images
 from flowgen.data.streams import floats
 from flowgen.nn import UNET_SIZES, UNet
@@ -102,10 +105,19 @@ def flowgen(rows: Rows, options: argparse.Namespace, seed: int, fast: bool = Tru
     if fast and options.compile:
         compile_net(state)
     source, data = Gaussian(rows.event), Scaled(rows.to(options.device), scaling.to(options.device))
-    pairs = batches(Ends(source, data), options.batch, seed=seed)
+    pairs = ahead_of(batches(Ends(source, data), options.batch, seed=seed), options.device)
     precision, rate = options.precision if fast else None, Constant(LR, options.warmup)
     loop = fit(state, pairs, FlowMatching(), 10**9, seed=seed, clip=CLIP, precision=precision, rate=rate)
     return Training(loop, state.ema, state.model)
+
+
+def ahead_of(pairs: Iterator[Pair], device: torch.device) -> Iterator[Pair]:
+    """The pairs as `flowgen train` reads them: for a GPU, a thread makes them while a step is computed."""
+    if device.type != "cuda":
+        yield from pairs
+        return
+    with ahead(pairs, device) as ready:
+        yield from ready
 
 
 # --- time and memory
@@ -157,3 +169,13 @@ def rates(milliseconds: list[float]) -> list[float]:
 def named(number: float, digits: int = 1) -> str:
     """The number, or a dash where there is none."""
     return "-" if math.isnan(number) else f"{number:.{digits}f}"
+
+
+def say(text: str) -> None:
+    """What is being done, for those who watch."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def wrapped(text: str) -> str:
+    """Its paragraphs in lines of equal length."""
+    return "\n\n".join(textwrap.fill(part, 120) for part in text.strip().split("\n\n")) + "\n"

@@ -1,5 +1,4 @@
-"""Training on images: flowgen beside a plain loop with torchcfm, on Fashion-MNIST, and how busy a transformer keeps a
-GPU.
+"""Training on images: flowgen beside a plain loop with torchcfm, on Fashion-MNIST, and how busy a GPU is with DiT.
 
 Speed is measured in one process, in chunks and in a new random order each round; a ratio is taken within each round.
 Quality is that of samples of the same flows trained to the end, in the features of a classifier.
@@ -8,17 +7,17 @@ Quality is that of samples of the same flows trained to the end, in the features
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
+from image_dits import peak_tflops, transformers
 from image_loops import (
     CLIP,
     DECAY,
@@ -32,56 +31,45 @@ from image_loops import (
     rates,
     read_data,
     release,
+    say,
     steps,
     synchronize,
     unet,
     warmed,
+    wrapped,
 )
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from flowgen import Ends, FlowMatching, InputError, Model, Pair, State, batches, euler, fit, grids, metrics, sample
+from flowgen import InputError, Model, euler, grids, metrics, sample
 from flowgen.bench.report import machine, quartiles, spread, table
 from flowgen.bench.speed import Times, measure, ratios
 from flowgen.core import generator
-from flowgen.data import Gaussian, Rows, Scaled, Scaling
+from flowgen.data import Gaussian, Rows, Scaling
 from flowgen.data.pictures import to_uint8
 from flowgen.data.streams import floats
-from flowgen.evaluation.views import classified
-from flowgen.nn import DIT_SIZES, UNET_SIZES, Classifier, DiT, fit_classifier, seeded
-from flowgen.training import compile_net
+from flowgen.nn import DIT_SIZES, UNET_SIZES, Classifier, fit_classifier, seeded
 
 RESULTS = Path(__file__).parent / "results" / "images.md"
-EVENT, CLASSES = (3, 32, 32), 10
-"""What the transformers are trained on."""
-EULER_STEPS, SAMPLED = 50, 1000
-"""Of a sample, and how many are made at a time."""
-MOST, PROBE = 1024, 32
-"""Images in a batch of a transformer, at most; and as many as tell how much memory one takes."""
-PEAKS = {"H100 80GB HBM3": 989.0, "H200": 989.0, "A100": 312.0}
-"""Dense bfloat16 TFLOP/s of SXM cards, by what their names hold; those of PCIe, and NVL, are slower."""
+SAMPLED = 1000
+"""Samples that are made at a time."""
 QUICK = {"steps": 200, "samples": 1000, "classifier_steps": 200, "rounds": 3}
 """The most of each."""
 PARTS = ("speed", "quality", "dit")
 PLAIN, FULL, FLOAT = "torchcfm, plain loop", "flowgen", "flowgen, float32, not compiled"
 
 
-def say(text: str) -> None:
-    """What is being done, for those who watch."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def wrapped(text: str) -> str:
-    """Its paragraphs in lines of equal length."""
-    return "\n\n".join(textwrap.fill(part, 120) for part in text.strip().split("\n\n")) + "\n"
-
-
 # --- the parts of the report
 
 
-def speed(data: Data, options: argparse.Namespace) -> str:
-    """Images per second of the loops."""
+class Speed(NamedTuple):
+    """Milliseconds per image of each loop in each round, and the most GiB that each holds on the GPU."""
+
+    times: Times
+    memory: dict[str, float]
+
+
+def timed(data: Data, options: argparse.Namespace) -> Speed:
+    """The loops, each after its first steps, in turn."""
     makers = {
         PLAIN: lambda: plain(data.train, options, 0),
         FULL: lambda: flowgen(data.train, options, 0),
@@ -92,8 +80,16 @@ def speed(data: Data, options: argparse.Namespace) -> str:
         say(f"speed: {name}")
         made[name], memory[name] = warmed(make, options)
     chunks = {name: steps(training.loop, options, options.batch) for name, training in made.items()}
-    times = measure(chunks, options.rounds)
-    rows = [speed_row(name, times, memory[name], options) for name in times]
+    return Speed(measure(chunks, options.rounds), memory)
+
+
+def speed(data: Data, options: argparse.Namespace) -> str:
+    """Images per second of the loops."""
+    return speed_table(timed(data, options), data, options)
+
+
+def speed_table(found: Speed, data: Data, options: argparse.Namespace) -> str:
+    rows = [speed_row(name, found.times, found.memory[name], options) for name in found.times]
     per_second = f"images/s, median [quartiles] of {options.rounds} rounds"
     head = ("loop", per_second, "ms per step", "times as fast as torchcfm", "peak memory (GiB)")
     return f"## Training on Fashion-MNIST: speed\n\n{table(head, rows)}\n{speed_note(data, options)}"
@@ -127,13 +123,48 @@ have the same rate and cut, keep the images as bytes on the device and the convo
 """)
 
 
+class Judge(NamedTuple):
+    """What makes features of images in [0, 1], the share of the test set that it labels right, and test images."""
+
+    features: Callable[[Tensor], Tensor]
+    accuracy: float
+    real: Rows
+
+    def figures(self, images: Tensor) -> dict[str, float]:
+        """Features of images `(N, C, H, W)` beside those of the test images."""
+        seen, real = self.features(images), self.features(self.real.values)
+        shares = metrics.manifold(seen, real)
+        return {
+            "frechet": metrics.frechet_distance(seen, real),
+            "kernel": 1000 * metrics.kernel_distance(seen, real),
+            "coverage": shares.coverage,
+            "precision": shares.precision,
+            "recall": shares.recall,
+        }
+
+
+def judge(data: Data, options: argparse.Namespace) -> Judge:
+    """The last hidden layer of a classifier that is trained on the training set."""
+    say("quality: the classifier")
+    scaling, device = Scaling.of_range(0, 1), options.device
+    net = Classifier(data.train.event, int(data.train.labels.max()) + 1).to(device)
+    with seeded(0, device):
+        x = scaling.apply_to(data.train.values).to(device)
+        fit_classifier(net, x, data.train.labels, options.classifier_steps, seed=0)
+    net.eval().requires_grad_(False)
+
+    def applied(layers: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        return torch.cat([layers(scaling.apply_to(part).to(device)).cpu() for part in images.split(4096)])
+
+    right = applied(net, data.test.values).argmax(1) == data.test.labels
+    real = data.test.take(slice(options.samples))
+    return Judge(lambda images: applied(net.features, images), right.double().mean().item(), real)
+
+
 def quality(data: Data, options: argparse.Namespace) -> str:
     """The distance of samples to the test set."""
-    apply, accuracy = features(data, options)
-    real = data.test.take(slice(options.samples))
-    seen = apply(real.values)
-    some = torch.randperm(len(data.train), generator=generator(0, "floor"))[: options.samples]
-    rows = [figures_row("training images (the floor)", [figures(apply(data.train.take(some).values), seen)], [])]
+    judged = judge(data, options)
+    rows = [floor(data, judged)]
     for name, make in ((PLAIN, plain), (FULL, flowgen)):
         found: dict[str, list[dict[str, float]]] = {"averaged weights": [], "last weights": []}
         minutes = []
@@ -142,23 +173,18 @@ def quality(data: Data, options: argparse.Namespace) -> str:
             trained, took = train(make, data.train, options, seed)
             minutes.append(took)
             for kind, model in zip(found, (trained.averaged, trained.last), strict=True):
-                found[kind].append(figures(apply(samples(model, real, seed)), seen))
+                found[kind].append(judged.figures(samples(model, judged.real, seed, options.euler_steps)))
         rows += [figures_row(f"{label(name, options)}: {kind}", each, minutes) for kind, each in found.items()]
-    head = ("images", "Fréchet", "kernel x 1000", "coverage", "precision", "recall", "minutes of training")
-    return f"## Training on Fashion-MNIST: quality\n\n{table(head, rows)}\n{quality_note(accuracy, options)}"
+    return f"## Training on Fashion-MNIST: quality\n\n{table(FIGURES, rows)}\n{quality_note(judged, options)}"
 
 
-def features(data: Data, options: argparse.Namespace) -> tuple[Callable[[Tensor], Tensor], float]:
-    """What a classifier makes of images in [0, 1], and the share of the test set that it labels right."""
-    say("quality: the classifier")
-    scaling, (train, test) = Scaling.of_range(0, 1), data
-    net = Classifier(train.event, int(train.labels.max()) + 1).to(options.device)
-    with seeded(0, options.device):
-        x = scaling.apply_to(train.values).to(options.device)
-        fit_classifier(net, x, train.labels, options.classifier_steps, seed=0)
-    net = net.cpu().eval().requires_grad_(False)
-    view = classified(scaling, net, 0.0)
-    return view.apply, (view.classify(test.values) == test.labels).double().mean().item()
+FIGURES = ("images", "Fréchet", "kernel x 1000", "coverage", "precision", "recall", "minutes of training")
+
+
+def floor(data: Data, judged: Judge) -> list[str]:
+    """The row of training images, beside the same test images."""
+    some = torch.randperm(len(data.train), generator=generator(0, "floor"))[: len(judged.real)]
+    return figures_row("training images (the floor)", [judged.figures(data.train.take(some).values)], [])
 
 
 def train(make: Callable[..., Training], rows: Rows, options: argparse.Namespace, seed: int) -> tuple[Training, float]:
@@ -172,23 +198,11 @@ def train(make: Callable[..., Training], rows: Rows, options: argparse.Namespace
     return training, (time.perf_counter() - start) / 60
 
 
-def samples(model: Model, real: Rows, seed: int) -> Tensor:
+def samples(model: Model, real: Rows, seed: int, euler_steps: int) -> Tensor:
     """A sample for each label of true rows, rounded to 8 bits as in a file, `(N, C, H, W)` in [0, 1]."""
-    model, grid = deepcopy(model).eval(), grids.uniform(EULER_STEPS)  # the copy is not compiled
+    model, grid = deepcopy(model).eval(), grids.uniform(euler_steps)  # the copy is not compiled
     made = sample(model, Gaussian(real.event), len(real), grid, euler, seed=seed, chunk=SAMPLED, cond=real.labels)
     return floats(to_uint8(made))
-
-
-def figures(seen: Tensor, real: Tensor) -> dict[str, float]:
-    """Features beside those of the test set."""
-    shares = metrics.manifold(seen, real)
-    return {
-        "frechet": metrics.frechet_distance(seen, real),
-        "kernel": 1000 * metrics.kernel_distance(seen, real),
-        "coverage": shares.coverage,
-        "precision": shares.precision,
-        "recall": shares.recall,
-    }
 
 
 def figures_row(name: str, found: list[dict[str, float]], minutes: list[float]) -> list[str]:
@@ -196,116 +210,22 @@ def figures_row(name: str, found: list[dict[str, float]], minutes: list[float]) 
     return [name, *means, spread(minutes, 1) if minutes else ""]
 
 
-def quality_note(accuracy: float, options: argparse.Namespace) -> str:
+def quality_note(judged: Judge, options: argparse.Namespace) -> str:
     return wrapped(f"""{options.steps:,} steps at batch {options.batch}, warm-up {options.warmup:,},
-{options.seeds} training seed(s), of which mean and deviation are given. {options.samples:,} samples by {EULER_STEPS}
-Euler steps in float32, with the labels of {options.samples:,} test images, from the same noise for all; beside those
-test images, and rounded to 8 bits as they are. Features: the last hidden layer of a classifier trained on the training
-set for {options.classifier_steps:,} steps, which labels {accuracy:.1%} of the test set right. The averages differ:
-torchcfm's, of decay {DECAY}, reaches back some {1 / (1 - DECAY):,.0f} steps, flowgen's a share of the steps done; the
-last weights have no such difference. Minutes include compilation.
-""")
-
-
-# --- transformers
-
-
-def training_flops(net: nn.Module) -> int:
-    """The operations of forward and backward for one image, products and attention, none counted twice."""
-    shape = deepcopy(net).to("meta")
-    x, t = torch.empty(1, *EVENT, device="meta"), torch.empty(1, device="meta")
-    label = torch.zeros(1, dtype=torch.int64, device="meta")
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        shape(x, t, t, label).sum().backward()
-    return counter.get_total_flops()
-
-
-def peak_tflops(options: argparse.Namespace) -> float:
-    """The dense peak of the GPU in bfloat16; NaN on a CPU.
-
-    Raises:
-        InputError: for a GPU that is not known.
-    """
-    if options.peak_tflops or options.device.type != "cuda":
-        return options.peak_tflops or math.nan
-    name = torch.cuda.get_device_name(options.device)
-    found = [peak for part, peak in PEAKS.items() if part in name and "NVL" not in name]
-    if not found:
-        raise InputError(f"the peak of {name} is not known here: give its dense bfloat16 TFLOP/s as --peak-tflops")
-    return found[0]
-
-
-def ready(batch: int, device: torch.device) -> Pair:
-    """A pair that is on the device already."""
-    x0, x1 = torch.randn(2, batch, *EVENT, generator=generator(0, "ready"))
-    return Pair(x0, x1, torch.arange(batch) % CLASSES).to(device)
-
-
-def looped(state: State, pairs: Iterable[Pair], options: argparse.Namespace) -> Iterator[float]:
-    return fit(state, pairs, FlowMatching(), 10**9, seed=0, precision=options.precision)
-
-
-def filling(net: DiT, options: argparse.Namespace) -> int:
-    """The largest power of two up to MOST whose batch fits on the GPU, by the memory of a few images, not compiled."""
-    if options.dit_batch or options.device.type != "cuda":
-        return options.dit_batch or 8
-    loop = looped(State(Model(net).to(options.device)), repeat(ready(PROBE, options.device)), options)
-    next(loop)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    next(loop)
-    image = (torch.cuda.max_memory_allocated() - before) / PROBE
-    fits = 0.8 * torch.cuda.mem_get_info()[0] / image
-    return max(1, min(MOST, 2 ** int(math.log2(max(1.0, fits)))))
-
-
-def transformer(size: str, options: argparse.Namespace, peak: float) -> list[str]:
-    """A row of the table: the loop from bytes, and the same state on one pair that is ready."""
-    say(f"dit: {size}")
-    net = DiT(EVENT, CLASSES, **DIT_SIZES[size])
-    batch, flops = filling(net, options), training_flops(net)
-    release(options.device)
-    state = State(Model(net).to(options.device))
-    if options.compile:
-        compile_net(state)
-    pixels = torch.randint(256, (4 * batch, *EVENT), dtype=torch.uint8, generator=generator(0, "pixels"))
-    rows = Rows(pixels, torch.arange(4 * batch) % CLASSES).to(options.device)
-    ends = Ends(Gaussian(EVENT), Scaled(rows, Scaling.of_range(0, 1).to(options.device)))
-    streams = {"whole": batches(ends, batch, seed=0), "step": repeat(ready(batch, options.device))}
-    chunks = {name: steps(looped(state, pairs, options), options, batch) for name, pairs in streams.items()}
-    cells = [size, f"{sum(w.numel() for w in state.parameters) / 1e6:.1f}", str(batch), f"{flops / 1e9:.2f}"]
-    for milliseconds in measure(chunks, options.rounds).values():
-        found = rates(milliseconds)
-        cells += [quartiles(found, 0), named(median(found) * flops / peak / 1e10)]
-    return cells
-
-
-def transformers(options: argparse.Namespace) -> str:
-    """The table of the transformers."""
-    peak, rows = peak_tflops(options), []
-    for size in options.dit:
-        release(options.device)
-        rows.append(transformer(size, options, peak))
-    head = ("DiT", "million weights", "batch", "GFLOP per image", "images/s", "% of peak")
-    return f"## Training DiT\n\n{table([*head, 'images/s, pairs ready', '% of peak'], rows)}\n{dit_note(peak, options)}"
-
-
-def dit_note(peak: float, options: argparse.Namespace) -> str:
-    share = f"The share is that of {peak:g} TFLOP/s, the dense peak in bfloat16."
-    of = "No share is given, since no peak is known." if math.isnan(peak) else share
-    how = f"{'bfloat16' if options.precision else 'float32'}{', compiled' if options.compile else ''}"
-    return wrapped(f"""Random images of {"x".join(map(str, EVENT))} with labels, kept as bytes on the device; {how}.
-Medians [quartiles] of {options.rounds} rounds of {options.chunk} steps, in random order. The batch is the largest power
-of two up to {MOST} that fits, unless it was asked for. "Pairs ready" is the same state on one pair that lies on the
-device: what is slower without it are noise and rows. GFLOP are those of forward and backward, as PyTorch's
-FlopCounterMode counts them, of which nothing is counted that is computed twice. {of}
+{options.seeds} training seed(s), of which mean and deviation are given. {len(judged.real):,} samples by
+{options.euler_steps} Euler steps in float32, with the labels of as many test images, from the same noise for all;
+beside those test images, and rounded to 8 bits as they are. Features: the last hidden layer of a classifier trained on
+the training set for {options.classifier_steps:,} steps, which labels {judged.accuracy:.1%} of the test set right. The
+averages differ: torchcfm's, of decay {DECAY}, reaches back some {1 / (1 - DECAY):,.0f} steps, flowgen's a share of the
+steps done; the last weights have no such difference. Minutes include compilation.
 """)
 
 
 # --- the command line
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line; of that of this process, where no words are given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the idx files of Fashion-MNIST")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -315,11 +235,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", choices=UNET_SIZES, default="small")
     parser.add_argument("--seeds", type=positive, default=1, help="how many trainings of each loop")
     parser.add_argument("--samples", type=positive, default=10_000)
+    parser.add_argument("--euler-steps", type=positive, default=50, help="of a sample")
     parser.add_argument("--classifier-steps", type=positive, default=4000)
     parser.add_argument("--rounds", type=positive, default=20, help="of a measurement of speed")
     parser.add_argument("--chunk", type=positive, default=20, help="steps of a loop in a round")
     parser.add_argument("--dit", nargs="+", choices=DIT_SIZES, default=tuple(DIT_SIZES))
     parser.add_argument("--dit-batch", type=positive, help="by default what fills the GPU")
+    parser.add_argument("--image-size", type=positive, default=32, help="height and width of what they are trained on")
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in dense bfloat16, where its name is not known")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--no-bf16", dest="bf16", action="store_false")
@@ -327,7 +249,7 @@ def parse() -> argparse.Namespace:
     once = parser.add_mutually_exclusive_group()
     once.add_argument("--quick", action="store_true", help="few steps, samples and rounds")
     once.add_argument("--write", action="store_true", help=f"append the report to {RESULTS.name}")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.quick:
         for name, most in QUICK.items():
             setattr(options, name, min(getattr(options, name), most))
