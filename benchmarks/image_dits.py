@@ -104,7 +104,7 @@ def transformer(size: str, options: argparse.Namespace) -> Measured:
     release(options.device)
     state = State(Model(net).to(options.device))
     if options.compile:
-        compile_net(state)
+        compile_net(state, options.backend)
     pixels = torch.randint(256, (4 * batch, *event), dtype=torch.uint8, generator=generator(0, "pixels"))
     rows = Rows(pixels, torch.arange(4 * batch) % CLASSES).to(options.device)
     ends = Ends(Gaussian(event), Scaled(rows, Scaling.of_range(0, 1).to(options.device)))

@@ -103,7 +103,7 @@ def flowgen(rows: Rows, options: argparse.Namespace, seed: int, fast: bool = Tru
     scaling = Scaling.of_range(0, 1)
     state = State(channels_last(Model(unet(rows, options, seed), scaling=scaling).to(options.device)))
     if fast and options.compile:
-        compile_net(state)
+        compile_net(state, options.backend)
     source, data = Gaussian(rows.event), Scaled(rows.to(options.device), scaling.to(options.device))
     pairs = ahead_of(batches(Ends(source, data), options.batch, seed=seed), options.device)
     precision, rate = options.precision if fast else None, Constant(LR, options.warmup)

@@ -92,7 +92,7 @@ def speed_table(found: Speed, data: Data, options: argparse.Namespace) -> str:
     rows = [speed_row(name, found.times, found.memory[name], options) for name in found.times]
     per_second = f"images/s, median [quartiles] of {options.rounds} rounds"
     head = ("loop", per_second, "ms per step", "times as fast as torchcfm", "peak memory (GiB)")
-    return f"## Training on Fashion-MNIST: speed\n\n{table(head, rows)}\n{speed_note(data, options)}"
+    return f"## Training a U-Net: speed\n\n{table(head, rows)}\n{speed_note(data, options)}"
 
 
 def speed_row(name: str, times: Times, memory: float, options: argparse.Namespace) -> tuple[str, ...]:
@@ -175,7 +175,7 @@ def quality(data: Data, options: argparse.Namespace) -> str:
             for kind, model in zip(found, (trained.averaged, trained.last), strict=True):
                 found[kind].append(judged.figures(samples(model, judged.real, seed, options.euler_steps)))
         rows += [figures_row(f"{label(name, options)}: {kind}", each, minutes) for kind, each in found.items()]
-    return f"## Training on Fashion-MNIST: quality\n\n{table(FIGURES, rows)}\n{quality_note(judged, options)}"
+    return f"## Training a U-Net: quality\n\n{table(FIGURES, rows)}\n{quality_note(judged, options)}"
 
 
 FIGURES = ("images", "Fréchet", "kernel x 1000", "coverage", "precision", "recall", "minutes of training")
@@ -274,6 +274,7 @@ def completed(options: argparse.Namespace) -> argparse.Namespace:
         raise InputError("there is no GPU here that PyTorch can use: --device cpu")
     options.device = torch.device(("cuda" if cuda else "cpu") if options.device == "auto" else options.device)
     options.precision = torch.bfloat16 if options.bf16 else None
+    options.backend = "inductor"
     if options.warmup is None:
         options.warmup = min(5000, options.steps // 10)
     return options
