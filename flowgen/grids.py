@@ -35,7 +35,9 @@ def uniform(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     >>> uniform(4).tolist()
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
-    return torch.linspace(lo, hi, whole("the number of steps", steps) + 1, dtype=torch.float64)
+    if whole("the number of steps", steps, least=None) < 1:
+        raise InputError(f"a grid needs at least one step, not {steps}")
+    return torch.linspace(lo, hi, steps + 1, dtype=torch.float64)
 
 
 def checked(grid: Tensor | Sequence[float]) -> Tensor:
