@@ -368,7 +368,7 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
         here, there = x[first : first + size], known[first : first + size]
         own = editor._replace(label=label[first : first + size] if isinstance(label, torch.Tensor) else label)
         measurement = Mask(there.to(editor.model.device))
-        y = measurement.apply(scaling.apply_to(here.float().to(editor.model.device)))
+        y = measurement.apply(scaling.in_model_units(here).to(editor.model.device))
         made = scaling.undo(own.fill(measurement, y, len(here), asked.resample, first)).cpu()
         parts.append(torch.where(there, here, made.double()))
     back = [order.index(column) for column in range(width)]  # as the file has them

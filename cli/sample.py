@@ -163,7 +163,9 @@ def _write_rows(
     else:
         kept = kept_labels(out, None if cond is None else Labels(cond, trained.classes))
         shape, name = (num, *trained.source.event), trained.label_column
-        write_rows(out, chunks, shape, trained.columns, labels=kept, label_column=name)
+        scaling = trained.model.scaling
+        exact, digits = scaling.exact, scaling.digits()
+        write_rows(out, chunks, shape, trained.columns, exact, labels=kept, label_column=name, digits=digits)
 
 
 def _write_images(

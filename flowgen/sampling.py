@@ -370,7 +370,7 @@ def sample_chunks(
         for first in range(0, num, size * part.of):
             start = min(first + part.index * size, num)
             stop = min(start + size, num)
-            x = torch.empty(0, *source.event)
+            x = model.scaling.undo(torch.empty(0, *source.event, device=model.device))
             if start < stop:
                 made = drawn.pairs(start, stop, _rows(cond, start, stop - start))
                 x = model.scaling.undo(made.x1.to(model.device))

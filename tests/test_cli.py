@@ -164,7 +164,7 @@ BAD = {
     "train text.csv": "not numbers: b",
     "train folder": "no images",
     "train moons --source circle": "did you mean circles?",
-    "train moons --source three.npy": "source has shape (3,), the data (2,)",
+    "train moons --source three.npy": "three.npy has 3 columns, and needs 2",
     "train moons --path liner": "did you mean linear?",
     "train moons --coupling exat": "did you mean exact?",
     "train moons --target noise": "singular at t = 0",

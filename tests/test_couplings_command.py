@@ -130,7 +130,7 @@ BAD = {
     "mons": "did you mean moons?",
     "none.csv": "none.csv: no such file",
     "nan.npy": "hold NaN",
-    "moons --source three.npy": "source has shape (3,), the data (2,)",
+    "moons --source three.npy": "three.npy has 3 columns, and needs 2",
     "moons --coupling exat": "did you mean exact?",
     "moons --coupling exact --coupling sinkhron": "did you mean sinkhorn?",
     "moons --batch-size 0": "train.batch_size",

@@ -78,7 +78,7 @@ def files(kinds, tmp_path, monkeypatch):
     Path("broken.png").write_bytes(b"spoilt")
     Path("cells.csv").write_text("a,b,c\n" + 20 * "1.5,,0.25\n,90,\n0.1,101.00001,\n,,\n")
     Path("whole.csv").write_text("a,b,c\n1,2,3\n")
-    Path("swapped.csv").write_text("b,a,c\n1,,3\n")
+    Path("others.csv").write_text("b,a,d\n1,,3\n")
     return half == 255
 
 
@@ -329,8 +329,8 @@ def test_the_edited_image_is_kept_with_the_run(flowgen, files):
         (["rows", "cells.csv", "--num", 2], "another --seed"),
         (["rows", "cells.csv", "--out", "x.png"], "a table is written to"),
         (["rows", "whole.csv"], "no empty cell"),
-        (["rows", "swapped.csv"], "other columns"),
-        (["table", "cells.csv"], "has 3 columns, and this run 2"),
+        (["rows", "others.csv"], "lacks c and has also d"),
+        (["table", "cells.csv"], "has 3 columns, and needs 2"),
         (["none", "x.png", "--strength", 0.5], "not a run folder"),
     ],
     ids=lambda value: "-".join(map(str, value)).replace("--", "") if isinstance(value, list) else "",

@@ -134,8 +134,8 @@ def test_an_adaptive_solver_takes_one_step_of_its_own(flowgen, moons):
         (["--features", "classifier"], "has none (of .npz: an array y)"),
         (["--features", "inception", "--weights", "missing.pth"], "Inception looks at images"),
         (["--against", "missing.csv"], "no such file"),
-        (["--against", "narrow.csv"], "rows of shape (1,), samples are of (3,)"),
-        (["--against", "turned.csv"], "has the columns c, b, a, samples a, b, c"),
+        (["--against", "narrow.csv"], "it lacks b, c"),
+        (["--against", "others.csv"], "has other columns than a, b, c: it lacks a, b, c and has also d, e, f"),
         (["--against", "nan.csv"], "1 of 3 rows hold NaN"),
         (["--against", "empty.csv"], "the file is empty"),
         (["--against", "short.csv"], "5 neighbours need sets of more rows"),
@@ -151,7 +151,7 @@ def test_an_adaptive_solver_takes_one_step_of_its_own(flowgen, moons):
 )
 def test_bad_input_is_one_line(flowgen, table, arguments, message):
     Path("narrow.csv").write_text("a\n1\n2\n3\n")
-    Path("turned.csv").write_text("c,b,a\n1,2,3\n")
+    Path("others.csv").write_text("d,e,f\n1,2,3\n")
     Path("nan.csv").write_text("a,b,c\n1,2,3\n1,nan,3\n1,2,3\n")
     Path("short.csv").write_text("a,b,c\n1,2,3\n1,5,3\n1,2,3\n")
     Path("empty.csv").write_text("")

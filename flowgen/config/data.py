@@ -166,7 +166,7 @@ def read_rows(name: str, images: ImagesConfig, tables: TableConfig = TableConfig
     """
     if not is_images(name):
         table = read_table(Path(name), header=tables.named, label_column=tables.label_column, labels_needed=False)
-        return Rows(table.x.float()), table.columns
+        return Rows(table.x), table.columns
     found = _read(name, images)
     return Rows((found.load() if isinstance(found, ImageFolder) else found).pixels), ()
 
@@ -214,7 +214,7 @@ def _table(name: str, split: SplitConfig, tables: TableConfig, labels_needed: bo
         raise InputError(_missing(name))
     table = read_table(path, header=tables.named, label_column=tables.label_column, labels_needed=labels_needed)
     labels, classes = table.numbered or (None, ())
-    seen, unseen = _split(name, Rows(table.x.float(), labels), split)
+    seen, unseen = _split(name, Rows(table.x, labels), split)
     return LoadedData(
         seen,
         unseen,

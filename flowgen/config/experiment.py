@@ -194,7 +194,11 @@ class Config(Section):
 
     def ends(self, data: LoadedData, device: torch.device) -> Ends:
         """The ends that training draws, in model units: data in memory are on the device, images mirrored if so set."""
-        law = data.law.to(device) if isinstance(data.law, Rows) else data.law
+        law = data.law
+        if isinstance(law, Rows) and law.x.dtype == torch.float64:  # once, and not for each batch
+            standard = Rows(data.scaling.in_model_units(law.x), law.labels).to(device)
+            return Ends(self.source_law(law.event, data.scaling, data.columns), standard)
+        law = law.to(device) if isinstance(law, Rows) else law
         law = Flipped(law) if self.images.flip and len(law.event) == 3 else law
         return Ends(
             self.source_law(law.event, data.scaling, data.columns), Scaled(law, deepcopy(data.scaling).to(device))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import final
 
@@ -54,7 +53,8 @@ class SemidiscreteConfig:
         self.check(data, device)
         law = data.law
         x = law.values if isinstance(law, Rows) else law.sample(self.points, generator(seed, "points of the law"))
-        return deepcopy(data.scaling).to(device).apply_to(x.to(device)), law.labels if isinstance(law, Rows) else None
+        labels = law.labels if isinstance(law, Rows) else None
+        return data.scaling.in_model_units(x).to(device), labels
 
     def ascend(self, source: Law, rows: Tensor, labels: Tensor | None, seed: int) -> Iterator[Potentials]:
         """The potentials of such rows, round by round."""

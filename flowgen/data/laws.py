@@ -39,7 +39,7 @@ class Law(Protocol):
     def event(self) -> tuple[int, ...]: ...
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n independent draws, `(n, *event)` float32 on the CPU."""
+        """n independent draws, `(n, *event)` float32 on the CPU; float64 of a table in data units."""
         ...
 
 

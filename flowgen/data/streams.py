@@ -54,7 +54,8 @@ class Rows:
     """The empirical law of the rows of x `(N, *event)`: a draw is a row, with replacement; chunks are without.
 
     Args:
-        x: float32, or uint8 for pixels, which are drawn as float32 in [0, 1].
+        x: float32; float64 for a table in data units, all digits of which `Scaled` reads; or uint8 for pixels, which
+            are drawn as float32 in [0, 1].
         labels: `(N,)` int64.
 
     Raises:
@@ -81,7 +82,7 @@ class Rows:
 
     @property
     def values(self) -> Tensor:
-        """All rows, `(N, *event)` float32."""
+        """All rows, `(N, *event)`; pixels as float32."""
         return floats(self.x)
 
     def take(self, index: Tensor | slice) -> Rows:
@@ -104,7 +105,7 @@ class Rows:
 @final
 @dataclass(frozen=True)
 class Scaled:
-    """A law of data units, in the units of a model; its chunks are on the device of the scaling."""
+    """A law of data units, in the units of a model, float32; its chunks are on the device of the scaling."""
 
     law: Law
     scaling: Scaling
@@ -121,7 +122,7 @@ class Scaled:
             yield self._apply(x), labels
 
     def _apply(self, x: Tensor) -> Tensor:
-        return self.scaling.apply_to(floats(x.to(self.scaling.shift.device)))
+        return self.scaling.in_model_units(floats(x.to(self.scaling.shift.device)))
 
 
 @final

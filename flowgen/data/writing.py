@@ -31,6 +31,7 @@ def write_rows(
     double: bool = False,
     labels: Labels | None = None,
     label_column: str = "label",
+    digits: Sequence[int] | None = None,
 ) -> None:
     """Writes rows as they come to `.npz` (array `x`), `.npy`, `.csv` or `.csv.gz`, without holding them all.
 
@@ -40,9 +41,10 @@ def write_rows(
         chunks: tensors `(n, *event)`, together of `shape`.
         shape: `(N, *event)`.
         columns: header of a CSV; x0, x1, ... where empty.
-        double: in float64.
+        double: in float64, of which a CSV holds all digits.
         labels: of the rows, by their names in a CSV, and the array `y` of an `.npz`; an `.npy` has no place for them.
         label_column: the name of their column, the last, in a CSV.
+        digits: how many each column has in a CSV, of float64; None for all that there are.
 
     Raises:
         InputError: for another suffix, or if the chunks are not of that shape together, or the labels not as many.
@@ -54,7 +56,7 @@ def write_rows(
     if labels is not None and len(labels.numbers) != shape[0]:
         raise InputError(f"expected {shape[0]} labels, got {len(labels.numbers)}")
     with new_file(path) as file:
-        WRITERS[kind](file, counted(chunks, shape), _Layout(shape, columns, double, labels, label_column))
+        WRITERS[kind](file, counted(chunks, shape), _Layout(shape, columns, double, digits, labels, label_column))
 
 
 @contextmanager
@@ -122,6 +124,7 @@ class _Layout(NamedTuple):
     shape: Sequence[int]
     columns: Sequence[str]
     double: bool
+    digits: Sequence[int] | None
     labels: Labels | None
     label_column: str
 
@@ -142,14 +145,16 @@ def _write_csv(file: IO[bytes], chunks: Iterable[np.ndarray], layout: _Layout) -
     names = list(layout.columns) or [f"x{index}" for index in range(layout.shape[1])]
     labels = None if layout.labels is None else _csv_cells(layout.labels)
     file.write(_csv_line(names if labels is None else [*names, layout.label_column]))
+    # nine digits give a float32 back to the last bit, and str the shortest ones that give a float64 back
+    formats = [f"%.{count}g" for count in layout.digits] if layout.digits else "%s" if layout.double else "%.9g"
     for chunk in chunks:
-        # nine digits give a float32 back to the last bit, and 15 what was written with so many
         rows = io.BytesIO()
-        np.savetxt(rows, chunk, delimiter=",", fmt="%.15g" if layout.double else "%.9g")
+        np.savetxt(rows, chunk.astype(np.float64), delimiter=",", fmt=formats)
+        text = rows.getvalue().replace(b".0,", b",").replace(b".0\n", b"\n")  # whole numbers, as str writes them
         if labels is None:
-            file.write(rows.getvalue())
+            file.write(text)
         else:
-            file.writelines(row + b"," + next(labels) for row in rows.getvalue().splitlines())
+            file.writelines(row + b"," + next(labels) for row in text.splitlines())
 
 
 def _csv_line(cells: Sequence[str]) -> bytes:

@@ -48,7 +48,7 @@ class View(NamedTuple):
 
 def in_model_units(scaling: Scaling, x: Tensor) -> Tensor:
     """x in data units, on the CPU, in those of a model that may be on another device."""
-    return deepcopy(scaling).cpu().apply_to(x)
+    return deepcopy(scaling).cpu().in_model_units(x)
 
 
 def rows(scaling: Scaling) -> View:

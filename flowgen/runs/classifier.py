@@ -133,7 +133,7 @@ def right(known: Known, rows: Rows, seed: int = 0) -> Iterator[Right]:
     """How often the classifier is right of rows with labels, in data units, at some times of its path."""
     model, labels = known.posterior.model, rows.labels
     assert labels is not None, "rows to measure by have labels"
-    x1 = model.scaling.apply_to(rows.values.to(model.device))
+    x1 = model.scaling.in_model_units(rows.values).to(model.device)
     x0 = Gaussian(rows.event).sample(len(rows), generator(seed, "noise of a classifier")).to(x1)
     lo, hi = model.span
     for share in TIMES:

@@ -108,7 +108,7 @@ def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) 
         tables, width = trained.config.table.asked(header), trained.source.event[0]
         table = read_table(file, header=tables.named, label_column=tables.label_column, labels_needed=False)
         order = column_order(table.columns, table.x.shape[1], trained.columns, width, str(file))
-        x, (labels, names) = table.x[:, order].float(), table.numbered or (None, ())
+        x, (labels, names) = table.x[:, order], table.numbered or (None, ())
     if labels is not None and trained.classes:
         labels = trained.numbers_of(labels, names, str(file))
     rows = Rows(x, labels).take(slice(num))

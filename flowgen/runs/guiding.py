@@ -102,7 +102,7 @@ def load_weak(folder: StrPath, trained: Trained, device: str | None = None) -> T
     if not weak.config.objective.fields:
         raise InputError(f"{folder} jumps, and has no velocity to be guided by")
     data = [(run.data_hash or run.config.data, run.source.event, run.config.split) for run in (trained, weak)]
-    units = [[x.cpu() for x in run.model.scaling.buffers()] for run in (trained, weak)]
+    units = [[x.cpu().double() for x in run.model.scaling.buffers()] for run in (trained, weak)]
     if data[0][:2] == data[1][:2] and trained.config.split.stratify != weak.config.split.stratify:
         way = f"split.stratify={str(trained.config.split.stratify).lower()}"
         raise InputError(f"{folder} has other rows held out than this run: train it anew, with --set {way}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowgen import checkpoints, grids, sampling
 from flowgen.config import Config, ReflowConfig, Teacher
 from flowgen.core import Failure, Field, InputError, generator
-from flowgen.data import Categorical, Scaled
+from flowgen.data import Categorical, Law
 from flowgen.data.streams import chunks
 from flowgen.reflow import invert
 from flowgen.runs.folder import Run, Trained, load
@@ -170,12 +170,11 @@ class Trajectories:
         return sampling.starts(law, rows.start, rows.stop, self.config.seed, f"{self._stream}: labels")
 
     @cached_property
-    def _data(self) -> Scaled:
+    def _data(self) -> Law:
         """What the parent was trained on, in model units, images mirrored if they were then."""
         config = self.teacher.config
         data = self.teacher.check_data(config.load_data())
         law = config.ends(data, self.teacher.model.device).data
-        assert isinstance(law, Scaled)
         return law
 
     def _rows(self, rows: range) -> tuple[Tensor, Tensor | None]:
