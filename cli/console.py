@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,6 +42,13 @@ NOISE_HELP = "How much the solver draws: ddim's eta, edm's churn, the level of s
 
 Move = Callable[..., None]
 """Moves a bar: (done, note)."""
+DataPlace = Annotated[
+    str | None, typer.Option("--data", metavar="PLACE", help="Where RUN's data are now, if they have moved.")
+]
+SourcePlace = Annotated[
+    str | None,
+    typer.Option("--source", metavar="PLACE", help="Where RUN's source is now, if that has moved."),
+]
 
 
 @contextmanager
@@ -104,6 +112,30 @@ def show(table: Table) -> None:
     from rich.console import Console
 
     Console(markup=False, emoji=False, highlight=False).print(table)
+
+
+def create_run(folder: Path, config: Config, overwrite: bool) -> Run:
+    """Make a run folder, and say which files it will not find again without help."""
+    from flowgen.config.places import recorded
+    from flowgen.runs import Run
+
+    run = Run.create(folder, config, _command_line(), overwrite)
+    for option, name in config.places._asdict().items():
+        if name and "/" not in recorded(name, folder) and Path(name).parent.resolve() != folder.resolve():
+            print(
+                f"{folder}: {name} is recorded by its name alone, since the way there names you: later commands need "
+                f"--{option} PLACE",
+                file=sys.stderr,
+            )
+    return run
+
+
+def _command_line() -> str:
+    """The command as it was typed, with paths in full made relative to the current folder."""
+    from flowgen.config.places import shown
+
+    words = [argument.rpartition("=") for argument in sys.argv[1:]]
+    return shlex.join(["flowgen", *(key + equals + shown(text) for key, equals, text in words)])
 
 
 def evaluations(count: float) -> str:

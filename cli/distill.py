@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import check_parts, draw_run, pair_run, together, train_run
+from .console import DataPlace, SourcePlace, check_parts, create_run, draw_run, pair_run, together, train_run
 
 if TYPE_CHECKING:
     from flowgen.config import Config
@@ -39,6 +37,8 @@ def distill(
     ] = None,
     train_steps: Annotated[int | None, typer.Option(help="Training steps in all.", show_default="the run's")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="the run's")] = None,
+    data: DataPlace = None,
+    source: SourcePlace = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.lr=5e-4.")
     ] = None,
@@ -50,6 +50,7 @@ def distill(
     By pairs that the run makes (endpoint), by halving its steps again and again (progressive), or as a flow map that
     jumps from any time to any other.
     """
+    from flowgen.config import Places
     from flowgen.core import InputError
     from flowgen.runs import Run, check_vacant, distill_config, stages
     from flowgen.settings import parse_setting
@@ -72,6 +73,7 @@ def distill(
     given |= each if "train.steps" in given else {}
     named = teacher if teacher.name not in ("", "..") else teacher.resolve()
     out = out or named.with_name(f"{named.name}-{_suffix(method, steps)}")
+    places = Places(data, source)
     with together(str(given.get("device", Run.open(teacher).config.device))) as group:
         folders = [*(out.with_name(f"{out.name}-from{count}") for count in jumps[:-1]), out]
         if teacher.resolve() in {folder.resolve() for folder in folders}:
@@ -87,24 +89,25 @@ def distill(
             known = resume and (folder / "config.toml").exists()
             recorded = Run.open(folder).config.reflow if known and stage == 0 else None
             asked = recorded.pairs if recorded and pairs is None else pairs
-            config = distill_config(teacher, method, count, each | given, asked, weight)
+            config = distill_config(teacher, method, count, each | given, asked, weight, places)
             check_parts(config, group)
             group.barrier()  # all have looked before one of them writes
             if group.first and known:
-                before = Run.open(folder)
-                before.extended(given | _asked_again(before, config, pairs, weight))
+                before = Run.open(folder, places)
+                run = before.extended(given | _asked_again(before, config, pairs, weight))
             elif group.first:
-                Run.create(folder, config, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+                run = create_run(folder, config, overwrite)
                 for later in folders[stage + 1 :] if overwrite else ():  # they have learned from what is gone
                     shutil.rmtree(later, ignore_errors=True)
             group.barrier()
-            run = Run.open(folder)
+            if not group.first:
+                run = Run.open(folder, places if known else config.places)
             if run.config.reflow:
                 pair_run(run, f"{folder}: pairs", group)
             train_run(run, f"{folder}: training", group)
             if group.first:
                 draw_run(run)
-            teacher, pairs = folder, None
+            teacher, pairs, places = folder, None, run.config.places
     if group.first:
         print(f"{out}: samples in {steps} step{'s' if steps > 1 else ''}. Next: flowgen sample {out}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import HEADER_HELP, SAMPLER_HELP, bar, check_other, check_place, evaluations, moving
+from .console import HEADER_HELP, SAMPLER_HELP, SourcePlace, bar, check_other, check_place, evaluations, moving
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,7 @@ def edit(
     ema: Annotated[float | None, typer.Option(help="Width of the average, of train.ema.", show_default="first")] = None,
     seed: Annotated[int, typer.Option(help="Image i of a seed is the same whatever --num is.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    source: SourcePlace = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -81,7 +82,7 @@ def edit(
     )
     job = asked.job()
     asked.check(job)
-    editor, counted = _editor(run, job, asked, device, ema, solver, steps, seed)
+    editor, counted = _editor(run, source, job, asked, device, ema, solver, steps, seed)
     out = out or run / {"invert": "noise.npy", "table": "filled.csv"}.get(job, "edited.png")
     _check_out(out, job)
     check_other(out, image, mask, toward)
@@ -165,6 +166,7 @@ def _check_out(out: Path, job: str) -> None:
 
 def _editor(
     run: Path,
+    source: str | None,
     job: str,
     asked: _Asked,
     device: str | None,
@@ -175,10 +177,10 @@ def _editor(
 ) -> tuple[Editor, Counted]:
     """The run of a folder, ready to edit, and the count of its evaluations."""
     from flowgen import runs, sampling
-    from flowgen.config import sampling_by
+    from flowgen.config import Places, sampling_by
     from flowgen.core import InputError
 
-    trained = runs.load(run, device, ema)
+    trained = runs.load(run, device, ema, Places(None, source))
     if job == "table" and len(trained.source.event) != 1:
         raise InputError(f"{run} makes images, and no rows of a table")
     if job != "table" and len(trained.source.event) != 3:

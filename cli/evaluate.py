@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import GRID_HELP, HEADER_HELP, NOISE_HELP, SAMPLER_HELP, bar, check_place, show
+from .console import GRID_HELP, HEADER_HELP, NOISE_HELP, SAMPLER_HELP, DataPlace, SourcePlace, bar, check_place, show
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -46,6 +46,8 @@ def evaluate(
     neighbours: Annotated[int, typer.Option(help="The k of precision, recall, density and coverage.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    data: DataPlace = None,
+    source: SourcePlace = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The chart, FILE.png.", show_default="RUN/plots/quality.png; of several, ./quality.png"),
@@ -54,11 +56,12 @@ def evaluate(
 ) -> None:
     """Measure runs beside data that they never saw: quality against network evaluations, with its floor."""
     from flowgen import evaluation, plots
-    from flowgen.config import sampling_by
+    from flowgen.config import Places, sampling_by
+    from flowgen.config.places import shown
     from flowgen.core import InputError
     from flowgen.data.suffixes import suffix
 
-    counts = _counts(steps) if steps else None
+    counts, places = _counts(steps) if steps else None, Places(data, source)
     if out and suffix(out) != ".png":
         raise InputError(f"--out is a chart, FILE.png, not {out}")
     folders = _run_folders(runs)
@@ -67,7 +70,9 @@ def evaluate(
     for run in folders:
         try:
             with bar(f"preparing {run}", None):  # a classifier for its features may have to be trained
-                subject = evaluation.load_subject(run, _file(against), features, weights, device, guidance, header)
+                subject = evaluation.load_subject(
+                    run, _file(against), features, weights, device, guidance, header, places
+                )
             method, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
             walked, at = _suited(subject, method, counts, seed)
             settings = evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver, grid, noise)
@@ -87,7 +92,7 @@ def evaluate(
     for path in filter(None, (out, to_json)):
         check_place(path)  # before the work, not after
     if len({subject.name for subject in subjects}) < len(subjects):
-        subjects = [subject._replace(name=str(run)) for subject, run in zip(subjects, folders, strict=True)]
+        subjects = [subject._replace(name=shown(run)) for subject, run in zip(subjects, folders, strict=True)]
     done = []
     for subject, settings in zip(subjects, suited, strict=True):
         done.append(_measure(subject, settings))

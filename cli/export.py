@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import SOLVER_HELP
+from .console import SOLVER_HELP, SourcePlace
 
 
 def export(
@@ -23,11 +23,13 @@ def export(
         Path | None,
         typer.Option(help="FILE.onnx, FILE.pt2, or a folder.", show_default="in RUN: samples, velocity, diffusers"),
     ] = None,
+    source: SourcePlace = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export that is there.")] = False,
 ) -> None:
     """Write a run for ONNX, torch.export or diffusers, compared with the model before it is there."""
     from flowgen import exporting
+    from flowgen.config import Places
 
-    made = exporting.export_run(run, to, out, steps, solver, ema, overwrite)
+    made = exporting.export_run(run, to, out, steps, solver, ema, overwrite, Places(None, source))
     print(f"{made.path}: {made.words}, {made.bytes / 2**20:.3g} MiB")
     print(f"largest difference from the model: {made.compared.difference:.2g}, of {made.compared.largest:.3g}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import HEADER_HELP, bar, check_other, check_place
+from .console import HEADER_HELP, DataPlace, bar, check_other, check_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,7 @@ def likelihood(
     ema: Annotated[float | None, typer.Option(help="Width of the average, of train.ema.", show_default="first")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    data: DataPlace = None,
     out: Annotated[
         Path | None, typer.Option(help="One number a row, FILE.csv.", show_default="RUN/likelihood.csv")
     ] = None,
@@ -53,7 +54,7 @@ def likelihood(
     import torch
 
     from flowgen import runs
-    from flowgen.config import SAMPLERS, SOLVERS, lookup
+    from flowgen.config import SAMPLERS, SOLVERS, Places, lookup
     from flowgen.core import InputError
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
@@ -71,7 +72,7 @@ def likelihood(
     if solver in SAMPLERS:
         raise InputError(f"{solver} is a sampler, and a likelihood needs a solver of the velocity, such as rk4")
     method = lookup("solver", solver, {name: made for name, made in SOLVERS.items() if not made.jumps})
-    trained = runs.load(run, device, ema)
+    trained = runs.load(run, device, ema, Places(data))
     runs.check_density(trained)
     given = None if label is None else label_number(label, trained)
     images = len(trained.source.event) == 3
@@ -126,8 +127,10 @@ def _tell(
     to_json: Path | None,
 ) -> None:
     """The figures as lines or as JSON."""
+    from flowgen.config.places import shown
+
     plain = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in figures.items()}
-    tree = {"run": str(run), "of": asked.name, "rows": len(asked.x), "shade": asked.step, **how, **plain}
+    tree = {"run": shown(run), "of": asked.name, "rows": len(asked.x), "shade": asked.step, **how, **plain}
     text = json.dumps(tree, indent=1, allow_nan=False)
     if str(to_json) == "-":
         print(text)

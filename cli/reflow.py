@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import bar, check_parts, draw_run, pair_run, show, together, train_run
+from .console import DataPlace, SourcePlace, bar, check_parts, create_run, draw_run, pair_run, show, together, train_run
 
 if TYPE_CHECKING:
     from flowgen.evaluation import Figures, Round
@@ -37,6 +36,8 @@ def reflow(
         float, typer.Option(help="Stop after a round that straightens less than this share of the first flow's bends.")
     ] = 0.01,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="the parent's")] = None,
+    data: DataPlace = None,
+    source: SourcePlace = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as reflow.steps=100.")
     ] = None,
@@ -47,6 +48,7 @@ def reflow(
 
     Each round is measured beside its parent, and what came of it kept in round.json.
     """
+    from flowgen.config import Places
     from flowgen.core import InputError
     from flowgen.runs import Run, reflow_config
     from flowgen.settings import parse_setting
@@ -59,9 +61,10 @@ def reflow(
     flags = {**chosen, "train.steps": steps, "seed": seed}
     given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(parse_setting(setting) for setting in settings or [])
+    places = Places(data, source)
     with together(str(given.get("device", Run.open(parent).config.device))) as group:
         for number in range(1, rounds + 1):
-            config = reflow_config(parent, given)
+            config = reflow_config(parent, given, places)
             assert config.reflow is not None
             check_parts(config, group)
             named = parent if parent.name not in ("", "..") else parent.resolve()
@@ -72,11 +75,12 @@ def reflow(
             group.barrier()  # all have looked before one of them writes
             if group.first and known:
                 same = {"reflow.parent": config.reflow.parent, "reflow.parent_hash": config.reflow.parent_hash}
-                Run.open(folder).extended(same | given)
+                run = Run.open(folder, places).extended(same | given)
             elif group.first:
-                Run.create(folder, config, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
+                run = create_run(folder, config, overwrite)
             group.barrier()
-            run = Run.open(folder)
+            if not group.first:
+                run = Run.open(folder, places if known else config.places)
             pair_run(run, f"{folder}: pairs", group)
             train_run(run, f"{folder}: training", group)
             if group.first:
@@ -89,7 +93,7 @@ def reflow(
                     gain = f"{found.gain:.2%} of the first flow's bends, which is less than --stall {stall:g}"
                     print(f"{folder}: no more rounds: this one straightened {gain}")
                 break
-            parent = folder
+            parent, places = folder, run.config.places
         if group.first:
             print(f"Next: flowgen sample {folder} --steps 1 --solver euler")
 

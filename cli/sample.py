@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import GRID_HELP, NOISE_HELP, PATH_HELP, SAMPLER_HELP, bar, evaluations, together
+from .console import GRID_HELP, NOISE_HELP, PATH_HELP, SAMPLER_HELP, SourcePlace, bar, evaluations, together
 from .labels import conditions, kept_labels
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def sample(
     ema: Annotated[float | None, typer.Option(help="Width of the average, of train.ema.", show_default="first")] = None,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same whatever --num is.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    source: SourcePlace = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -66,13 +67,13 @@ def sample(
 ) -> None:
     """Draw samples from a run, into a file or a picture."""
     from flowgen import sampling
-    from flowgen.config import sampling_by
+    from flowgen.config import Places, sampling_by
     from flowgen.core import InputError
     from flowgen.data.suffixes import suffix
     from flowgen.runs import Guidance, Run, guided, load, load_classifier, load_weak, sampler
 
     with together(device or Run.open(run).config.device) as group:
-        trained = load(run, str(group.device) if group.part.of > 1 else device, ema)
+        trained = load(run, str(group.device) if group.part.of > 1 else device, ema, Places(None, source))
         event, images = trained.source.event, len(trained.source.event) == 3
         if num is not None and labels is not None:
             raise InputError("give --num or --labels, whose samples are --per-label of each")
@@ -83,7 +84,7 @@ def sample(
         known = load_classifier(run, trained) if classifier_guidance else None
         labelled = _labelled(trained, known)
         cond = conditions(labelled, num, label, labels, per_label, seed)
-        other = None if weak is None else load_weak(weak, trained, str(trained.model.device))
+        other = None if weak is None else load_weak(weak, trained, str(trained.model.device), Places(None, source))
         guide = Guidance(guidance, _interval(guidance_interval), guidance_rescale, other, known, classifier_guidance)
         num = num if cond is None else len(cond)
         drawn = images or event == (2,)

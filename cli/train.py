@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +13,10 @@ from .console import (
     DATA_HELP,
     HEADER_HELP,
     PATH_HELP,
+    DataPlace,
     bar,
     check_parts,
+    create_run,
     draw_run,
     potential_run,
     together,
@@ -75,6 +76,10 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as net.width=128.")
     ] = None,
+    moved: DataPlace = None,
+    parent: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="With --resume: where the run to learn from is now.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
 ) -> None:
@@ -85,10 +90,12 @@ def train(
     from flowgen.config import make_config
     from flowgen.core import InputError
     from flowgen.runs import Run
-    from flowgen.settings import override, parse_setting, read_toml
+    from flowgen.settings import override, parse_setting
 
+    if data is not None and moved is not None:
+        raise InputError("give DATA or --data, not both")
     flags = {
-        "data": data,
+        "data": moved if data is None else data,
         "source": source,
         "table.header": header,
         "table.label_column": label_column,
@@ -118,7 +125,7 @@ def train(
     }
     given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(parse_setting(setting) for setting in settings or [])
-    tree = read_toml(config) if config else {}
+    tree = _settings_of(config) if config else {}
     for key, value in given.items():
         tree = override(tree, key, value)
     for section in {"reflow", "distill"} & tree.keys():
@@ -127,15 +134,18 @@ def train(
         if "data" not in tree:
             raise InputError("name the DATA to train on, or the run to go on with: --out RUN --resume")
         out = Path("runs", Path(str(tree["data"]).rpartition(":")[2]).resolve().stem)
-    experiment = Run.open(out).extended(tree).config if resume else make_config(tree)
-    with together(experiment.device) as group:
-        check_parts(experiment, group)
+    if parent and not resume:
+        raise InputError("--parent is of a run that goes on: give --resume too")
+    run = Run.open(out).extended(tree, parent) if resume else Run(out, make_config(tree))
+    with together(run.config.device) as group:
+        check_parts(run.config, group)
         if group.first and not resume:
-            with bar(f"reading {experiment.data}", None):
-                Run.create(out, experiment, shlex.join(["flowgen", *sys.argv[1:]]), overwrite)
-            _say_coupled(out, experiment)
+            with bar(f"reading {run.config.data}", None):
+                run = create_run(out, run.config, overwrite)
+            _say_coupled(out, run.config)
         group.barrier()
-        run = Run.open(out)
+        if not group.first:
+            run = Run.open(out, run.config.places)
         if run.config.reflow and not run.pairs.exists():
             raise InputError(f"{out} has no pairs yet: go on with the command in its README.md, and --resume")
         potential_run(run, group)
@@ -144,6 +154,16 @@ def train(
             draw_run(run)
             then = "" if run.config.objective.maps else f", flowgen reflow {out}"
             print(f"{out}: {run.config.source} to {run.config.data}. Next: flowgen sample {out}{then}")
+
+
+def _settings_of(file: Path) -> dict[str, Any]:
+    """The settings of a file; of that of a run, whose data are found from there, without what is of that run alone."""
+    from flowgen.runs.places import found_in
+    from flowgen.settings import read_toml
+
+    tree, hashes = read_toml(file), {"data_hash", "source_hash"}
+    found = found_in(tree, file.parent) if hashes & tree.keys() else tree
+    return {key: value for key, value in found.items() if key not in hashes}
 
 
 def _say_coupled(out: Path, config: Config) -> None:

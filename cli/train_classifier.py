@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import bar, check_place
+from .console import DataPlace, bar, check_place
 
 if TYPE_CHECKING:
     from flowgen.runs import Right
@@ -24,17 +24,18 @@ def train_classifier(
     batch_size: Annotated[int | None, typer.Option(help="Rows in a step.", show_default="512; images: 128")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    data: DataPlace = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the classifier that is there.")] = False,
     to_json: Annotated[Path | None, typer.Option("--json", help="Write the figures to FILE; - for the output.")] = None,
 ) -> None:
     """Train a classifier of RUN's data on their way from noise, for flowgen sample --classifier-guidance."""
     from flowgen import runs
-    from flowgen.config import find_device
+    from flowgen.config import Places, find_device
     from flowgen.core import InputError
     from flowgen.data import Rows
 
-    trained = runs.load(run, device)
-    data, images, place = runs.labelled_data(trained), len(trained.source.event) == 3, runs.classifier_file(run)
+    trained = runs.load(run, device, places=Places(data))
+    found, images, place = runs.labelled_data(trained), len(trained.source.event) == 3, runs.classifier_file(run)
     steps = STEPS[images] if steps is None else steps
     batch_size = BATCH_SIZE[images] if batch_size is None else batch_size
     for name, value in {"--steps": steps, "--batch-size": batch_size}.items():
@@ -46,17 +47,19 @@ def train_classifier(
         check_place(to_json)  # before the work, not after
     on = find_device(device or trained.config.device)
     with bar(f"training {place}", steps, "steps") as move:
-        for done, loss in enumerate(runs.train_classifier(run, trained, data, steps, batch_size, seed, on), 1):
+        for done, loss in enumerate(runs.train_classifier(run, trained, found, steps, batch_size, seed, on), 1):
             if done % 10 == 0 or done == steps:
                 move(done, f"loss {loss:.4g}")
-    held_out = data.held_out if isinstance(data.held_out, Rows) else None
-    found = [] if held_out is None else list(runs.right(runs.load_classifier(run, trained), held_out, seed))
-    _tell(found, place, 0 if held_out is None else len(held_out), to_json)
+    held_out = found.held_out if isinstance(found.held_out, Rows) else None
+    figures = [] if held_out is None else list(runs.right(runs.load_classifier(run, trained), held_out, seed))
+    _tell(figures, place, 0 if held_out is None else len(held_out), to_json)
 
 
 def _tell(found: list[Right], place: Path, rows: int, to_json: Path | None) -> None:
     """The figures of held-out rows, as a table or as JSON."""
-    text = json.dumps({"file": str(place), "rows": rows, "held_out": [each._asdict() for each in found]}, indent=1)
+    from flowgen.config.places import shown
+
+    text = json.dumps({"file": shown(place), "rows": rows, "held_out": [each._asdict() for each in found]}, indent=1)
     if str(to_json) == "-":
         print(text)
         return

@@ -1,11 +1,13 @@
 """Experiments: the one place where names become objects."""
 
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data, read_rows
-from flowgen.config.experiment import Config, find_device, make_config
+from flowgen.config.devices import find_device
+from flowgen.config.experiment import Config, make_config
 from flowgen.config.names import COUPLINGS, LOSSES, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES, WEIGHTS
 from flowgen.config.nets import NETS
 from flowgen.config.objectives import OBJECTIVES, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
+from flowgen.config.places import Places
 from flowgen.config.samplers import GRIDS, SAMPLERS, sampling_by
 from flowgen.core import lookup
 
@@ -26,6 +28,7 @@ __all__ = [
     "DistillConfig",
     "ImagesConfig",
     "LoadedData",
+    "Places",
     "ReflowConfig",
     "SplitConfig",
     "TableConfig",

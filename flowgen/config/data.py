@@ -20,7 +20,7 @@ from flowgen.data.images import Images, is_folder, is_images, read_images
 from flowgen.data.suffixes import suffix
 from flowgen.data.tables import READERS, column_order
 
-__all__ = ["ImagesConfig", "LoadedData", "SplitConfig", "TableConfig", "kind", "load_data", "read_rows"]
+__all__ = ["ImagesConfig", "LoadedData", "SplitConfig", "TableConfig", "data_hash", "kind", "load_data", "read_rows"]
 
 HELD_OUT_FILES = 10_000
 """The most images of a streamed folder that are held out: they are kept in memory to compare samples with."""
@@ -169,6 +169,14 @@ def read_rows(name: str, images: ImagesConfig, tables: TableConfig = TableConfig
         return Rows(table.x), table.columns
     found = _read(name, images)
     return Rows((found.load() if isinstance(found, ImageFolder) else found).pixels), ()
+
+
+def data_hash(name: str, images: ImagesConfig) -> str | None:
+    """What `LoadedData.hash` is of a file or a folder; None where it cannot be read."""
+    try:
+        return _read(name, images).hash if is_images(name) else file_hash(Path(name))
+    except (InputError, OSError):
+        return None
 
 
 Kind = Literal["toy", "table", "images"]

@@ -11,12 +11,14 @@ import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from flowgen import losses, objectives, paths, targets, weights
-from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data
+from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, data_hash, kind, load_data
+from flowgen.config.devices import find_device
 from flowgen.config.fields import Section, choice, explain, named, record
 from flowgen.config.names import BRIDGES, COUPLINGS, LOSSES, PATHS, SCHEDULES, TARGETS, TIMES, WEIGHTS
 from flowgen.config.nets import NETS, MLPConfig, sized
 from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, Parts, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
+from flowgen.config.places import Places, absolute, check_same, check_there, is_place, places_of
 from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, note
@@ -28,9 +30,8 @@ from flowgen.model import Model
 from flowgen.objectives import Objective, Scheduled
 from flowgen.settings import check_texts, merged
 
-__all__ = ["Config", "find_device", "make_config"]
+__all__ = ["Config", "make_config"]
 
-DEVICES = ("cpu", "cuda", "mps")
 BATCH_SIZE = 512
 DIFFUSIONS: dict[str, dict[str, Any]] = {
     "vp": {"target": "noise", "coupling": "independent"},
@@ -96,10 +97,16 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    """A whole experiment. `make_config` builds it from names and numbers."""
+    """A whole experiment. `make_config` builds it from names and numbers.
+
+    data_hash, source_hash: of a run, whose data and source have these and no other; None before there is one, and of
+        toys.
+    """
 
     data: str
     source: str = "gaussian"
+    data_hash: str | None = None
+    source_hash: str | None = None
     labels: bool | Literal["auto"] = False
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
@@ -151,9 +158,21 @@ class Config(Section):
         ends = self.source == "gaussian" and not self.reflow and self.objective.fields
         return ends and not isinstance(self.coupling, Independent)
 
+    @property
+    def places(self) -> Places:
+        """Where its data and its source are, where they have places, and are there."""
+        return places_of(self.data, self.source)
+
     def read_data(self) -> LoadedData:
-        """The data, with their labels also where the configuration does not use them."""
-        return load_data(self.data, self.split, self.images, self.table)
+        """The data, with their labels also where the configuration does not use them.
+
+        Raises:
+            InputError: if they are not there, are bad, or are others than those of the run.
+        """
+        check_there("data", self.data, self.data_hash)
+        data = load_data(self.data, self.split, self.images, self.table)
+        check_same("data", self.data, self.data_hash, data.hash)
+        return data
 
     def load_data(self) -> LoadedData:
         """The data; without their labels, where the configuration does not use them.
@@ -167,11 +186,13 @@ class Config(Section):
         return data if self.labels else data.unlabelled()
 
     def settled(self, data: LoadedData) -> Config:
-        """The same configuration, with what was left open as it is of these data: whether they have labels, and the
-        column that holds them."""
+        """The same configuration, with what was left open as it is of these data: whether they have labels, the column
+        that holds them, and the hashes of data and source."""
         table = self.table.model_copy(update={"label_column": data.label_column or self.table.label_column})
         labels = bool(data.classes) if self.labels == "auto" else self.labels
-        return self.model_copy(update={"labels": labels, "table": table})
+        source = data_hash(self.source, self.images) if is_place(self.source) else None
+        settled = {"labels": labels, "table": table, "data_hash": data.hash, "source_hash": source}
+        return self.model_copy(update=settled)
 
     def model(self, event: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
         """The untrained model of an event; its first weights are a function of the seed."""
@@ -179,7 +200,9 @@ class Config(Section):
 
     def load_source(self, event: tuple[int, ...], columns: tuple[str, ...]) -> LoadedData:
         """The data that are the source, the columns of a table in the order of those of the data to learn."""
+        check_there("source", self.source, self.source_hash)
         found = load_data(self.source, self.split, self.images, self.table, labels_needed=False)
+        check_same("source", self.source, self.source_hash, found.hash)
         return found.with_columns(columns, event, self.source)
 
     def source_law(self, event: tuple[int, ...], scaling: Scaling, columns: tuple[str, ...] = ()) -> Law:
@@ -247,22 +270,6 @@ class Config(Section):
         elif data.unused and not self.teacher:
             count = f"{data.unused} classes" if data.unused > 1 else "one class"
             note(f"{self.data}: its labels, of {count}, are not used; --set labels=true learns them")
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one.
-
-    Raises:
-        InputError: if this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in DEVICES:
-        raise InputError(f"unknown device {name!r}: choose auto, cpu, cuda, cuda:1 or mps")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not available here: {str(error).split('. ')[0]}") from error
 
 
 def make_config(tree: Mapping[str, Any]) -> Config:
@@ -359,7 +366,7 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     tables = {key: {"name": name, **tree[key]} for key, name in named.items() if isinstance(tree.get(key), Mapping)}
     if "net" in tables:
         tables["net"] = sized(tables["net"])
-    files = {key: str(Path(tree[key]).resolve()) for key in ("data", "source") if _is_file(tree.get(key))}
+    files = {key: absolute(tree[key]) for key in ("data", "source") if _is_file(tree.get(key))}
     pool = {**_pool(tree, recipe.get("pool")), **given} if isinstance(given, Mapping) else given
     return {**tree, **tables, **files, "pool": pool}
 
@@ -387,7 +394,7 @@ def _pool(tree: Mapping[str, Any], pool: dict[str, int] | None) -> dict[str, int
 
 def _is_file(name: Any) -> bool:
     """Whether a name of data is that of a file; a file's place is kept in full, so that a run works from any folder."""
-    return isinstance(name, str) and name != "digits" and kind(name) != "toy" and Path(name).exists()
+    return isinstance(name, str) and is_place(name) and Path(name).exists()
 
 
 def _name(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from flowgen import checkpoints, metrics, solvers
+from flowgen.config import Places
 from flowgen.core import InputError
 from flowgen.data.writing import new_file
 from flowgen.evaluation.measure import (
@@ -90,8 +91,9 @@ class Round(NamedTuple):
         return not (near or self.drift.mean <= self.drift.ci95)
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON holds it; None for what is not finite."""
-        runs = {name: getattr(self, name)._asdict() for name in ("first", "parent", "made")}
+        """Everything as JSON holds it, runs by their names; None for what is not finite."""
+        figures = {name: getattr(self, name) for name in ("first", "parent", "made")}
+        runs = {name: {**each._asdict(), "run": Path(each.run).resolve().name} for name, each in figures.items()}
         facts = {"gain": self.gain, "drift": self.drift._asdict(), "drifted": self.drifted}
         return dict(_plain({"how": self.how, "floor": self.floor, **runs, **facts}))
 
@@ -118,10 +120,11 @@ def measure_round(run: Run, say: Say = lambda text: None) -> Round:
     """
     if run.config.reflow is None:
         raise InputError(f"{run.folder} is no reflow: it has no parent")
-    subject = load_subject(run.folder)
+    places = run.config.places
+    subject = load_subject(run.folder, places=places)
     how = _how(subject)
     known = {**_known(Path(run.config.reflow.parent), how), **_known(run.folder, how)}
-    made, parent, *rest = (_figures(folder, guidance, known, say) for folder, guidance in _line(run))
+    made, parent, *rest = (_figures(folder, guidance, known, places, say) for folder, guidance in _line(run))
     found = Round(how, _floor(subject), rest[-1] if rest else parent, parent, made)
     with new_file(round_file(run.folder)) as file:
         file.write(json.dumps(found.plain(), indent=1, allow_nan=False).encode())
@@ -180,12 +183,14 @@ def _floor(subject: Subject) -> Repeats:
     return tuple(_distance(subject, other, truth) for truth, other in sets)
 
 
-def _figures(folder: Path, guidance: float, known: dict[tuple[str, float], Figures], say: Say) -> Figures:
-    """The figures of a run, measured unless they are known."""
+def _figures(
+    folder: Path, guidance: float, known: dict[tuple[str, float], Figures], places: Places, say: Say
+) -> Figures:
+    """The figures of a run, whose data and source have these places, measured unless they are known."""
     found = checkpoints.file_hash(Run.open(folder).weights)
     if (found, guidance) in known:
         return known[found, guidance]._replace(run=str(folder))
-    subject = load_subject(folder, guidance=guidance)
+    subject = load_subject(folder, guidance=guidance, places=places)
     settings, fine = _settings(subject), fine_steps(subject)
     straight, one, many = list[float](), list[float](), list[float]()
     for index in range(settings.repeats):

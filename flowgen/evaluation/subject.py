@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from flowgen import checkpoints, solvers
-from flowgen.config import LoadedData, lookup, read_rows
+from flowgen.config import LoadedData, Places, lookup, read_rows
+from flowgen.config.places import named, shown
 from flowgen.core import Field, InputError, StrPath, generator
 from flowgen.data import Categorical, Gaussian, ImageFolder, Law, Rows, Scaled
 from flowgen.data.tables import column_order
@@ -114,6 +115,7 @@ def load_subject(
     device: str | None = None,
     guidance: float = 1.0,
     header: str | None = None,
+    places: Places = Places(),  # noqa: B008
 ) -> Subject:
     """The run in a folder, to be measured.
 
@@ -124,22 +126,22 @@ def load_subject(
         device: of the model; None for the run's.
         guidance: the weight of guidance; 1 for none.
         header: whether the first line of `against` holds names, `yes` or `no`; None for what the run's data have.
+        places: where the data and the source of the run are now; None for where it says.
 
     Raises:
         InputError: for a folder that is no trained run, data that have changed since, where nothing was held out, or
             for a bad file.
     """
     folder = Path(folder)
-    trained = load(folder, device)
+    trained = load(folder, device, places=places)
     config, event = trained.config, trained.source.event
-    data = config.read_data()
-    data = trained.check_data(data)
+    data = trained.check_data(config.read_data())
     trained.guided(trained.model.velocity, guidance)  # what is wrong with it is said before the work
     truth = _held_out(config.data, data) if against is None else _of_file(Path(against), trained, data, header)
     make_view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)
     view = make_view(folder, trained, data, None if weights is None else Path(weights))
     facts = {
-        "data": config.data,
+        "data": named(config.data),
         "data_hash": data.hash,
         "split": config.split.model_dump(),
         "step": trained.step,
@@ -177,7 +179,9 @@ def _of_file(path: Path, trained: Trained, data: LoadedData, header: str | None)
         law = Rows(law.x[:, column_order(columns, law.event[0], trained.columns, trained.source.event[0], str(path))])
     seen = set(_each(data.law.values)) if isinstance(data.law, Rows) else set()
     count = sum(row in seen for row in _each(law.values))
-    return Reference(f"the {len(law)} rows of {path}" + (f", {count} of which training saw" if count else ""), law)
+    return Reference(
+        f"the {len(law)} rows of {shown(path)}" + (f", {count} of which training saw" if count else ""), law
+    )
 
 
 def _each(x: Tensor) -> Iterator[bytes]:

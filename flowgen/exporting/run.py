@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, final
 
-from flowgen.config import SAMPLERS, SOLVERS, lookup
+from flowgen.config import SAMPLERS, SOLVERS, Places, lookup
 from flowgen.core import InputError, StrPath, is_utf8
 from flowgen.exporting import graphs
 from flowgen.exporting.comparing import Compared
@@ -56,6 +56,7 @@ def export_run(
     solver: str | None = None,
     ema: float | None = None,
     overwrite: bool = False,
+    places: Places = Places(),  # noqa: B008
 ) -> Exported:
     """Exports the model of a run folder, and compares what was written with it.
 
@@ -65,6 +66,7 @@ def export_run(
         steps: of the sampler; None for the velocity of a flow, and for the jumps that a flow map has learned.
         solver: of the sampler; None for Heun's method, or jumps.
         ema: the width of the weight average, one of `train.ema`; None for the first.
+        places: where the source of the run is now; None for where it says.
 
     Raises:
         InputError: for a folder that is no trained run, a format, solver or place that does not fit, or a package that
@@ -77,7 +79,7 @@ def export_run(
         raise InputError(f"--out {str(out)!r} is not UTF-8, and exports need a name that is")
     if steps is not None and steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
-    graph = chosen.graph(load(folder, "cpu", ema), steps, solver)
+    graph = chosen.graph(load(folder, "cpu", ema, places), steps, solver)
     out = Path(out) if out else folder / (graph.output + chosen.suffix if chosen.suffix else name)
     if chosen.suffix and out.suffix != chosen.suffix:
         raise InputError(f"format {name} is a file {chosen.suffix}, not {out}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from flowgen.core import InputError
 from flowgen.exporting.comparing import Compared, compare
@@ -69,7 +70,11 @@ def write_torch(graph: Graph, path: Path) -> Compared:
 
 def _traced(graph: Graph) -> ExportedProgram:
     with torch.no_grad():
-        return torch.export.export(graph.module, graph.draw(TRACED), dynamic_shapes=_shapes(graph), strict=False)
+        program = torch.export.export(graph.module, graph.draw(TRACED), dynamic_shapes=_shapes(graph), strict=False)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # names the files of this installation, and with them its user
+    return program
 
 
 def _shapes(graph: Graph) -> dict[str, Any]:

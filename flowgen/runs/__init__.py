@@ -11,6 +11,7 @@ metrics.jsonl        one line for every `log_every` steps; tensorboard/ where it
 plots/  README.md    pictures, and the model card with the command that made it
 """
 
+from flowgen.config import Places
 from flowgen.runs.classifier import (
     Known,
     Right,
@@ -38,6 +39,7 @@ __all__ = [
     "Editor",
     "Guidance",
     "Known",
+    "Places",
     "Progress",
     "Right",
     "Run",

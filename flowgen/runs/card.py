@@ -7,13 +7,15 @@ from typing import Any
 
 from flowgen import __version__
 from flowgen.config import Config
+from flowgen.config.places import named
 
 __all__ = ["card"]
 
 
 def card(config: Config, command: str) -> str:
-    """The model card."""
-    return f"""# {Path(config.data).stem}
+    """The model card, which names files and runs, and not their places."""
+    data, source = named(config.data), named(config.source)
+    return f"""# {Path(data).stem}
 
 {_origin(config)}
 
@@ -23,8 +25,8 @@ Made by flowgen {__version__} with
 
 | | |
 |---|---|
-| data | {config.data} |
-| source | {config.source} |
+| data | {data} |
+| source | {source} |
 | path | {config.path} |
 | target | {config.target.__name__} |
 | objective | {_told(config.model_dump()["objective"])} |
@@ -51,13 +53,13 @@ def _origin(config: Config) -> str:
     name, teacher = config.model_dump()["objective"]["name"], config.teacher
     if teacher is None:
         what = "flow map" if config.objective.maps else "flow"
-        return f"A {what} from {config.source} to {config.data}, trained by {name}."
+        return f"A {what} from {named(config.source)} to {named(config.data)}, trained by {name}."
     what = (
         f"reflow (round {config.reflow.round})"
         if config.reflow and name == "flow-matching"
         else f"distillation ({name})"
     )
-    return f"The {what} of `{teacher.parent}`, whose weights have the SHA-256 `{teacher.parent_hash}`."
+    return f"The {what} of `{named(teacher.parent)}`, whose weights have the SHA-256 `{teacher.parent_hash}`."
 
 
 def _told(named: dict[str, Any]) -> str:

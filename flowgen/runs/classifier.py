@@ -68,8 +68,7 @@ def labelled_data(trained: Trained) -> LoadedData:
     if config.objective.maps:
         raise InputError("this run has learned to jump, and jumps cannot be guided by a classifier")
     trained.check_scored("a classifier")
-    data = config.read_data()
-    data = trained.check_data(data)
+    data = trained.check_data(config.read_data())
     if len(data.classes) < 2:
         found = f"{config.data} has the one {data.classes[0]}" if data.classes else data.no_labels
         raise InputError(f"a classifier needs labels of two classes: {found}")

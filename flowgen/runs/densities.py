@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowgen import grids
 from flowgen.config import ImagesConfig
+from flowgen.config.places import shown
 from flowgen.core import Failure, InputError, generator
 from flowgen.data import Images, Law, Rows, open_folder, read_images, read_table
 from flowgen.data.images import is_folder
@@ -112,7 +113,7 @@ def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) 
     if labels is not None and trained.classes:
         labels = trained.numbers_of(labels, names, str(file))
     rows = Rows(x, labels).take(slice(num))
-    return rows, f"{len(rows)} rows of {file}"
+    return rows, f"{len(rows)} rows of {shown(file)}"
 
 
 def _images(file: Path, settings: ImagesConfig) -> Images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -13,18 +14,21 @@ import torch
 from torch import Tensor
 
 from flowgen import checkpoints
-from flowgen.config import Config, LoadedData, Teacher, find_device, make_config
+from flowgen.config import Config, LoadedData, Places, Teacher, find_device, make_config
+from flowgen.config.places import absolute, moved, replaced
 from flowgen.core import Field, InputError, StrPath, is_utf8
-from flowgen.data import Categorical, Law, Scaling
+from flowgen.data import Categorical, Law
 from flowgen.data.writing import new_file
 from flowgen.guidance import Guided, Rescale
 from flowgen.model import Model
 from flowgen.runs.card import card
+from flowgen.runs.kept import kept_by, recorded_before
 from flowgen.runs.log import board
+from flowgen.runs.places import found_in, has_moved, weights_hash, written_in
 from flowgen.sampling import starts
 from flowgen.settings import dump_toml, flat, override, read_toml
 
-__all__ = ["Run", "Trained", "check_vacant", "load"]
+__all__ = ["Run", "Trained", "check_vacant", "load", "parent"]
 
 EXTENSIBLE = {
     "device",
@@ -75,20 +79,30 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: StrPath) -> Run:
-        """The run in a folder.
+    def open(cls, folder: StrPath, places: Places = Places()) -> Run:  # noqa: B008
+        """The run in a folder. The files that it names are looked for from there, and then from the current folder.
+
+        Args:
+            places: where its data and its source are now.
 
         Raises:
-            InputError: if it is not a run folder.
+            InputError: if it is not a run folder, or there is nothing at a place.
         """
         folder = Path(folder)
         if not (folder / "config.toml").is_file():
             lacks = "it has no config.toml" if folder.exists() else "there is no such folder"
             raise InputError(f"{folder} is not a run folder: {lacks}")
-        return cls(folder, make_config(_recorded(read_toml(folder / "config.toml"))))
+        tree = recorded_before(found_in(read_toml(folder / "config.toml"), folder))
+        for key, place in places._asdict().items():
+            tree[key] = moved(tree.get(key, "gaussian"), place, key)
+        return cls(folder, make_config(tree))
 
-    def extended(self, tree: Mapping[str, Any]) -> Run:
-        """The same run, to go on with under the settings of `tree`: how long, on what device, how often it is saved.
+    def extended(self, tree: Mapping[str, Any], parent: Path | None = None) -> Run:
+        """The same run, to go on with under the settings of `tree`: how long, on what device, how often it is saved,
+        and where its data and its source are now, as far as their hashes are known.
+
+        Args:
+            parent: where the run to learn from is now; None for where it says.
 
         Raises:
             InputError: if the tree changes anything else, or the run could not go on.
@@ -97,9 +111,11 @@ class Run:
         after: dict[str, Any] = before
         for key, value in flat(tree).items():
             after = override(after, key, value)
+        after = after if parent is None else self._adopted(after, parent)
         run = Run(self.folder, make_config(after))
         old, new = flat(before), flat(run.config.model_dump())
-        changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in EXTENSIBLE]
+        differ = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+        changed = [key for key in differ if key not in EXTENSIBLE and not has_moved(key, old, new)]
         longer, risen = new["train.steps"] != old["train.steps"], self.config.train.rising == run.config.train.rising
         anneals = self.config.objective.anneals
         if longer and not (risen and new["train.schedule"] == "constant" and not anneals):
@@ -112,14 +128,27 @@ class Run:
             raise InputError(f"{self.folder} is at step {done} already, beyond train.steps = {run.config.train.steps}")
         data = _check(run.config)
         if run.weights.exists():
-            load(run.folder, "cpu").check_data(data)
+            load(run.folder, "cpu", places=run.config.places).check_data(data)
         run.write_config()
         return run
+
+    def _adopted(self, tree: Mapping[str, Any], parent: Path) -> dict[str, Any]:
+        """The tree with another place of the run to learn from.
+
+        Raises:
+            InputError: if that is none that it learns from.
+        """
+        known = weights_hash(parent)
+        if known not in {made.parent_hash for made in (self.config.reflow, self.config.distill) if made}:
+            what = "learns from a run of other weights" if self.config.teacher else "learns from no run"
+            raise InputError(f"--parent {parent}: {self.folder} {what}")
+        return replaced(tree, lambda name, _: name, lambda name, hash: absolute(parent) if hash == known else name)
 
     def write_config(self) -> None:
         """Writes config.toml, in one motion: other processes may be reading it."""
         with new_file(self.folder / "config.toml") as file:
-            file.write(dump_toml(self.config.model_dump()).encode())
+            tree = self.config.model_dump()
+            file.write(dump_toml(written_in(tree, self.folder)).encode())
 
     @property
     def checkpoints(self) -> Path:
@@ -285,33 +314,27 @@ class Trained(NamedTuple):
         return data.in_order(self.classes) if set(data.classes) == set(self.classes) else data
 
 
-def load(folder: StrPath, device: str | None = None, ema: float | None = None) -> Trained:
+def load(
+    folder: StrPath,
+    device: str | None = None,
+    ema: float | None = None,
+    places: Places = Places(),  # noqa: B008
+) -> Trained:
     """The model of a run folder, on `device`, or on that of its configuration.
 
     Args:
         ema: the width of the weight average, one of `train.ema`; None for the first.
+        places: where its data and its source are now; None for where it says.
 
     Raises:
         InputError: if it is not a run folder, or has no readable weights yet.
     """
-    run = Run.open(folder)
-    weights = run.averaged(ema)
-    if not weights.exists():
-        raise InputError(f"{folder} has no weights yet: train it to its first checkpoint, with --resume")
-    tensors, metadata = checkpoints.read_tensors(weights)
-    try:
-        facts = json.loads(metadata["flowgen"])
-        config, event = make_config(_recorded(facts["config"])), tuple(facts["event"])
-        scaling = Scaling(tensors["scaling.shift"], tensors["scaling.scale"])
-        classes, counts = tuple(facts.get("classes", ())), tuple(map(float, facts.get("counts", ())))
-        model = config.model(event, scaling, len(classes))
-        model.load_state_dict(tensors)
-        columns, step, data_hash = tuple(facts["columns"]), int(facts["step"]), facts.get("data_hash")
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{weights}: not the weights of a flowgen run ({error})") from error
-    model = model.to(find_device(device or run.config.device)).for_inference()
-    labels = Categorical(counts) if counts else None
-    return Trained(model, config.source_law(event, scaling, columns), columns, classes, labels, config, step, data_hash)
+    run = Run.open(folder, places)
+    kept = kept_by(run.averaged(ema), run.config)
+    config, source = kept.config, kept.config.source_law(kept.event, deepcopy(kept.model.scaling), kept.columns)
+    model = kept.model.to(find_device(device or run.config.device)).for_inference()
+    labels = Categorical(kept.counts) if kept.counts else None
+    return Trained(model, source, kept.columns, kept.classes, labels, config, kept.step, config.data_hash)
 
 
 def _check(config: Config) -> LoadedData:
@@ -324,9 +347,9 @@ def _check(config: Config) -> LoadedData:
     if config.train.log == "tensorboard":
         board()
     if config.reflow:
-        _check_teacher(config.reflow, data, needs_velocity=True)
+        _check_teacher(config.reflow, config.places, data, needs_velocity=True)
     if config.distill:
-        _check_teacher(config.distill, data, needs_velocity=not config.objective.taught)
+        _check_teacher(config.distill, config.places, data, needs_velocity=not config.objective.taught)
     if config.objective.guidance != 1 and not (data.classes and config.train.label_dropout):
         raise InputError(
             "guidance needs labels, some of which are hidden in training: see labels and train.label_dropout"
@@ -334,12 +357,29 @@ def _check(config: Config) -> LoadedData:
     return data
 
 
-def _check_teacher(settings: Teacher, data: LoadedData, needs_velocity: bool) -> None:
+def parent(teacher: Teacher, places: Places, device: str = "cpu") -> Trained:
+    """The run that another learns from, whose weights are still those of the hash, on a device.
+
+    Args:
+        places: of the data and the source of that other, which are its own too.
+
+    Raises:
+        InputError: if it is not there, or its weights are others.
+    """
+    folder = Path(teacher.parent)
+    if not (folder / "config.toml").is_file():
+        raise InputError(f"{folder}: no such run; say where the run to learn from went, --parent PLACE")
+    if weights_hash(folder) != teacher.parent_hash:
+        raise InputError(f"{folder} has changed since it was learned from: its weights have another hash")
+    return load(folder, device, places=places)
+
+
+def _check_teacher(settings: Teacher, places: Places, data: LoadedData, needs_velocity: bool) -> None:
     """
     Raises:
         InputError: if a run cannot be learned from.
     """
-    teacher = load(Path(settings.parent), "cpu")
+    teacher = parent(settings, places)
     teacher.check_data(data)
     teacher.guided(teacher.model.velocity, settings.guidance)
     if settings.guidance != 1 and not data.classes:
@@ -350,11 +390,3 @@ def _check_teacher(settings: Teacher, data: LoadedData, needs_velocity: bool) ->
         )
     if data.classes and not teacher.classes:
         raise InputError(f"{settings.parent} knows no labels, and what learns from it cannot learn any: labels is true")
-
-
-def _recorded(tree: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run, as it was before there was a split, and nothing was held out; and before it was made
-    by class, when labels that were asked for were learned if there were any."""
-    split = {"stratify": False, **tree.get("split", {"held_out": 0.0})}
-    before = "stratify" not in tree.get("split", {}) and tree.get("labels") is True
-    return {**tree, "split": split, **({"labels": "auto"} if before else {})}

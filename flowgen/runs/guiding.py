@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowgen.config import Places
 from flowgen.core import Field, InputError, StrPath
 from flowgen.guidance import AutoGuided, ClassifierGuided, Rescale
 from flowgen.repath import repath
@@ -91,14 +92,19 @@ def _auto_guided(trained: Trained, field: Field, by: Guidance, weak: Trained) ->
     return AutoGuided(field, there.velocity, by.weight, (first, last), rescale)
 
 
-def load_weak(folder: StrPath, trained: Trained, device: str | None = None) -> Trained:
+def load_weak(
+    folder: StrPath,
+    trained: Trained,
+    device: str | None = None,
+    places: Places = Places(),  # noqa: B008
+) -> Trained:
     """The run in a folder, which is to guide another.
 
     Raises:
         InputError: unless it has a velocity, and learned the same data in the same units, their labels if the other run
             learned any, from pairs that were made alike.
     """
-    weak = load(folder, device)
+    weak = load(folder, device, places=places)
     if not weak.config.objective.fields:
         raise InputError(f"{folder} jumps, and has no velocity to be guided by")
     data = [(run.data_hash or run.config.data, run.source.event, run.config.split) for run in (trained, weak)]
@@ -110,7 +116,8 @@ def load_weak(folder: StrPath, trained: Trained, device: str | None = None) -> T
         raise InputError(f"{folder} has learned other data than this run, or a part of them: it cannot guide it")
     if weak.classes and weak.classes != trained.classes:
         raise InputError(f"{folder} has learned labels that this run does not know: it cannot guide it")
-    pairs = [(run.config.source, type(run.config.coupling), bool(run.config.reflow)) for run in (trained, weak)]
-    if pairs[0] != pairs[1]:
+    sources = [run.config.source_hash or run.config.source for run in (trained, weak)]
+    kinds = [(type(run.config.coupling), bool(run.config.reflow)) for run in (trained, weak)]
+    if sources[0] != sources[1] or kinds[0] != kinds[1]:
         raise InputError(f"{folder} has learned from pairs of another kind than this run: it cannot guide it")
     return weak

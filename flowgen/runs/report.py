@@ -18,6 +18,7 @@ from flowgen.data import Law
 from flowgen.data.pictures import write_grid
 from flowgen.model import Model
 from flowgen.runs.folder import Run, load
+from flowgen.runs.kept import kept_by
 from flowgen.runs.rounds import round_file
 from flowgen.runs.sampler import Sampler, sampler
 
@@ -30,7 +31,7 @@ FIGURES = ("straightness", "one_step", "marginal")
 
 def illustrate(run: Run) -> None:
     """Draws the losses and samples of a run into its plots/."""
-    trained = load(run.folder)
+    trained = load(run.folder, places=run.config.places)
     folder = run.folder / "plots"
     folder.mkdir(exist_ok=True)
     history = run.history()
@@ -84,7 +85,7 @@ def describe(folder: StrPath) -> dict[str, Any]:
     folder = Path(folder)
     run = Run.open(folder)
     config, settings = run.config, run.config.model_dump()
-    trained = load(folder, "cpu") if run.weights.exists() else None
+    kept = kept_by(run.weights, config) if run.weights.exists() else None
     return {
         "run": str(folder),
         "kind": _kind(config),
@@ -99,12 +100,12 @@ def describe(folder: StrPath) -> dict[str, Any]:
         "coupling": {"name": "reflow", "pairs": config.reflow.pairs} if config.reflow else settings["coupling"],
         "parents": _parents(folder, config),
         "round": _round(folder),
-        "steps": trained.step if trained else 0,
+        "steps": kept.step if kept else 0,
         "steps_planned": config.train.steps,
-        "classes": list(trained.classes) if trained else [],
-        "parameters": sum(x.numel() for x in trained.model.parameters()) if trained else None,
+        "classes": list(kept.classes) if kept else [],
+        "parameters": sum(x.numel() for x in kept.model.parameters()) if kept else None,
         "seed": config.seed,
-        "hash": checkpoints.file_hash(run.weights) if trained else None,
+        "hash": checkpoints.file_hash(run.weights) if kept else None,
         "checkpoints": [checkpoint.name for checkpoint in checkpoints.find(run.checkpoints)],
         "last_losses": run.history()[-5:],
     }

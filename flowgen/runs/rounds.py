@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flowgen import checkpoints
-from flowgen.config import Config, make_config
+from flowgen.config import Config, Places, make_config
+from flowgen.config.places import absolute
 from flowgen.config.recipes import reflow_defaults
 from flowgen.core import StrPath
 from flowgen.runs.folder import Run, load
@@ -25,7 +26,7 @@ def round_file(folder: StrPath) -> Path:
     return Path(folder) / "round.json"
 
 
-def reflow_config(parent: StrPath, settings: Mapping[str, Any]) -> Config:
+def reflow_config(parent: StrPath, settings: Mapping[str, Any], places: Places = Places()) -> Config:  # noqa: B008
     """The configuration of a reflow of the run in `parent`: the parent's own, but for where the pairs come from.
 
     The student predicts the velocity on the straight path, at times towards both ends, by the pseudo-Huber loss
@@ -33,12 +34,13 @@ def reflow_config(parent: StrPath, settings: Mapping[str, Any]) -> Config:
 
     Args:
         settings: dotted keys and their values, such as `reflow.pairs` or `train.steps`, where they are to differ.
+        places: where the data and the source of the parent are now; None for where it says.
     """
     parent = Path(parent)
-    trained = load(parent, "cpu")
+    trained = load(parent, "cpu", places=places)
     before = trained.config.reflow
     reflow = {
-        "parent": str(parent.resolve()),
+        "parent": absolute(parent),
         "parent_hash": checkpoints.file_hash(Run.open(parent).weights),
         "round": before.round + 1 if before else 1,
         **reflow_defaults(trained.config.data),

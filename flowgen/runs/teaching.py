@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from flowgen import checkpoints, solvers
-from flowgen.config import OBJECTIVES, Config, Teaching, lookup, make_config
+from flowgen.config import OBJECTIVES, Config, Places, Teaching, lookup, make_config
 from flowgen.config.nets import MLPConfig
+from flowgen.config.places import absolute
 from flowgen.config.recipes import reflow_defaults
 from flowgen.core import InputError, StrPath
 from flowgen.distill import Walked
 from flowgen.model import Model
-from flowgen.runs.folder import Run
-from flowgen.runs.trajectories import parent
+from flowgen.runs.folder import Run, parent
 from flowgen.settings import override
 
 __all__ = ["distill_config", "stages", "teaching", "warm_start"]
@@ -37,6 +37,7 @@ def distill_config(
     settings: Mapping[str, Any],
     pairs: int | None = None,
     guidance: float | None = None,
+    places: Places = Places(),  # noqa: B008
 ) -> Config:
     """The configuration of a distillation of a run: the run's own, but for its objective and where it learns from.
 
@@ -49,12 +50,13 @@ def distill_config(
         settings: dotted keys and their values, where they are to differ.
         pairs: to make; None for the usual number where any are needed.
         guidance: the weight with which the run's flow is guided; None for none.
+        places: where the data and the source of the run are now; None for where it says.
 
     Raises:
         InputError: for a method that is none, or a run that cannot be distilled by it.
     """
     folder = Path(folder)
-    kind, run = lookup("method", method, METHODS), Run.open(folder)
+    kind, run = lookup("method", method, METHODS), Run.open(folder, places)
     before = run.config
     if not (before.objective.fields or kind.taught):
         raise InputError(f"{folder} jumps already, and has no velocity to learn from: distill the run before it")
@@ -62,7 +64,7 @@ def distill_config(
         raise InputError(f"{method} needs a velocity on the path linear or cosine: use flowgen reflow {folder} first")
     if not run.weights.exists():
         raise InputError(f"{folder} has no weights yet: train it to its first checkpoint, with --resume")
-    learned: dict[str, Any] = {"parent": str(folder.resolve()), "parent_hash": checkpoints.file_hash(run.weights)}
+    learned: dict[str, Any] = {"parent": absolute(folder), "parent_hash": checkpoints.file_hash(run.weights)}
     learned |= {} if guidance is None else {"guidance": guidance}
     tree = before.model_dump(exclude={"reflow", "distill", "objective", "times", "loss", "weight"})
     tree["objective"] = {"name": method, **({"jumps": jumps} if kind.taught else {})}
@@ -114,7 +116,7 @@ def teaching(config: Config, device: torch.device) -> Teaching | None:
     """
     if config.distill is None:
         return None
-    teacher = parent(config.distill, str(device))
+    teacher = parent(config.distill, config.places, str(device))
     velocity = teacher.guided(teacher.model.velocity, config.distill.guidance)
     fields = teacher.config.objective.fields
     jump = Walked(velocity, solvers.heun, HALF_STEPS) if fields else teacher.model.average
@@ -132,7 +134,7 @@ def warm_start(model: Model, config: Config) -> None:
     """
     if config.teacher is None:
         return
-    teacher = parent(config.teacher)
+    teacher = parent(config.teacher, config.places)
     if _shape(teacher.config) == _shape(config):
         own, learned = model.state_dict(), teacher.model.state_dict()
         model.load_state_dict({name: learned.get(name, x) for name, x in own.items()})

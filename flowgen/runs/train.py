@@ -19,13 +19,13 @@ from flowgen.data import Law
 from flowgen.data.writing import new_file
 from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
-from flowgen.runs.folder import Run, load
+from flowgen.runs.folder import Run, load, parent
 from flowgen.runs.log import opened
 from flowgen.runs.pairs import stored_pairs
+from flowgen.runs.places import named_in
 from flowgen.runs.potentials import semidiscrete_pairs
 from flowgen.runs.report import preview
 from flowgen.runs.teaching import teaching, warm_start
-from flowgen.runs.trajectories import parent
 from flowgen.training import State, channels_last, compile_net, fit
 
 __all__ = ["Progress", "train"]
@@ -55,8 +55,10 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
     config, settings = run.config, run.config.train
     device = config.device_of(processes)
     data = config.load_data()
-    if before := load(run.folder, "cpu") if run.weights.exists() else config.teacher and parent(config.teacher):
-        data = before.check_data(data)
+    if run.weights.exists():
+        data = load(run.folder, "cpu", places=config.places).check_data(data)
+    elif config.teacher:
+        data = parent(config.teacher, config.places).check_data(data)
     state, window = _resume(run, data, device)
     if settings.compile:
         compile_net(state)
@@ -180,7 +182,7 @@ def _save(run: Run, state: State, window: list[float], data: LoadedData) -> None
     checkpoints.save(run.checkpoints, state.step, tensors, run.config.train.keep_checkpoints)
     facts = {
         "version": __version__,
-        "config": run.config.model_dump(),
+        "config": named_in(run.config.model_dump()),
         "event": data.law.event,
         "columns": data.columns,
         "classes": data.classes,

@@ -6,22 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from flowgen import checkpoints, grids, sampling
-from flowgen.config import Config, ReflowConfig, Teacher
+from flowgen import grids, sampling
+from flowgen.config import Config, ReflowConfig
 from flowgen.core import Failure, Field, InputError, generator
 from flowgen.data import Categorical, Law
 from flowgen.data.streams import chunks
 from flowgen.reflow import invert
-from flowgen.runs.folder import Run, Trained, load
+from flowgen.runs.folder import Run, Trained, parent
 from flowgen.sampling import BLOCK, chunk_rows, whole_blocks
 
-__all__ = ["Kind", "Trajectories", "halved", "parent"]
+__all__ = ["Kind", "Trajectories", "halved"]
 
 Kind = Literal["generated", "inverted"]
 """From the source on, or from data back."""
@@ -34,18 +33,6 @@ CLOSE = 0.8
 """Their error is to be so much below the tolerance, since the mean of all may be a little above theirs."""
 MOST = 1000
 """Steps are doubled up to so many."""
-
-
-def parent(teacher: Teacher, device: str = "cpu") -> Trained:
-    """The run that another learns from, whose weights are still those of the hash, on a device.
-
-    Raises:
-        InputError: if they are not.
-    """
-    run = Run.open(Path(teacher.parent))
-    if checkpoints.file_hash(run.weights) != teacher.parent_hash:
-        raise InputError(f"{run.folder} has changed since it was learned from: its weights have another hash")
-    return load(run.folder, device)
 
 
 def halved(steps: int) -> int:
@@ -78,7 +65,7 @@ class Trajectories:
     def of(cls, run: Run, device: str = "cpu") -> Trajectories:
         if run.config.reflow is None:
             raise InputError("this run is no reflow: it has no parent")
-        return cls(run.config, run.config.reflow, parent(run.config.reflow, device))
+        return cls(run.config, run.config.reflow, parent(run.config.reflow, run.config.places, device))
 
     @property
     def counts(self) -> dict[Kind, int]:
