@@ -9,6 +9,8 @@ from flowgen.config import make_config
 from flowgen.core import InputError
 from flowgen.data import Rows, Scaled, Scaling, read_table
 from flowgen.evaluation.measure import Settings, floor
+from flowgen.exporting import graphs as exporting
+from flowgen.grids import uniform
 from flowgen.likelihood import log_likelihood
 from flowgen.model import Model
 from flowgen.nn import MLP
@@ -140,3 +142,16 @@ def test_rows_of_a_table_come_standardised_in_the_library(table):
     x = law.sample(1000, torch.Generator().manual_seed(0))
     assert x.dtype == torch.float32
     assert all(len(column.unique()) > 700 for column in x.T)
+
+
+def test_an_exported_sampler_keeps_the_digits(trained, table):
+    sampler = exporting.sampler(trained, uniform(2), euler).module
+    made = sampler(torch.randn(500, 5, generator=torch.Generator().manual_seed(0)))
+    assert [len(column.unique()) > 490 for column in made.T] == [True] * 5
+    assert ((made.mean(0) - table.mean(0)).abs() < 2 * table.std(0)).all()
+
+
+def test_data_that_were_read_with_other_columns_are_refused(trained):
+    data = trained.config.load_data()
+    with pytest.raises(InputError, match=r"read as rows of shape \(4,\), and the run has learned \(5,\)"):
+        trained.check_data(data._replace(law=Rows(data.law.x[:, 1:])))

@@ -39,7 +39,8 @@ class Sampler(nn.Module):
         self.width = float(model.start(torch.ones((), dtype=torch.float64)))
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        x0 = self.model.scaling.in_model_units(noise) if self.scaled else noise
+        kind = next(self.model.net.parameters()).dtype
+        x0 = self.model.scaling.apply_to(noise).to(kind) if self.scaled else noise
         field, x, carry = asked(self.model, self.solver), self.width * x0, None
         for t, s in pairwise(self.times):
             x, carry = self.solver.step(field, x, t, s, labels, carry)

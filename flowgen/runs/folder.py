@@ -308,6 +308,9 @@ class Trained(NamedTuple):
         """
         if data.hash != self.data_hash:
             raise InputError(f"{self.config.data} has changed since the run began: what was held out cannot be told")
+        if data.law.event != self.source.event:
+            found = f"rows of shape {data.law.event}, and the run has learned {self.source.event}"
+            raise InputError(f"{self.config.data} is read as {found}, by an earlier version: train it anew")
         if self.config.labels and not self.classes:  # an earlier version could not read them
             return data.unlabelled()
         # earlier versions had the classes 0, 1, 10, 11, 2
