@@ -129,8 +129,16 @@ def file_hash(path: StrPath) -> str:
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the one layout that a file has; weights may be stored channels last."""
-    return {name: x.contiguous() for name, x in tensors.items()}
+    """The tensors in the one layout that a file has, each with memory of its own.
+
+    Weights may be stored channels last, and be tied to one another: all names of a tied weight are in the file.
+    """
+    seen, alone = set[int](), dict[str, Tensor]()
+    for name, x in tensors.items():
+        x, place = x.contiguous(), x.untyped_storage().data_ptr()
+        alone[name] = x.clone() if place in seen else x
+        seen.add(place)
+    return alone
 
 
 def _sync(path: Path) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowgen.core import InputError, Pair, like
+from flowgen.core import InputError, Pair, check_labels, like, row_labels
 from flowgen.model import Model
-from flowgen.nn import check_labels, row_labels
 from flowgen.objectives import Stratified, TimeLaw, on_path
 
 __all__ = ["Labelling", "Posterior", "log_prior"]

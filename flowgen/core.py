@@ -7,7 +7,8 @@ import hashlib
 import operator
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
@@ -29,12 +30,16 @@ __all__ = [
     "Part",
     "Point",
     "StrPath",
+    "check_labels",
     "expand_time",
+    "fixed",
     "generator",
+    "gradients",
     "like",
     "lookup",
     "note",
     "numbers",
+    "row_labels",
     "shaped",
     "whole",
 ]
@@ -317,6 +322,40 @@ def numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     if not (x.is_floating_point() or x.is_complex()):
         return x.to(dtype if dtype in wide else torch.float32)
     return x.to(dtype) if {x.dtype, dtype} == wide else x
+
+
+def row_labels(cond: Tensor, rows: int) -> Tensor:
+    """The labels `(rows,)` as int64.
+
+    Raises:
+        InputError: for another shape, or numbers that are not whole.
+    """
+    if cond.shape != (rows,):
+        raise InputError(f"{rows} rows need as many labels, not labels of shape {tuple(cond.shape)}")
+    if cond.is_floating_point() or cond.is_complex():
+        raise InputError(f"labels are whole numbers (torch.int64), not {cond.dtype}")
+    return cond if cond.dtype == torch.int64 else cond.long()
+
+
+def check_labels(labels: Tensor, last: int) -> None:
+    """Raises InputError if a label is not 0, ..., last. A GPU is waited for."""
+    if not labels.numel():
+        return
+    least, most = torch.stack(torch.aminmax(labels)).tolist()
+    if least < 0 or most > last:
+        raise InputError(f"labels must be 0 to {last}, and there is a label {least if least < 0 else most}")
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Compute gradients inside, also where the caller is under `torch.no_grad` or `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def fixed(x: Tensor) -> Tensor:
+    """Return x as gradients can be computed with it: detached, and a copy if it was made under inference mode."""
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:

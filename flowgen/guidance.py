@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowgen import targets
-from flowgen.core import Field, InputError, expand_time, like
+from flowgen.core import Field, InputError, expand_time, fixed, gradients, like
 from flowgen.paths import Path
 
 __all__ = ["AutoGuided", "ClassifierGuided", "Guided", "LogProb", "Rescale"]
@@ -184,9 +184,9 @@ class ClassifierGuided:
 
     def _gradient(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """grad_x log p(cond | x_t, t), `(B, *event)`."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            return torch.autograd.grad(self.log_prob(x, t, cond).sum(), x)[0]
+        with gradients():
+            x = fixed(x).requires_grad_(True)
+            return torch.autograd.grad(self.log_prob(x, fixed(t), fixed(cond)).sum(), x)[0]
 
 
 def _beyond(

@@ -9,7 +9,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, InputError, shaped
+from flowgen.core import Field, InputError, fixed, gradients, shaped
 from flowgen.data.laws import Law
 from flowgen.grids import checked
 from flowgen.model import Model
@@ -76,7 +76,7 @@ def probes(law: Law, rows: int, count: int, seed: int, first: int = 0) -> Tensor
 
 def divergence(field: Field, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The field v `(B, *event)` and its divergence sum_d dv_d / dx_d `(B,)`, exact, by a backward pass a dimension."""
-    with torch.enable_grad():
+    with gradients():
         x, v = _traced(field, x, t, cond)
         rows = v.flatten(1).sum(0).unbind()
         slopes = [torch.autograd.grad(row, x, retain_graph=True)[0].flatten(1)[:, d] for d, row in enumerate(rows)]
@@ -88,18 +88,17 @@ def estimated_divergence(
 ) -> tuple[Tensor, Tensor]:
     """The field v and Hutchinson's estimate of its divergence, the mean of e^T (dv/dx) e over probes e
     (arXiv 1810.01367): unbiased, by a backward pass a probe. Shapes: as of `divergence`, probes `(P, B, *event)`."""
-    with torch.enable_grad():
+    with gradients():
         x, v = _traced(field, x, t, cond)
-        slopes = [(torch.autograd.grad(v, x, e, retain_graph=True)[0] * e).flatten(1).sum(1) for e in probes]
+        slopes = [(torch.autograd.grad(v, x, e, retain_graph=True)[0] * e).flatten(1).sum(1) for e in fixed(probes)]
     return v.detach(), torch.stack(slopes).mean(0)
 
 
 def _traced(field: Field, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
     """x and the field at x, to be differentiated."""
-    x = x.detach().requires_grad_(True)
-    return x, shaped(
-        field(x, t, cond), x, "the field"
-    ) + 0 * x  # a field that does not depend on x has a divergence too
+    x, t, cond = fixed(x).requires_grad_(True), fixed(t), None if cond is None else fixed(cond)
+    v = shaped(field(x, t, cond), x, "the field")
+    return x, v + 0 * x  # a field that does not depend on x has a divergence too
 
 
 @final
@@ -152,12 +151,14 @@ def log_likelihood(
     Raises:
         InputError: if a column of the training data is constant, where no density exists.
     """
+    if not isinstance(source, Density):
+        raise InputError("a likelihood needs a source whose density is known, with a method log_density: Gaussian")
     if (model.scaling.scale == 0).any():
         raise InputError("data with a constant column have no density")
     z = model.scaling.apply_to(x.to(model.device)).double()
     start = torch.cat([z.flatten(1), z.new_zeros(len(z), 1)], dim=1)
     followed = _Followed(_Double(model), tuple(x.shape[1:]), None if probes is None else probes.to(z))
-    end = solve(followed, start, checked(grid).flip(0), solver, None if cond is None else cond.to(model.device))
+    end = solve(followed, start, checked(grid).flip(0), solver, None if cond is None else model.admit_cond(cond))
     x0, integral = end[:, :-1].unflatten(1, x.shape[1:]), end[:, -1]  # minus the integral: the walk was backward
     dim = z.flatten(1).shape[1]
     sigma = model.start(torch.ones(1)).item()

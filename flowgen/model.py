@@ -9,11 +9,11 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from flowgen import targets
-from flowgen.core import InputError, Pair, expand_time, like, numbers, shaped
+from flowgen.core import InputError, Pair, check_labels, expand_time, like, numbers, row_labels, shaped
 from flowgen.data.scaling import Scaling
-from flowgen.nn import check_labels, row_labels
 from flowgen.paths import PATHS, Path
 from flowgen.targets import TARGETS, Target
 
@@ -78,6 +78,30 @@ class Model(nn.Module):
         """
         self._trainable = self.trainable
         return self.requires_grad_(False).eval()
+
+    def to_train(self) -> Model:
+        """Return a copy in training mode, whose `trainable` parameters alone require gradients.
+
+        Modules of frozen parameters alone keep their mode.
+
+        Raises:
+            InputError: if there is nothing to train, or a module cannot be copied.
+        """
+        trainable = self.trainable
+        if not trainable:
+            frozen = "all are frozen: requires_grad_(True) unfreezes them" if list(self.parameters()) else "it has none"
+            raise InputError(f"the model has no parameter to train: {frozen}")
+        for name, parameter in self.named_parameters():
+            if is_lazy(parameter):
+                raise InputError(f"parameter {name} has no shape yet: call the net once before a State is made of it")
+        copied = _copied(self)
+        for name, parameter in copied.named_parameters():
+            parameter.requires_grad_(name in trainable)
+        modes = {part: part.training for frozen in copied.modules() if _frozen(frozen) for part in frozen.modules()}
+        copied.train()
+        for part, mode in modes.items():
+            part.training = mode
+        return copied
 
     def forward(self, x: Tensor, t: Times, s: Times | None = None, cond: Tensor | None = None) -> Tensor:
         """The raw prediction of the target at x_t, `(B, *event)`.
@@ -181,6 +205,35 @@ class Model(nn.Module):
         t = expand_time(t, x)
         y = self(x, t, t, cond)
         return y if target is self.target else targets.convert(y, x, self.path.coeffs(like(t, x)), self.target, target)
+
+
+def _frozen(module: nn.Module) -> bool:
+    """Whether a module has parameters, and all of them are frozen."""
+    flags = [p.requires_grad for p in module.parameters()]
+    return bool(flags) and not any(flags)
+
+
+def _copied(model: Model) -> Model:
+    """
+    Raises:
+        InputError: for a module that cannot be copied; the message names it.
+    """
+    if any(x.is_inference() for x in chain(model.parameters(), model.buffers())):
+        raise InputError("the model was made under torch.inference_mode, and cannot be trained: make it outside")
+    try:
+        return deepcopy(model)
+    except Exception as error:  # whatever a module's attributes raise
+        raise InputError(f"a State needs a copy of the net, and {_uncopied(model)} has none: {error}") from error
+
+
+def _uncopied(model: Model) -> str:
+    """The innermost module that cannot be copied."""
+    for name, part in reversed(list(model.named_modules())):  # parts come after what they are part of
+        try:
+            deepcopy(part)
+        except Exception:
+            return f"module {name} ({type(part).__name__})" if name else "the model"
+    return "the model"
 
 
 def _check_call(net: nn.Module) -> None:

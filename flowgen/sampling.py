@@ -23,6 +23,7 @@ from flowgen.core import (
     whole,
 )
 from flowgen.data.laws import Law
+from flowgen.data.streams import OfLaw, as_law
 from flowgen.distributed import ALONE, Processes
 from flowgen.grids import checked, uniform
 from flowgen.model import Model
@@ -155,7 +156,7 @@ class Renoise(Solver):
     order = 1
     jumps: ClassVar[bool] = True
     path: Path
-    source: Law
+    source: OfLaw = OfLaw()
     seed: int = 0
     first: int = 0
 
@@ -193,9 +194,9 @@ def chunk_rows(event: tuple[int, ...]) -> int:
     return max(BLOCK, min(8192, 2**18 // math.prod(event)))
 
 
-def starts(law: Law, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
+def starts(law: Law | Tensor, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
     """Draws start..stop-1 of a law, `(stop - start, *event)`: draw i is a function of (seed, stream, i)."""
-    first = start // BLOCK
+    law, first = as_law(law), start // BLOCK
     blocks = range(first, whole_blocks(stop) // BLOCK)
     rows = torch.cat([law.sample(BLOCK, generator(seed, stream, block)) for block in blocks])
     return rows[start - first * BLOCK : stop - first * BLOCK]
@@ -203,7 +204,7 @@ def starts(law: Law, start: int, stop: int, seed: int, stream: str = "sample") -
 
 def pair_chunks(
     model: Model,
-    source: Law,
+    source: Law | Tensor,
     num: int,
     grid: Tensor | int,
     solver: Solver | str,
@@ -231,7 +232,8 @@ def pair_chunks(
     """
     if whole("start", start, 0) % BLOCK:
         raise InputError(f"pairs start at a multiple of {BLOCK}, not at {start}")
-    num, size = _sizes(source, num, chunk, cond, start)
+    source = as_law(source)
+    num, size = _sizes(model, source, num, chunk, cond, start)
     drawn = _Drawn.of(model, source, grid, solver, seed, stream, field)
     firsts = range(start, num, size)
     return (drawn.pairs(first, min(first + size, num), _rows(cond, first - start, size)) for first in firsts)
@@ -269,7 +271,6 @@ class _Drawn:
         x0 = numbers(starts(self.source, first, whole_blocks(stop), self.seed, self.stream), self.model.dtype)
         given = None
         if cond is not None:
-            self.model.check_labels(cond)
             given = self.model.admit_cond(_padded(cond, len(x0)))
         walk_to = _jointly if self.solver.joint else flow
         ends = walk_to(self.model, x0, self.grid, self.solver.at(first), given, self.field)
@@ -292,12 +293,16 @@ def _jointly(
     return torch.cat(ends)
 
 
-def _sizes(source: Law, num: int, chunk: int | None, cond: Tensor | None, start: int = 0) -> tuple[int, int]:
+def _sizes(
+    model: Model, source: Law, num: int, chunk: int | None, cond: Tensor | None, start: int = 0
+) -> tuple[int, int]:
     """Where rows end, and how many to follow at a time, once it is known that each has a condition."""
     rows = whole("the number of samples", whole("the number of samples", num) - start)
     size = chunk_rows(source.event) if chunk is None else whole("the chunk size", chunk)
     if cond is not None and len(cond) != rows:
         raise InputError(f"{rows} samples need as many conditions, not {len(cond)}")
+    if cond is not None:
+        model.check_labels(cond)
     return rows + start, whole_blocks(size)
 
 
@@ -312,7 +317,7 @@ def _padded(x: Tensor, rows: int) -> Tensor:
 
 def sample(
     model: Model,
-    source: Law,
+    source: Law | Tensor,
     num: int,
     grid: Tensor | int,
     solver: Solver | str,
@@ -329,7 +334,8 @@ def sample(
     several processes sample together.
 
     Args:
-        source: the law of x0 that the model was trained from, in model units.
+        source: the law of x0 that the model was trained from, in model units; a tensor stands for the law of its rows,
+            of which each sample starts at a random one (`flow` starts at each).
         grid: the times of the steps, see `flowgen.grids`; a whole number for so many even steps over the model's span.
         solver: an object, or its name as on the command line, such as "heun".
         seed: of the source points, and of the noise of a solver that draws some.
@@ -347,7 +353,7 @@ def sample(
 
 def sample_chunks(
     model: Model,
-    source: Law,
+    source: Law | Tensor,
     num: int,
     grid: Tensor | int,
     solver: Solver | str,
@@ -363,7 +369,8 @@ def sample_chunks(
     Args:
         processes: those that sample together: each makes a chunk at a time, and only the first yields them.
     """
-    num, size = _sizes(source, num, chunk, cond)
+    source = as_law(source)
+    num, size = _sizes(model, source, num, chunk, cond)
     drawn, part = _Drawn.of(model, source, grid, solver, seed, "sample", field), processes.part
 
     def chunks() -> Iterator[Tensor]:

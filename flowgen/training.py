@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from flowgen.core import Failure, InputError, Pair, Part, generator
@@ -47,7 +47,8 @@ class State:
         averages: width to averaged model, for all widths.
 
     Raises:
-        InputError: for widths that no average has, or the same one twice; for a model without parameters to train.
+        InputError: for widths that no average has, or the same one twice; for a model without parameters to train, or
+            one that cannot be copied.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class State:
             raise InputError(f"the widths of the weight averages must be different, and at least one, not {ema}")
         for width in widths:
             exponent(width)
-        self.model = _to_train(model)
+        self.model = model.to_train()
         self.averages = {width: deepcopy(self.model).for_inference() for width in widths}
         self.ema, self.step = self.averages[widths[0]], 0
         self._trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
@@ -114,32 +115,6 @@ class State:
         """Prefix of the names of its tensors to model: the trained one, the first average, and the others."""
         others = {f"ema-{width}.": copy for width, copy in self.averages.items() if copy is not self.ema}
         return {"model.": self.model, "ema.": self.ema, **others}
-
-
-def _to_train(model: Model) -> Model:
-    """A copy of a model, ready to be trained.
-
-    Raises:
-        InputError: if it has no parameters, or all of them are frozen.
-    """
-    trainable = model.trainable
-    if not trainable:
-        frozen = "all are frozen: requires_grad_(True) unfreezes them" if list(model.parameters()) else "it has none"
-        raise InputError(f"the model has no parameter to train: {frozen}")
-    copied = deepcopy(model)
-    for name, parameter in copied.named_parameters():
-        parameter.requires_grad_(name in trainable)
-    modes = {part: part.training for frozen in copied.modules() if _frozen(frozen) for part in frozen.modules()}
-    copied.train()
-    for part, mode in modes.items():
-        part.training = mode
-    return copied
-
-
-def _frozen(module: nn.Module) -> bool:
-    """Whether a module has parameters, and all of them are frozen."""
-    flags = [p.requires_grad for p in module.parameters()]
-    return bool(flags) and not any(flags)
 
 
 def _named(model: Model, names: Sequence[str]) -> list[Tensor]:

@@ -138,7 +138,7 @@ LABELLED = [
 @pytest.mark.parametrize(
     ("cond", "message"),
     [
-        (torch.zeros(3, 1, dtype=torch.int64), r"labels of shape \(3,\), not \(3, 1\)"),
+        (torch.zeros(3, 1, dtype=torch.int64), r"3 rows need as many labels, not labels of shape \(3, 1\)"),
         (torch.zeros(3), "whole numbers"),
         (torch.tensor([0, 4, 1]), "labels must be 0 to 3, and there is a label 4"),
         (torch.tensor([0, -1, 1]), "labels must be 0 to 3, and there is a label -1"),

@@ -10,14 +10,12 @@ from typing import Protocol, final, runtime_checkable
 
 import torch
 
-from flowgen.core import WHOLE, InputError, Pair, Part, generator, whole
+from flowgen.core import WHOLE, InputError, Pair, Part, check_labels, generator, row_labels, whole
 from flowgen.couplings.ahead import in_order
 from flowgen.couplings.exact import Coupling, Independent
 from flowgen.couplings.names import COUPLINGS
 from flowgen.data.epochs import positions
-from flowgen.data.laws import Law
-from flowgen.data.streams import chunks
-from flowgen.nn import check_labels, row_labels
+from flowgen.data.streams import OfLaw, chunks
 
 __all__ = ["Draw", "Ends", "Pool", "Prepared", "StoredPairs", "Streamed", "batches", "with_null_labels"]
 
@@ -51,12 +49,16 @@ class Streamed(Protocol):
 class Ends:
     """Independent draws from a source law and a data law. The labels of data, where they have any, are the condition.
 
+    Args:
+        source: of x0; a tensor stands for the law of its rows, here and for the data.
+        data: of x1.
+
     Raises:
         InputError: if their events differ.
     """
 
-    source: Law
-    data: Law
+    source: OfLaw = OfLaw()
+    data: OfLaw = OfLaw()
 
     def __post_init__(self) -> None:
         if self.source.event != self.data.event:

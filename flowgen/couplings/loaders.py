@@ -12,14 +12,14 @@ from flowgen.couplings.exact import Coupling, Independent
 from flowgen.data.epochs import endless
 from flowgen.data.laws import Law
 from flowgen.data.scaling import Scaling
-from flowgen.data.streams import floats
+from flowgen.data.streams import as_law, floats
 
 __all__ = ["loader_pairs"]
 
 
 def loader_pairs(
     loader: Iterable[Any],
-    source: Law | None,
+    source: Law | Tensor | None,
     *,
     seed: int,
     scaling: Scaling | None = None,
@@ -43,6 +43,7 @@ def loader_pairs(
             iterator and ends.
     """
     coupling = coupling or Independent()
+    source = None if source is None else as_law(source)
     for k, batch in enumerate(endless(loader), start):
         if source is None:
             x0, x1, cond = _both_ends(batch)

@@ -14,6 +14,7 @@ from torch import Tensor
 from flowgen.core import InputError, generator
 from flowgen.couplings.cells import BLOCK, Cells, cells_of, check_rows, rows_of, scored
 from flowgen.data.laws import Law
+from flowgen.data.streams import as_law
 
 __all__ = ["Potentials", "ascend", "chi_square", "potentials"]
 
@@ -49,7 +50,7 @@ class Potentials(NamedTuple):
 
 
 def potentials(
-    source: Law,
+    source: Law | Tensor,
     data: Tensor,
     *,
     seed: int,
@@ -63,7 +64,7 @@ def potentials(
 
 
 def ascend(
-    source: Law,
+    source: Law | Tensor,
     data: Tensor,
     *,
     seed: int,
@@ -100,6 +101,7 @@ def ascend(
     Raises:
         InputError: if shapes do not agree, a value is NaN or infinite, or a bound is not positive.
     """
+    source = as_law(source)
     check_rows(source.event, data, labels)
     if not (0 < tolerance < math.inf and 0 < draws_per_row < math.inf):
         raise InputError(f"tolerance and draws_per_row must be positive, not {tolerance} and {draws_per_row}")

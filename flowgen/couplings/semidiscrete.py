@@ -22,7 +22,7 @@ from torch import Tensor
 from flowgen.core import WHOLE, InputError, Pair, Part, generator
 from flowgen.couplings.cells import Cells, cells_of, check_rows, rows_of, scored
 from flowgen.couplings.potentials import Potentials, ascend, chi_square, potentials
-from flowgen.data.laws import Law
+from flowgen.data.streams import OfLaw
 
 __all__ = ["Potentials", "Semidiscrete", "ascend", "assigned", "chi_square", "potentials"]
 
@@ -46,9 +46,9 @@ class Semidiscrete:
         InputError: if shapes do not agree, or a value is NaN or infinite.
     """
 
-    source: Law
-    data: Tensor
-    potentials: Tensor
+    source: OfLaw = OfLaw()
+    data: Tensor  # type: ignore[misc]  # the field before has no default, but a descriptor
+    potentials: Tensor  # type: ignore[misc]
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from flowgen.data.laws import (
 from flowgen.data.pictures import write_grid
 from flowgen.data.scaling import Scaling
 from flowgen.data.splitting import split
-from flowgen.data.streams import Flipped, Listed, Rows, Scaled, chunks
+from flowgen.data.streams import Flipped, Listed, Rows, Scaled, as_law, chunks
 from flowgen.data.tables import Table, read_table
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Scaled",
     "Scaling",
     "Table",
+    "as_law",
     "chunks",
     "circles",
     "eight_gaussians",

@@ -41,19 +41,19 @@ class Scaling(nn.Module):
     def standardising(cls, x: Tensor) -> Scaling:
         """Mean 0 and standard deviation 1 for each column of x `(N, D)`; scale 0 for a column whose values are equal.
 
-        They are computed in float64, and of the type of x.
+        They are computed in float64, and of the type of x, or float64 where that is of whole numbers.
 
         Raises:
             InputError: for a column whose standard deviation is beyond the numbers of that type.
         """
-        wide = x.double()
+        wide, dtype = x.double(), x.dtype if x.is_floating_point() else torch.float64
         size = wide.abs().amax(0)
         unit = 2.0 ** (torch.frexp(size).exponent.double() - 1)  # so that no square is 0 or infinite
         away = wide / unit - wide[0] / unit  # small numbers, which have digits left for their mean
-        shift, scale = wide[0] + away.mean(0) * unit, (away.std(0, correction=0) * unit).to(x.dtype)
+        shift, scale = wide[0] + away.mean(0) * unit, (away.std(0, correction=0) * unit).to(dtype)
         if (bad := (~scale.isfinite() | ((scale == 0) & away.any(0))).nonzero()).numel():
             raise InputError(f"column {int(bad[0]) + 1} has a spread that is too large or too small for a number")
-        return cls(shift.to(x.dtype), scale)
+        return cls(shift.to(dtype), scale)
 
     @classmethod
     def of_range(cls, lo: float, hi: float) -> Scaling:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from flowgen.core import WHOLE, InputError, Part, generator
+from flowgen.core import WHOLE, InputError, Part, generator, row_labels
 from flowgen.data.epochs import positions
 from flowgen.data.laws import Law
 from flowgen.data.scaling import Scaling
 
-__all__ = ["Flipped", "Labelled", "Listed", "Rows", "Scaled", "chunks", "floats"]
+__all__ = ["Flipped", "Labelled", "Listed", "OfLaw", "Rows", "Scaled", "as_law", "chunks", "floats"]
 
 Labelled = tuple[Tensor, Tensor | None]
 """Rows `(n, *event)` and their labels `(n,)`, where they have any."""
@@ -31,11 +31,42 @@ class Listed(Law, Protocol):
         ...
 
 
-def chunks(law: Law, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
+def as_law(given: Law | Tensor) -> Law:
+    """Return the law that was given; of a tensor, the empirical law of its rows.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(given, Tensor):
+        return Rows(given)
+    if isinstance(given, type) or not (hasattr(given, "event") and hasattr(given, "sample")):
+        kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise InputError(f"expected a law (an object with event and sample) or a tensor of rows, not {kind}")
+    return given
+
+
+@final
+class OfLaw:
+    """A field of a dataclass that takes a law or a tensor of rows, and holds the law."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Law:
+        if instance is None:
+            raise AttributeError(self.name)  # a field without a default
+        return instance.__dict__[self.name]
+
+    def __set__(self, instance: Any, given: Law | Tensor) -> None:
+        instance.__dict__[self.name] = as_law(given)
+
+
+def chunks(law: Law | Tensor, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
     """Endless chunks of `size` rows of a law, from chunk `start` on; of each, the rows of a part.
 
     Chunk k is a function of (seed, k). A law of given rows goes through all of them in each epoch, others draw anew.
     """
+    law = as_law(law)
     if isinstance(law, Listed):
         yield from law.chunks(size, seed=seed, start=start, part=part)
     else:
@@ -48,15 +79,21 @@ def floats(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
+def _as_floats(x: Tensor) -> Tensor:
+    """Whole numbers as float32, or as float64 where there are some that float32 does not hold."""
+    return x.float() if torch.equal(x.float().double(), x.double()) else x.double()
+
+
 @final
 @dataclass(frozen=True)
 class Rows:
     """The empirical law of the rows of x `(N, *event)`: a draw is a row, with replacement; chunks are without.
 
     Args:
-        x: float32; float64 for a table in data units, all digits of which `Scaled` reads; or uint8 for pixels, which
-            are drawn as float32 in [0, 1].
-        labels: `(N,)` int64.
+        x: floats, of which float64 is for a table in data units, all digits of which `Scaled` reads; whole numbers
+            become floats, float64 where float32 does not tell them apart; uint8 is for pixels, which are drawn as
+            float32 in [0, 1].
+        labels: `(N,)` whole numbers, held as int64.
 
     Raises:
         InputError: if there is no row, a value is NaN or infinite, or there is not one label a row.
@@ -66,10 +103,19 @@ class Rows:
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.x, Tensor):
+            raise InputError(f"rows are a tensor (N, *event), not {type(self.x).__name__}")
+        if self.x.ndim < 2:
+            raise InputError(
+                f"rows are a tensor (N, *event), not of shape {tuple(self.x.shape)}: "
+                "of single numbers make a column, x.unsqueeze(1)"
+            )
         if not len(self.x):
             raise InputError("the data has no rows")
-        if self.labels is not None and self.labels.shape != (len(self.x),):
-            raise InputError(f"{len(self.x)} rows need as many labels, not labels of shape {tuple(self.labels.shape)}")
+        if not (self.x.is_floating_point() or self.x.dtype == torch.uint8):
+            object.__setattr__(self, "x", _as_floats(self.x))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", row_labels(self.labels, len(self.x)))
         if self.x.dtype != torch.uint8 and (bad := int((~self.x.flatten(1).isfinite().all(1)).sum())):
             raise InputError(f"{bad} of {len(self.x)} rows hold NaN or infinite values")
 
@@ -107,8 +153,8 @@ class Rows:
 class Scaled:
     """A law of data units, in the units of a model, float32; its chunks are on the device of the scaling."""
 
-    law: Law
-    scaling: Scaling
+    law: OfLaw = OfLaw()
+    scaling: Scaling  # type: ignore[misc]  # the field before has no default, but a descriptor
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -130,7 +176,7 @@ class Scaled:
 class Flipped:
     """A law of images `(C, H, W)`, of whose chunks each row is mirrored, left to right, with probability 1/2."""
 
-    law: Law
+    law: OfLaw = OfLaw()
 
     @property
     def event(self) -> tuple[int, ...]:

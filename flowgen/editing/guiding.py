@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowgen import targets
-from flowgen.core import Field, like
+from flowgen.core import Field, fixed, gradients, like
 from flowgen.editing.measurements import Measurement
 from flowgen.paths import Coeffs, Path
 
@@ -66,9 +66,9 @@ class PseudoInverse:
         if not inside.any():
             return self.field(x, t, cond)
         c = self.path.coeffs(like(t, x))
-        with torch.enable_grad():
-            at = x.detach().requires_grad_()
-            v = self.field(at, t, cond)
+        with gradients():
+            at, c = fixed(x).requires_grad_(), type(c)(*map(fixed, c))
+            v = self.field(at, fixed(t), None if cond is None else fixed(cond))
             x1 = targets.ends(v, at, c, targets.velocity).x1
             misfit = self.measurement.inverse(self.y - self.measurement.apply(x1.detach()))
             (pulled,) = torch.autograd.grad(x1, at, (misfit / self.spread(c)).to(x1))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError
-from flowgen.data.laws import Law
+from flowgen.data.streams import OfLaw
 from flowgen.editing.measurements import Measurement, project
 from flowgen.paths import Path
 from flowgen.sampling import starts
@@ -50,7 +50,7 @@ class Replaced(Solver):
     path: Path
     measurement: Measurement
     y: Tensor
-    source: Law
+    source: OfLaw = OfLaw()
     seed: int = 0
     first: int = 0
 

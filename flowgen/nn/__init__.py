@@ -2,7 +2,7 @@
 
 from flowgen.nn.classifier import Classifier, fit_classifier
 from flowgen.nn.dit import DIT_SIZES, DiT
-from flowgen.nn.embeddings import Conditioning, check_labels, row_labels
+from flowgen.nn.embeddings import Conditioning
 from flowgen.nn.mlp import MLP, TimeFeatures
 from flowgen.nn.noisy import NoisyClassifier
 from flowgen.nn.resmlp import ResMLP
@@ -20,8 +20,6 @@ __all__ = [
     "ResMLP",
     "TimeFeatures",
     "UNet",
-    "check_labels",
     "fit_classifier",
-    "row_labels",
     "seeded",
 ]

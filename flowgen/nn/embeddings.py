@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowgen.core import InputError
+from flowgen.core import InputError, row_labels
 
 __all__ = [
     "Conditioning",
     "Waves",
     "check_event",
-    "check_labels",
     "labels_or_null",
     "modulate",
-    "row_labels",
     "zeroed",
 ]
 
@@ -39,28 +37,6 @@ class Waves(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         phase = t.unsqueeze(1) * self.w
         return torch.cat([phase.cos(), phase.sin()], dim=1)
-
-
-def row_labels(cond: Tensor, rows: int) -> Tensor:
-    """The labels `(rows,)` as int64.
-
-    Raises:
-        InputError: for another shape, or numbers that are not whole.
-    """
-    if cond.shape != (rows,):
-        raise InputError(f"{rows} rows need labels of shape ({rows},), not {tuple(cond.shape)}")
-    if cond.is_floating_point() or cond.is_complex():
-        raise InputError(f"labels are whole numbers (torch.int64), not {cond.dtype}")
-    return cond if cond.dtype == torch.int64 else cond.long()
-
-
-def check_labels(labels: Tensor, last: int) -> None:
-    """Raises InputError if a label is not 0, ..., last. A GPU is waited for."""
-    if not labels.numel():
-        return
-    least, most = torch.stack(torch.aminmax(labels)).tolist()
-    if least < 0 or most > last:
-        raise InputError(f"labels must be 0 to {last}, and there is a label {least if least < 0 else most}")
 
 
 def labels_or_null(cond: Tensor | None, classes: int, like: Tensor) -> Tensor:
