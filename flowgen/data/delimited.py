@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from flowgen.core import InputError, note
+from flowgen.data.headers import WHOLE, is_header, is_null, is_number, number, shown
 
-__all__ = ["INDEX", "is_null", "is_number", "read_csv", "shown"]
+__all__ = ["INDEX", "read_csv", "without_space"]
 
 DIALECTS = [(",", "."), *((mark, decimal) for mark in ";\t| " for decimal in ".,")]
 """What separates columns, and the decimal point, in the order of preference; a space stands for any white space."""
@@ -24,11 +22,6 @@ BLOCK, LARGEST = 2**20, 2**30
 """Bytes that are parsed together: at first, and at most. No row may be longer."""
 SAMPLED = 1000
 """Lines that tell how a file is written."""
-CHANCE = 0.05
-"""Of a row of data that happens to hold whole numbers alone: below it such a first line is a header."""
-FEW = 10
-"""Rows that do not tell how far a first line of the same kind is from them."""
-WHOLE, FRACTION = re.compile(r"\d+"), re.compile(r"[+-]?\d*[.,eE]\d*")
 INDEX = re.compile(r"|Unnamed: [\d.]+|__index_level_\d+__")
 """Names of columns that pandas writes for an index: none at all, what it reads of that, and the one of .parquet."""
 
@@ -99,11 +92,6 @@ def read_csv(path: Path, header: bool | None = None, missing: bool = False, take
     return Text(table.remove_column(place), (*names[:place], *names[place + 1 :]), layout.decimal, taken, label)
 
 
-def shown(names: Sequence[str]) -> str:
-    """Return the first names of a list, as a message shows them."""
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-
-
 def _opened(path: Path) -> IO[str]:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
@@ -137,7 +125,7 @@ def _layout(path: Path, lines: list[str], header: bool | None) -> Layout:
     split = list(_split(lines, delimiter))
     (end, cells), rows, names = split[0], split[1:], tuple[str, ...]()
     if header is None:
-        header = _is_header(path, cells, [row for _, row in rows], decimal)
+        header = is_header(path, cells, [row for _, row in rows], decimal)
     if not header:
         return Layout(delimiter, decimal, (), start, [cells, *(row for _, row in rows)])
     names, first = (cells[0][1:].strip() or cells[0], *cells[1:]) if cells[0][:1] == "#" else tuple(cells), start + end
@@ -162,8 +150,8 @@ def _dialect(lines: list[str]) -> tuple[str, str]:
             rows = [row for _, row in _split(lines, delimiter)]
         except csv.Error:  # cells that are too long: another delimiter
             continue
-        if delimiter != "," and min(map(len, rows)) < 2:
-            continue
+        if min(map(len, rows)) < 2 and (delimiter != "," or ("," not in lines[0] and max(map(len, rows)) > 1)):
+            continue  # no column beside the first; or commas that are decimal points, below names without one
         cells = [cell for row in rows[1:] or rows for cell in row]
         share = sum(is_number(cell, decimal) or is_null(cell) for cell in cells) / max(len(cells), 1)
         if share > most:
@@ -182,64 +170,6 @@ def _split(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     for row in reader:
         if any(cell.strip() for cell in row) or len(row) > 1:
             yield reader.line_num, [cell.strip() for cell in row]
-
-
-def _is_header(path: Path, cells: list[str], rows: list[list[str]], decimal: str) -> bool:
-    """Return whether the first line holds names. Whole numbers may be names: that is a guess, and told."""
-    if not all(is_number(cell, decimal) or is_null(cell) for cell in cells):
-        return True
-    names = cells[1:] if cells[0] == "" else cells  # above an index there is nothing
-    columns = [[row[at] for row in rows if len(row) > at] for at in range(len(cells) - len(names), len(cells))]
-    whole = all(WHOLE.fullmatch(name) for name in names)
-    if not names or not rows or len(set(names)) < len(names) or any(map(is_null, names)):
-        return False
-    fractions = any(_is_fractional(cell) for column in columns for cell in column)
-    found = whole and (_is_other_kind(columns) or _is_count(names, rows))
-    enough = len(rows) >= (2 if whole and fractions and len(names) > 1 else FEW)
-    if found or (enough and (whole or len(names) > 2) and _is_far(names, columns, decimal)):
-        note(f"{path}: taking the first line as names: {shown(names)}; --header no if it is data")
-        return True
-    if whole and (fractions or (names[0] in "01" and _counts(names))):
-        note(f"{path}: taking the first line as data: {shown(names)}; --header yes if it holds names")
-    return False
-
-
-def _is_other_kind(columns: list[list[str]]) -> bool:
-    """Return whether a row of these columns would hardly hold whole numbers alone, in the columns with fractions."""
-    chance = 1.0
-    for column in columns:
-        if any(map(_is_fractional, column)):
-            chance *= (sum(bool(WHOLE.fullmatch(cell)) for cell in column) + 1) / (len(column) + 2)  # rule of Laplace
-    return chance < CHANCE
-
-
-def _is_fractional(cell: str) -> bool:
-    return bool(FRACTION.match(cell))
-
-
-def _counts(names: list[str]) -> bool:
-    """Return whether each of several whole numbers is one more than the last, as pandas names columns."""
-    return len(names) > 2 and all(int(b) == int(a) + 1 for a, b in pairwise(names))
-
-
-def _is_count(names: list[str], rows: list[list[str]]) -> bool:
-    """Return whether names count from 0 or 1, so many that no row of data does by chance, and no row counts."""
-    return (
-        len(names) > 4
-        and names[0] in "01"
-        and _counts(names)
-        and not any(all(map(WHOLE.fullmatch, r)) and _counts(r) for r in rows)
-    )
-
-
-def _is_far(names: list[str], columns: list[list[str]], decimal: str) -> bool:
-    """Return whether each name, read as a number, is farther from its column than the column is wide."""
-    for name, column in zip(names, columns, strict=True):
-        values = [_value(cell, decimal) for cell in column if is_number(cell, decimal)]
-        lo, hi = min(values, default=-math.inf), max(values, default=math.inf)
-        if not (value := _value(name, decimal)) < lo - (hi - lo) and not value > hi + (hi - lo):
-            return False
-    return True
 
 
 def _is_units(rows: list[tuple[int, list[str]]], decimal: str) -> bool:
@@ -266,35 +196,6 @@ def _fitted(path: Path, names: tuple[str, ...], rows: list[list[str]]) -> tuple[
     return names
 
 
-def is_number(cell: str, decimal: str) -> bool:
-    """Return whether a cell, without space around it, is a number."""
-    return bool(NUMBERS[decimal].fullmatch(cell))
-
-
-def is_null(cell: str) -> bool:
-    """Return whether a cell is a word that stands for an empty one, of Arrow's."""
-    return cell in _null_words()
-
-
-def _value(cell: str, decimal: str) -> float:
-    return {"true": 1.0, "false": 0.0}[cell.lower()] if cell[0] in "tfTF" else float(cell.replace(decimal, "."))
-
-
-NUMBERS = {
-    mark: re.compile(
-        rf"[+-]?(\d+(\{mark}\d*)?|\{mark}\d+)([eE][+-]?\d+)?|[+-]?(inf|Inf|infinity|Infinity)|(?i:true|false)"
-    )
-    for mark in ".,"
-}
-
-
-@cache
-def _null_words() -> frozenset[str]:
-    import pyarrow.csv
-
-    return frozenset(pyarrow.csv.ConvertOptions().null_values)
-
-
 # the columns
 
 
@@ -312,7 +213,7 @@ def _parsed(path: Path, layout: Layout, text: int | None) -> Any:
             with _bytes(path, layout.delimiter) as file:
                 table = pyarrow.csv.read_csv(file, _reading(layout, block), parse, convert)
                 columns = (
-                    column if name in kept else _bare(column, layout.decimal)
+                    column if name in kept else without_space(column, layout.decimal)
                     for name, column in zip(table.column_names, table.columns, strict=True)
                 )
                 return table.from_arrays(list(columns), table.column_names)
@@ -325,18 +226,19 @@ def _parsed(path: Path, layout: Layout, text: int | None) -> Any:
                 raise
 
 
-def _bare(column: Any, decimal: str) -> Any:
+def without_space(column: Any, decimal: str = ".") -> Any:
     """Return a column of strings as numbers, if they are with the space around them taken off."""
     import pyarrow
     from pyarrow import compute
 
-    if not pyarrow.types.is_string(column.type):
+    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
         return column
-    bare = compute.utf8_trim_whitespace(column)
-    bare = compute.if_else(compute.is_in(bare, pyarrow.array(_null_words())), None, bare)
-    if not all(cell is None or is_number(cell, decimal) for cell in bare.to_pylist()):
+    cells = compute.utf8_trim_whitespace(column).to_pylist()
+    empty = [cell is None or is_null(cell) for cell in cells]
+    if not all(null or is_number(cell, decimal) for null, cell in zip(empty, cells, strict=True)):
         return column
-    return compute.replace_substring(bare, decimal, ".").cast(pyarrow.float64())
+    values = [None if null else number(cell, decimal) for null, cell in zip(empty, cells, strict=True)]
+    return pyarrow.chunked_array([values], pyarrow.float64())
 
 
 def _reading(layout: Layout, block: int, threads: bool = True) -> Any:

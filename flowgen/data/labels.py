@@ -67,7 +67,7 @@ def read_labels(y: np.ndarray, rows: int, place: str) -> Labels:
 
 
 def column_of_labels(names: Sequence[str], count: int, asked: str | None, needed: bool, place: str) -> int | None:
-    """Return which column of a table holds labels: that of a name, or, of columns without names, of a number from 1 on.
+    """Return which column of a table holds labels: that of a name, or, where it has no name, of a number from 1 on.
 
     Args:
         names: of the columns, empty where they have none.
@@ -90,12 +90,13 @@ def column_of_labels(names: Sequence[str], count: int, asked: str | None, needed
             )
             raise InputError(f"{place}: name the column of labels, --label-column NAME: {which}")
         note(f"{place}: taking the column {names[found[0]]} as labels; --label-column names another")
-    if not names and asked.isdecimal() and 1 <= int(asked) <= count:
+    if not found and asked.isdecimal() and 1 <= int(asked) <= count and not (names and names[int(asked) - 1]):
         found = [int(asked) - 1]
     if len(found) > 1:
         raise InputError(f"{place} has {len(found)} columns named {asked}: which of them holds labels?")
     if needed and not found:
-        there = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else f"1 to {count}"
+        shown = [name or str(at) for at, name in enumerate(names[:10], 1)]
+        there = ", ".join(shown) + (", ..." if len(names) > 10 else "") if names else f"1 to {count}"
         raise InputError(f"{place} has no column {asked}, where labels are looked for; choose from {there}")
     return found[0] if found else None
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, note
-from flowgen.data.delimited import INDEX, is_null, is_number, read_csv, shown
+from flowgen.data.delimited import INDEX, read_csv, without_space
+from flowgen.data.headers import is_null, is_number, shown
 from flowgen.data.labels import Labels, column_of_labels, own_labels, read_labels
 from flowgen.data.suffixes import suffix
 
@@ -291,17 +292,23 @@ def _numbers(table: Any, names: tuple[str, ...], path: Path, decimal: str = ".")
             f"{path}: columns that are not numbers: {shown(list(text))}. Drop them or encode them first, or learn one "
             f"as labels, --label-column {name}: in column {name}, {found} is not a number"
         )
-    return np.stack(columns, axis=1) if columns else np.empty((0, 0))
+    if not columns:
+        raise InputError(f"{path} has no column beside the labels")
+    return np.stack(columns, axis=1)
 
 
 def _as_numbers(column: Any, decimal: str) -> np.ndarray | str:
     """Return a column as float64, or which of its cells is the first that is no number."""
     import pyarrow
 
-    kinds, kind = pyarrow.types, column.type
-    if kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind) or kinds.is_null(kind):
+    kinds = pyarrow.types
+    if kinds.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    column = without_space(column, decimal)
+    plain = (kinds.is_integer, kinds.is_floating, kinds.is_decimal, kinds.is_boolean, kinds.is_null)
+    if any(is_plain(column.type) for is_plain in plain):
         return column.cast(pyarrow.float64(), safe=False).to_numpy()
-    cells = enumerate(map(str, column.to_pylist()), 1)
+    cells = ((row, str(cell)) for row, cell in enumerate(column.to_pylist(), 1) if cell is not None)
     text = ((row, cell) for row, cell in cells if not is_number(cell.strip(), decimal) and not is_null(cell.strip()))
     row, cell = next(text, (1, str(column[0])))
     return f"row {row}, {cell!r}"
