@@ -68,11 +68,11 @@ def evaluate(
     chosen: dict[Path, tuple[Subject, Settings]] = {}
     refused: dict[Path, InputError] = {}
     for run in folders:
+        with bar(f"reading {run}", None):
+            sound = evaluation.load_sound(run, device, places)  # what is broken is refused, and not left out
         try:
             with bar(f"preparing {run}", None):  # a classifier for its features may have to be trained
-                subject = evaluation.load_subject(
-                    run, _file(against), features, weights, device, guidance, header, places
-                )
+                subject = evaluation.subject_of(sound, _file(against), features, weights, guidance, header)
             method, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
             walked, at = _suited(subject, method, counts, seed)
             settings = evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver, grid, noise)

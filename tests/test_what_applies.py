@@ -45,6 +45,16 @@ def test_where_nothing_applies_it_is_refused(flowgen, runs):
     assert err.count("missing.csv: no such file") == 1
 
 
+def test_a_broken_run_among_others_is_refused(flowgen, runs):
+    weights = Path(runs[1], "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    code, out, err = flowgen("evaluate", *runs, "--steps", 1, *FEW)
+    assert (code, out) == (2, ""), err
+    assert f"{weights}: not a readable safetensors file" in err
+    code, out, err = flowgen("evaluate", runs[0], "runs/none", "--steps", 1, *FEW)
+    assert (code, out, "runs/none: there is no such folder" in err) == (2, "", True)
+
+
 @pytest.mark.parametrize("name", ["nosuchfolder", "nosuch/file", "./moons"])
 @pytest.mark.parametrize("command", ["train {}", "train moons --source {}", "couplings {}"])
 def test_data_that_are_not_there_are_said_to_be_missing(flowgen, command, name):

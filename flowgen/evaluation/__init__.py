@@ -9,7 +9,7 @@ from flowgen.evaluation.copying import Suspects, suspects
 from flowgen.evaluation.measure import Estimate, Quality, Settings, floor, geometry, kl_divergence, quality
 from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves
 from flowgen.evaluation.rounds import Figures, Round, measure_round
-from flowgen.evaluation.subject import FEATURES, Reference, Subject, load_subject
+from flowgen.evaluation.subject import FEATURES, Reference, Sound, Subject, load_sound, load_subject, subject_of
 from flowgen.evaluation.views import View
 from flowgen.metrics.distances import EXACT
 
@@ -25,6 +25,7 @@ __all__ = [
     "Reference",
     "Round",
     "Settings",
+    "Sound",
     "Subject",
     "Suspects",
     "View",
@@ -32,8 +33,10 @@ __all__ = [
     "floor",
     "geometry",
     "kl_divergence",
+    "load_sound",
     "load_subject",
     "measure_round",
     "quality",
+    "subject_of",
     "suspects",
 ]

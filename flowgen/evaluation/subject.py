@@ -24,7 +24,7 @@ from flowgen.nn import Classifier, fit_classifier
 from flowgen.runs import Run, Sampler, Trained, jump_counts, load, sampler
 from flowgen.solvers import Solver
 
-__all__ = ["FEATURES", "Reference", "Subject", "load_subject"]
+__all__ = ["FEATURES", "Reference", "Sound", "Subject", "load_sound", "load_subject", "subject_of"]
 
 
 @final
@@ -107,6 +107,14 @@ class Subject(NamedTuple):
         return min(self.source.size(num), self.reference.size(num))
 
 
+class Sound(NamedTuple):
+    """A run that could be read, with its data as they were when it was trained."""
+
+    folder: Path
+    trained: Trained
+    data: LoadedData
+
+
 def load_subject(
     folder: StrPath,
     against: StrPath | None = None,
@@ -117,25 +125,46 @@ def load_subject(
     header: str | None = None,
     places: Places = Places(),  # noqa: B008
 ) -> Subject:
-    """The run in a folder, to be measured.
+    """The run in a folder, to be measured: `subject_of` what `load_sound` reads."""
+    return subject_of(load_sound(folder, device, places), against, features, weights, guidance, header)
+
+
+def load_sound(folder: StrPath, device: str | None = None, places: Places = Places()) -> Sound:  # noqa: B008
+    """Read a run and its data.
+
+    Args:
+        device: of the model; None for the run's.
+        places: where the data and the source of the run are now; None for where it says.
+
+    Raises:
+        InputError: for a folder that is no trained run, or data that are missing or have changed since.
+    """
+    trained = load(folder, device, places=places)
+    return Sound(Path(folder), trained, trained.check_data(trained.config.read_data()))
+
+
+def subject_of(
+    run: Sound,
+    against: StrPath | None = None,
+    features: str | None = None,
+    weights: StrPath | None = None,
+    guidance: float = 1.0,
+    header: str | None = None,
+) -> Subject:
+    """Return what a run is measured by.
 
     Args:
         against: a file of true rows; None for what training did not see.
         features: a name of FEATURES; None for `rows`, and `pca` for images.
         weights: a file of Inception's weights.
-        device: of the model; None for the run's.
         guidance: the weight of guidance; 1 for none.
         header: whether the first line of `against` holds names, `yes` or `no`; None for what the run's data have.
-        places: where the data and the source of the run are now; None for where it says.
 
     Raises:
-        InputError: for a folder that is no trained run, data that have changed since, where nothing was held out, or
-            for a bad file.
+        InputError: for what does not apply to the run, where nothing was held out, or for a bad file.
     """
-    folder = Path(folder)
-    trained = load(folder, device, places=places)
+    folder, trained, data = run
     config, event = trained.config, trained.source.event
-    data = trained.check_data(config.read_data())
     trained.guided(trained.model.velocity, guidance)  # what is wrong with it is said before the work
     truth = _held_out(config.data, data) if against is None else _of_file(Path(against), trained, data, header)
     make_view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)
