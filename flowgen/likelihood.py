@@ -9,7 +9,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowgen.core import Field, InputError, fixed, gradients, shaped
+from flowgen.core import Field, InputError, expand_time, fixed, gradients, shaped
 from flowgen.data.laws import Law
 from flowgen.grids import checked
 from flowgen.model import Model
@@ -96,7 +96,7 @@ def estimated_divergence(
 
 def _traced(field: Field, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
     """x and the field at x, to be differentiated."""
-    x, t, cond = fixed(x).requires_grad_(True), fixed(t), None if cond is None else fixed(cond)
+    x, t, cond = fixed(x).requires_grad_(True), fixed(expand_time(t, x)), None if cond is None else fixed(cond)
     v = shaped(field(x, t, cond), x, "the field")
     return x, v + 0 * x  # a field that does not depend on x has a divergence too
 

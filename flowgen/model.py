@@ -17,7 +17,7 @@ from flowgen.data.scaling import Scaling
 from flowgen.paths import PATHS, Path
 from flowgen.targets import TARGETS, Target
 
-__all__ = ["Model"]
+__all__ = ["Model", "check_model"]
 
 Times = Tensor | float
 """One time a row `(B,)`, or one for all."""
@@ -234,6 +234,13 @@ def _uncopied(model: Model) -> str:
         except Exception:
             return f"module {name} ({type(part).__name__})" if name else "the model"
     return "the model"
+
+
+def check_model(given: object) -> None:
+    """Raises InputError for what is no model, such as its net or a State of it."""
+    if not isinstance(given, Model):
+        kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise InputError(f"expected a flowgen.Model, not {kind}: Model(net) makes one of a net, state.ema is a State's")
 
 
 def _check_call(net: nn.Module) -> None:

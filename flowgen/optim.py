@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple, Protocol, final
 
 import torch
@@ -86,9 +87,15 @@ class AdamW:
     """AdamW (arXiv 1711.05101), by PyTorch's fused kernel.
 
     Bit for bit `torch.optim.AdamW(fused=True)`, whose bookkeeping takes a tenth of a small network's whole step.
+
+    Raises:
+        InputError: for a rate or a decay that is negative or not finite.
     """
 
     def __init__(self, weights: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not (isinstance(value, Real) and 0 <= value < math.inf):
+                raise InputError(f"{name} must be a number, 0 or more, not {value!r}")
         self.weights, self.lr, self.weight_decay = weights, lr, weight_decay
         self.moments = [
             _Moments(torch.zeros_like(w), torch.zeros_like(w), torch.zeros((), device=w.device)) for w in weights

@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
-from flowgen.core import Choices, InputError, Pair, Point, like
+from flowgen.core import Choices, InputError, Pair, Point, expand_time, like
 
 __all__ = [
     "BRIDGES",
@@ -112,8 +112,8 @@ class Path(ABC):
         return (2 * c.sigma * (c.d_alpha * c.sigma / c.alpha - c.d_sigma)).sqrt()
 
     @final
-    def at(self, pair: Pair, t: Tensor) -> Point:
-        """The point of each pair at its time.
+    def at(self, pair: Pair, t: Tensor | float) -> Point:
+        """The point of each pair at its time, or of all at one.
 
         x_t = alpha x1 + sigma x0,  dx_t/dt = alpha' x1 + sigma' x0.
 
@@ -123,6 +123,7 @@ class Path(ABC):
             InputError: for ends of unlike shapes.
         """
         pair.checked()
+        t = expand_time(t, pair.x1)
         c = self.coeffs(like(t, pair.x1))
         return Point(c.alpha * pair.x1 + c.sigma * pair.x0, t, c.d_alpha * pair.x1 + c.d_sigma * pair.x0)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, ClassVar, final
 
 import torch
@@ -26,7 +27,7 @@ from flowgen.data.laws import Law
 from flowgen.data.streams import OfLaw, as_law
 from flowgen.distributed import ALONE, Processes
 from flowgen.grids import checked, uniform
-from flowgen.model import Model
+from flowgen.model import Model, check_model
 from flowgen.paths import Path
 from flowgen.solvers import SOLVERS, Solver
 
@@ -117,7 +118,7 @@ def grid_of(model: Model, solver: Solver | str, steps: int, spacing: Spacing = e
 
 def _grid(model: Model, grid: Tensor | int, solver: Solver) -> Tensor:
     """The times of a grid, or of so many even steps; of two times at least, and from the source to the data."""
-    times = grid_of(model, solver, grid) if isinstance(grid, int) else checked(grid)
+    times = grid_of(model, solver, int(grid)) if isinstance(grid, int | Integral) else checked(grid)
     if len(times) < 2 or times[-1] <= times[0]:
         raise InputError(f"a grid to sample on runs from the source to the data, not from {times[0]} to {times[-1]}")
     return times
@@ -297,8 +298,11 @@ def _sizes(
     model: Model, source: Law, num: int, chunk: int | None, cond: Tensor | None, start: int = 0
 ) -> tuple[int, int]:
     """Where rows end, and how many to follow at a time, once it is known that each has a condition."""
+    check_model(model)
     rows = whole("the number of samples", whole("the number of samples", num) - start)
     size = chunk_rows(source.event) if chunk is None else whole("the chunk size", chunk)
+    if cond is not None and not (isinstance(cond, Tensor) and cond.ndim):
+        raise InputError(f"cond is a tensor of the condition of each sample, not {cond!r:.40}")
     if cond is not None and len(cond) != rows:
         raise InputError(f"{rows} samples need as many conditions, not {len(cond)}")
     if cond is not None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from flowgen.core import Failure, InputError, Pair, Part, generator
+from flowgen.core import Failure, InputError, Pair, Part, generator, whole
 from flowgen.data.epochs import endless
 from flowgen.distributed import ALONE, Processes
 from flowgen.ema import Buffers, average, exponent
-from flowgen.model import Model
+from flowgen.model import Model, check_model
 from flowgen.nn import seeded
 from flowgen.objectives import Objective, Scheduled, Splittable
 from flowgen.optim import AdamW, Rate
@@ -54,6 +54,7 @@ class State:
     def __init__(
         self, model: Model, lr: float = 1e-3, weight_decay: float = 0.0, ema: float | Sequence[float] = 0.05
     ) -> None:
+        check_model(model)
         widths = list(ema) if isinstance(ema, Sequence) else [ema]
         if not widths or len(set(widths)) < len(widths):
             raise InputError(f"the widths of the weight averages must be different, and at least one, not {ema}")
@@ -187,6 +188,7 @@ def fit(
         Diverged: before the weights move, if the loss or the gradient's norm is not finite.
         Failure: if another process has died or does not answer.
     """
+    _check_arguments(state, objective, steps, clip, rate)
     gradient = _Gradient(state.model, objective, accumulate, precision, processes)
     _check_same(state, processes)
     stream, first = endless(pairs), True
@@ -210,6 +212,23 @@ def fit(
         yield value
 
 
+def _check_arguments(state: object, objective: object, steps: object, clip: object, rate: object) -> None:
+    """
+    Raises:
+        InputError: for arguments of `fit` of another kind.
+    """
+    if not isinstance(state, State):
+        raise InputError(f"fit trains a State(model), not a {type(state).__name__}")
+    if isinstance(objective, type) or not (callable(objective) or isinstance(objective, Scheduled)):
+        given = f"the class {objective.__name__}" if isinstance(objective, type) else repr(objective)
+        raise InputError(f"an objective is an object such as FlowMatching(), not {given}")
+    whole("steps", steps, 0)
+    if not (isinstance(clip, int | float) and clip > 0):
+        raise InputError(f"clip must be a positive number, not {clip!r}")
+    if rate is not None and (isinstance(rate, type) or not callable(rate)):
+        raise InputError(f"rate must be a function of the step, such as optim.Constant(1e-3), not {rate!r}")
+
+
 class _Gradient:
     """Computes the mean loss of a whole batch, and leaves its gradient at the weights; the same at all processes."""
 
@@ -221,8 +240,7 @@ class _Gradient:
         precision: torch.dtype | None,
         processes: Processes,
     ) -> None:
-        if accumulate < 1:
-            raise InputError(f"accumulate must be at least 1, not {accumulate}")
+        whole("accumulate", accumulate)
         if precision not in (None, torch.bfloat16):
             raise InputError(f"precision must be torch.bfloat16 or None, not {precision}")
         self.objective_at = objective.at if isinstance(objective, Scheduled) else lambda step: objective

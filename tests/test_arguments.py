@@ -297,3 +297,66 @@ def test_an_mlp_of_another_width_says_so(two_times):
 @pytest.mark.parametrize("event", [(3, 8, 8), (1, 4, 16), (64,)])
 def test_a_net_of_images_of_another_shape_says_so(net, event):
     refused(lambda: sample(Model(net), data.Gaussian(event), 5, 1, heun), type(net).__name__, "(1, 8, 8)", str(event))
+
+
+# arguments of another kind
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"objective": FlowMatching}, "the class FlowMatching"),
+        ({"objective": "flow"}, "objective"),
+        ({"state": nn.MLP(dim=2)}, "State"),
+        ({"steps": 1.5}, "steps"),
+        ({"clip": 0}, "clip"),
+        ({"clip": None}, "clip"),
+        ({"rate": 1e-3}, "rate"),
+        ({"accumulate": 1.5}, "accumulate"),
+    ],
+)
+def test_fit_names_an_argument_of_another_kind(model, given, words):
+    usual = {"state": State(model), "pairs": batches(ENDS, 8, seed=0), "objective": FlowMatching(), "steps": 1}
+    refused(lambda: next(fit(**{**usual, **given}, seed=0)), words)
+
+
+@pytest.mark.parametrize("given", [{"lr": -1.0}, {"lr": "fast"}, {"lr": float("nan")}, {"weight_decay": -1.0}])
+def test_a_state_refuses_a_rate_that_is_none(model, given):
+    refused(lambda: State(model, **given), *given)
+
+
+def test_a_net_where_a_model_is_meant_is_refused(model):
+    refused(lambda: State(model.net), "Model", "MLP")
+    refused(lambda: sample(model.net, SOURCE, 5, 1, heun), "Model", "MLP")
+    refused(lambda: sample(State(model), SOURCE, 5, 1, heun), "state.ema")
+
+
+@pytest.mark.parametrize("cond", [3, [1, 1], torch.tensor(1)])
+def test_conditions_that_are_no_tensor_of_rows_are_refused(model, cond):
+    refused(lambda: sample(model, SOURCE, 2, 1, heun, cond=cond), "cond")
+
+
+def test_steps_may_be_numbers_of_numpy(model):
+    assert torch.equal(sample(model, SOURCE, 5, np.int64(3), heun), sample(model, SOURCE, 5, 3, heun))
+
+
+def test_the_shape_of_a_gaussian_is_a_tuple():
+    refused(lambda: data.Gaussian(2), "(2,)", "not 2")
+
+
+def test_a_path_and_a_divergence_take_one_time_for_all_rows(model):
+    pair, half = Pair(torch.zeros(3, 2), torch.ones(3, 2)), torch.full((3,), 0.5)
+    assert torch.equal(paths.Linear().at(pair, 0.5).x, paths.Linear().at(pair, half).x)
+    refused(lambda: paths.Linear().at(pair, torch.tensor([0.5])), "(3,)", "(1,)")
+    at_once = likelihood.divergence(model.velocity, pair.x1, 0.5)[1]
+    assert torch.equal(at_once, likelihood.divergence(model.velocity, pair.x1, half)[1])
+
+
+@pytest.mark.parametrize("coupling", [None, "exact"])
+def test_what_a_function_draws_is_looked_at(coupling):
+    def first(draw):
+        return lambda: next(batches(draw, 8, seed=0, coupling=coupling, threads=0))
+
+    refused(first(lambda n, g: (torch.zeros(n, 2), torch.zeros(n, 2))), "Pair", "tuple")
+    refused(first(lambda n, g: Pair(torch.zeros(5, 2), torch.zeros(5, 2))), "8", "5")
+    refused(first(lambda n, g: Pair(torch.zeros(n, 2), torch.zeros(n, 1))), "(8, 2)", "(8, 1)")

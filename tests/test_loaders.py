@@ -159,3 +159,12 @@ def test_bytes_of_a_loader_are_pixels():
 def test_batches_of_another_kind_are_refused(batch, source, message):
     with pytest.raises(InputError, match=message):
         next(loader_pairs([batch], source, seed=0))
+
+
+def test_a_coupling_of_loaders_is_named_and_checked():
+    named, made = (next(loader_pairs([rows()], Gaussian(), seed=0, coupling=c)) for c in ("exact", ExactOT()))
+    assert torch.equal(named.x1, made.x1)
+    with pytest.raises(InputError, match=r"ExactOT\(\)"):
+        next(loader_pairs([rows()], Gaussian(), seed=0, coupling=ExactOT))
+    with pytest.raises(InputError, match="must return"):
+        next(loader_pairs([rows()], Gaussian(), seed=0, coupling=lambda pair, rng: (pair.x0, pair.x1)))

@@ -17,7 +17,7 @@ from flowgen.couplings.names import COUPLINGS
 from flowgen.data.epochs import positions
 from flowgen.data.streams import OfLaw, chunks
 
-__all__ = ["Draw", "Ends", "Pool", "Prepared", "StoredPairs", "Streamed", "batches", "with_null_labels"]
+__all__ = ["Draw", "Ends", "Pool", "Prepared", "StoredPairs", "Streamed", "batches", "coupled", "with_null_labels"]
 
 
 class Draw(Protocol):
@@ -165,7 +165,7 @@ def _pools(
     units = -(-rows // unit)
     tasks = (
         partial(
-            _coupled, coupling, drawn.take(slice(i * unit, (i + 1) * unit)), generator(seed, "coupling", k * units + i)
+            coupled, coupling, drawn.take(slice(i * unit, (i + 1) * unit)), generator(seed, "coupling", k * units + i)
         )
         for k, drawn in enumerate(_read(draw, rows, seed, start, WHOLE), start)
         for i in range(units)
@@ -175,7 +175,7 @@ def _pools(
         yield Pair.cat(pairs) if units > 1 else pairs[0]
 
 
-def _coupled(coupling: Coupling, pair: Pair, generator: torch.Generator) -> Pair:
+def coupled(coupling: Coupling, pair: Pair, generator: torch.Generator) -> Pair:
     """What a coupling makes of a pair.
 
     Raises:
@@ -207,7 +207,20 @@ def _read(draw: Draw | Streamed, size: int, seed: int, start: int, part: Part) -
         yield from draw.stream(size, seed=seed, start=start, part=part)
     else:
         for k in count(start):
-            yield draw(size, generator(seed, "pairs", k)).take(part.rows(size))
+            yield _drawn(draw, size, generator(seed, "pairs", k)).take(part.rows(size))
+
+
+def _drawn(draw: Draw, size: int, generator: torch.Generator) -> Pair:
+    """
+    Raises:
+        InputError: unless a function draws a Pair of so many rows.
+    """
+    pair: object = draw(size, generator)
+    if not isinstance(pair, Pair):
+        raise InputError(f"a function that draws must return a flowgen.Pair(x0, x1), not a {type(pair).__name__}")
+    if len(pair.checked().x1) != size:
+        raise InputError(f"a function that draws was asked for {size} pairs, and returned {len(pair.x1)}")
+    return pair
 
 
 def _shuffled(pairs: Pair, size: int, pool: Pool, seed: int, index: int) -> Iterator[Pair]:

@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings.exact import Coupling, Independent
+from flowgen.couplings.batches import coupled
+from flowgen.couplings.exact import Coupling
+from flowgen.couplings.names import COUPLINGS
 from flowgen.data.epochs import endless
 from flowgen.data.laws import Law
 from flowgen.data.scaling import Scaling
@@ -23,7 +25,7 @@ def loader_pairs(
     *,
     seed: int,
     scaling: Scaling | None = None,
-    coupling: Coupling | None = None,
+    coupling: Coupling | str | None = None,
     start: int = 0,
 ) -> Iterator[Pair]:
     """Yield pairs without end: the batches of a loader, epoch after epoch, each with a source drawn for it.
@@ -35,14 +37,14 @@ def loader_pairs(
             floats in [0, 1].
         source: the law of x0; None where batches are both ends, [x0, x1] or [x0, x1, cond].
         scaling: takes x to model units; None where it is in these.
-        coupling: pairs the rows of each batch anew.
+        coupling: pairs the rows of each batch anew; an object, or its name as on the command line, such as "exact".
         start: the number of the first batch.
 
     Raises:
         InputError: for batches of another kind, rows of another shape than the source's, or a loader that is an
             iterator and ends.
     """
-    coupling = coupling or Independent()
+    coupling = COUPLINGS("independent" if coupling is None else coupling)
     source = None if source is None else as_law(source)
     for k, batch in enumerate(endless(loader), start):
         if source is None:
@@ -51,7 +53,7 @@ def loader_pairs(
             x1, cond = _rows(batch)
             x0 = source.sample(len(x1), generator(seed, "pairs", k)).to(x1.device)
         x1 = floats(x1) if scaling is None else scaling.apply_to(floats(x1))
-        yield coupling(Pair(x0, x1, cond).checked(), generator(seed, "coupling", k))
+        yield coupled(coupling, Pair(x0, x1, cond).checked(), generator(seed, "coupling", k))
 
 
 def _rows(batch: Any) -> tuple[Tensor, Tensor | None]:

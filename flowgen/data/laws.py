@@ -50,6 +50,10 @@ class Gaussian:
 
     event: tuple[int, ...] = (2,)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.event, tuple):
+            raise InputError(f"event is the shape of a row, a tuple such as (2,), not {self.event!r}")
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randn(n, *self.event, generator=generator)
 
