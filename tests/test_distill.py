@@ -13,6 +13,7 @@ from flowgen.core import InputError
 from flowgen.distill import Walked
 from flowgen.guidance import Guided
 from flowgen.runs import Run, distill_config
+from flowgen.runs.places import found_in
 from flowgen.runs.teaching import METHODS, teaching, warm_start
 from flowgen.solvers import Jump, heun, rk4
 
@@ -96,13 +97,13 @@ def test_a_student_learns_from_pairs_or_from_a_velocity(teacher, method, student
     tree = tomllib.loads((run.folder / "config.toml").read_text())
     assert {"reflow", "distill"} & tree.keys() == SECTIONS[teacher, method]
     for section in SECTIONS[teacher, method]:
-        assert tree[section]["parent"] == str(store / teacher)
+        assert (run.folder / tree[section]["parent"]).resolve() == (store / teacher).resolve()
         assert tree[section]["parent_hash"] == checkpoints.file_hash(store / teacher / "model.safetensors")
     assert tree["objective"]["name"] == method
     assert tree["net"]["two_times"] is True
     assert run.config.whole
     assert not run.config.bridge.sigma
-    assert run.config == make_config(tree)
+    assert run.config == make_config(found_in(tree, run.folder))
 
 
 def test_a_student_has_the_settings_of_its_teacher_but_for_how_it_is_taught(student, tmp_path):
