@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +51,7 @@ def distill(
     """
     from flowgen.config import Places
     from flowgen.core import InputError
-    from flowgen.runs import Run, check_vacant, distill_config, stages
+    from flowgen.runs import Run, check_vacant, distill_config, remove, stages
     from flowgen.settings import parse_setting
 
     if steps < 1:
@@ -98,7 +97,8 @@ def distill(
             elif group.first:
                 run = create_run(folder, config, overwrite)
                 for later in folders[stage + 1 :] if overwrite else ():  # they have learned from what is gone
-                    shutil.rmtree(later, ignore_errors=True)
+                    if later.exists():
+                        remove(later)
             group.barrier()
             if not group.first:
                 run = Run.open(folder, places if known else config.places)

@@ -88,6 +88,7 @@ def train(
     By several processes: torchrun --nproc-per-node 2 -m -- flowgen train DATA.
     """
     from flowgen.config import make_config
+    from flowgen.config.places import places_of
     from flowgen.core import InputError
     from flowgen.runs import Run
     from flowgen.settings import override, parse_setting
@@ -136,16 +137,19 @@ def train(
         out = Path("runs", Path(str(tree["data"]).rpartition(":")[2]).resolve().stem)
     if parent and not resume:
         raise InputError("--parent is of a run that goes on: give --resume too")
-    run = Run.open(out).extended(tree, parent) if resume else Run(out, make_config(tree))
-    with together(run.config.device) as group:
+    run = Run.open(out) if resume else Run(out, make_config(tree))
+    with together(str(tree.get("device", run.config.device))) as group:
         check_parts(run.config, group)
-        if group.first and not resume:
+        if group.first and resume:
+            run = run.extended(tree, parent)
+        elif group.first:
             with bar(f"reading {run.config.data}", None):
                 run = create_run(out, run.config, overwrite)
             _say_coupled(out, run.config)
         group.barrier()
         if not group.first:
-            run = Run.open(out, run.config.places)
+            places = places_of(str(tree.get("data", run.config.data)), str(tree.get("source", run.config.source)))
+            run = Run.open(out, places)
         if run.config.reflow and not run.pairs.exists():
             raise InputError(f"{out} has no pairs yet: go on with the command in its README.md, and --resume")
         potential_run(run, group)

@@ -7,6 +7,7 @@ pairs/               of a reflow: the pairs that its parent's flow made, in shar
 round.json           of a reflow: how straight it is, and how far from the data, beside its parent
 potentials.*         of a semidiscrete coupling: what shares the source out among the rows of the data
 model-ema-*          the same by the other averages, where there are several
+.lock                while a process writes here
 metrics.jsonl        one line for every `log_every` steps; tensorboard/ where it is asked for
 plots/  README.md    pictures, and the model card with the command that made it
 """
@@ -25,6 +26,7 @@ from flowgen.runs.densities import Asked, asked_rows, check_density, log_likelih
 from flowgen.runs.editing import Editor
 from flowgen.runs.folder import Run, Trained, check_vacant, load
 from flowgen.runs.guiding import Guidance, guided, load_weak
+from flowgen.runs.lock import remove
 from flowgen.runs.pairs import Accuracy, accuracy, make_pairs
 from flowgen.runs.potentials import find_potentials
 from flowgen.runs.report import describe, illustrate
@@ -63,6 +65,7 @@ __all__ = [
     "log_likelihoods",
     "make_pairs",
     "reflow_config",
+    "remove",
     "right",
     "round_file",
     "sampler",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from flowgen.guidance import Guided, Rescale
 from flowgen.model import Model
 from flowgen.runs.card import card
 from flowgen.runs.kept import kept_by, recorded_before
+from flowgen.runs.lock import held, remove
 from flowgen.runs.log import board
 from flowgen.runs.places import found_in, has_moved, weights_hash, written_in
 from flowgen.sampling import starts
@@ -68,7 +68,7 @@ class Run:
         config = config.settled(data)
         try:
             if folder.exists():
-                shutil.rmtree(folder)
+                remove(folder) if overwrite else folder.rmdir()
             folder.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
@@ -107,6 +107,10 @@ class Run:
         Raises:
             InputError: if the tree changes anything else, or the run could not go on.
         """
+        with held(self.folder):
+            return self._extended(tree, parent)
+
+    def _extended(self, tree: Mapping[str, Any], parent: Path | None) -> Run:
         before = self.config.model_dump()
         after: dict[str, Any] = before
         for key, value in flat(tree).items():

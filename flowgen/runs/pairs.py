@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from flowgen.core import InputError, Pair
 from flowgen.couplings import StoredPairs
 from flowgen.distributed import ALONE, Processes
 from flowgen.runs.folder import Run
+from flowgen.runs.lock import held
 from flowgen.runs.trajectories import Kind, Trajectories, halved
 
 __all__ = ["Accuracy", "accuracy", "make_pairs", "stored_pairs"]
@@ -40,11 +42,16 @@ def make_pairs(run: Run, processes: Processes = ALONE) -> Iterator[int]:
     shard each at a time of those that are missing.
 
     Raises:
-        InputError: if the parent's weights are not those that the run names by their hash, or there are shards of
-            another parent.
+        InputError: if another process is writing to the run, the parent's weights are not those that the run names by
+            their hash, or there are shards of another parent.
         Failure: if an end is not finite.
         OSError: if the disk is full; the shards that are there stay.
     """
+    with held(run.folder) if processes.first else nullcontext():
+        yield from _made(run, processes)
+
+
+def _made(run: Run, processes: Processes) -> Iterator[int]:
     plan, part = Trajectories.of(run, str(run.config.device_of(processes))), processes.part
     run.pairs.mkdir(exist_ok=True)
     missing = [shard for shard in _shards(run, plan) if not shard.path.exists()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 
@@ -14,6 +15,7 @@ from flowgen.core import InputError
 from flowgen.couplings import Potentials, Semidiscrete
 from flowgen.distributed import ALONE, Processes
 from flowgen.runs.folder import Run
+from flowgen.runs.lock import held
 
 __all__ = ["find_potentials", "semidiscrete_pairs", "solved"]
 
@@ -24,9 +26,14 @@ def find_potentials(run: Run, processes: Processes = ALONE) -> Iterator[Potentia
     The first of several processes does it.
 
     Raises:
-        InputError: if the data are not in memory.
+        InputError: if others are writing to the run, or the data are not in memory.
         OSError: if the disk is full.
     """
+    with held(run.folder) if processes.first else nullcontext():
+        yield from _found(run, processes)
+
+
+def _found(run: Run, processes: Processes) -> Iterator[Potentials]:
     config, settings = run.config, run.config.coupling
     if config.reflow or not isinstance(settings, SemidiscreteConfig):
         return
@@ -70,7 +77,7 @@ def solved(run: Run, data: LoadedData) -> Potentials:
 
 def semidiscrete_pairs(run: Run, data: LoadedData, device: torch.device, processes: Processes = ALONE) -> Semidiscrete:
     """The pairs of a run whose coupling is semidiscrete; its potentials are found first, if they are not there."""
-    for _ in find_potentials(run, processes):
+    for _ in _found(run, processes):
         pass
     config = run.config
     rows, labels = config.coupling.rows(data, device, config.seed)

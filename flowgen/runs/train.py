@@ -20,6 +20,7 @@ from flowgen.data.writing import new_file
 from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
 from flowgen.runs.folder import Run, load, parent
+from flowgen.runs.lock import held
 from flowgen.runs.log import opened
 from flowgen.runs.pairs import stored_pairs
 from flowgen.runs.places import named_in
@@ -46,12 +47,17 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
     leaving the loop at any time loses nothing.
 
     Raises:
-        InputError: for bad data, data that have changed since the run began, a damaged checkpoint, or pairs of another
-            parent.
+        InputError: if another process is writing to the run; for bad data, data that have changed since the run began,
+            a damaged checkpoint, or pairs of another parent.
         Diverged: if the loss is not finite; the last checkpoint stays.
         OSError: if the disk is full; the last checkpoint stays.
         Failure: if a process has died, or too many images are broken.
     """
+    with held(run.folder) if processes.first else nullcontext():
+        yield from _train(run, processes)
+
+
+def _train(run: Run, processes: Processes) -> Generator[Progress, None, None]:
     config, settings = run.config, run.config.train
     device = config.device_of(processes)
     data = config.load_data()
