@@ -229,7 +229,7 @@ def test_only_a_run_folder_is_ever_replaced(tmp_path):
     run = create(tmp_path / "run")
     with pytest.raises(InputError, match="exists already"):
         create(tmp_path / "run")
-    with pytest.raises(InputError, match="unknown data"):
+    with pytest.raises(InputError, match="no data of that name"):
         Run.create(tmp_path / "run", config(data="mons"), "", overwrite=True)
     assert Run.open(run.folder) == run
 
