@@ -123,6 +123,14 @@ def test_labels_that_are_not_used_are_told(tmp_path, normal, trained):
         trained(tmp_path / "t.npz", tmp_path / "run", steps=1)
 
 
+def test_a_column_that_may_be_labels_is_told(tmp_path, normal, trained):
+    text = "\n".join(f"{a},{i % 3}" for i, a in enumerate(normal("x", 40).tolist()))
+    (tmp_path / "t.csv").write_text(f"a,Label\n{text}\n")
+    with pytest.warns(Note, match="the column Label is learned as numbers; --label-column Label learns labels"):
+        run = trained(tmp_path / "t.csv", tmp_path / "run", steps=1)
+    assert runs.load(run.folder).columns == ("a", "Label")
+
+
 # a column
 
 

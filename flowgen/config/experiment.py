@@ -270,6 +270,8 @@ class Config(Section):
         elif data.unused and not self.teacher:
             count = f"{data.unused} classes" if data.unused > 1 else "one class"
             note(f"{self.data}: its labels, of {count}, are not used; --set labels=true learns them")
+        for column in (name for name in data.columns if name.strip().lower() in ("label", "labels", "class")):
+            note(f"{self.data}: the column {column} is learned as numbers; --label-column {column} learns labels")
 
 
 def make_config(tree: Mapping[str, Any]) -> Config:
