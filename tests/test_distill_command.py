@@ -350,11 +350,11 @@ BAD = {
     "distill runs/consistency --method progressive": "makes 1 jumps",
     "distill runs/meanflow --method shortcut --guidance 2": "part of its training",
     "reflow runs/consistency --pairs 100": "no velocity",
-    "sample runs/consistency --steps 3": "in 1 steps, not in 3",
+    "sample runs/consistency --steps 3": "in 1 step, not in 3",
     "sample runs/consistency --solver heun": "no velocity to solve",
     "sample runs/moons --solver jump": "cannot jump",
     "sample runs/meanflow --guidance 2": "part of its training",
-    "evaluate runs/consistency --steps 1,2": "in 1 steps, not in 2",
+    "evaluate runs/consistency --steps 2": "in 1 step, not in 2",
     "evaluate runs/consistency --solver euler": "no velocity to solve",
     "evaluate runs/moons --solver jump": "cannot jump",
 }
