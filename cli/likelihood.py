@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import HEADER_HELP, DataPlace, bar, check_other, check_place
+from .console import HEADER_HELP, DataPlace, SourcePlace, bar, check_other, check_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,7 @@ def likelihood(
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
     data: DataPlace = None,
+    source: SourcePlace = None,
     out: Annotated[
         Path | None, typer.Option(help="One number a row, FILE.csv.", show_default="RUN/likelihood.csv")
     ] = None,
@@ -72,7 +73,7 @@ def likelihood(
     if solver in SAMPLERS:
         raise InputError(f"{solver} is a sampler, and a likelihood needs a solver of the velocity, such as rk4")
     method = lookup("solver", solver, {name: made for name, made in SOLVERS.items() if not made.jumps})
-    trained = runs.load(run, device, ema, Places(data))
+    trained = runs.load(run, device, ema, Places(data, source))
     runs.check_density(trained)
     given = None if label is None else label_number(label, trained)
     images = len(trained.source.event) == 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import DataPlace, bar, check_place
+from .console import DataPlace, SourcePlace, bar, check_place
 
 if TYPE_CHECKING:
     from flowgen.runs import Right
@@ -25,6 +25,7 @@ def train_classifier(
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
     data: DataPlace = None,
+    source: SourcePlace = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the classifier that is there.")] = False,
     to_json: Annotated[Path | None, typer.Option("--json", help="Write the figures to FILE; - for the output.")] = None,
 ) -> None:
@@ -34,7 +35,7 @@ def train_classifier(
     from flowgen.core import InputError
     from flowgen.data import Rows
 
-    trained = runs.load(run, device, places=Places(data))
+    trained = runs.load(run, device, places=Places(data, source))
     found, images, place = runs.labelled_data(trained), len(trained.source.event) == 3, runs.classifier_file(run)
     steps = STEPS[images] if steps is None else steps
     batch_size = BATCH_SIZE[images] if batch_size is None else batch_size
