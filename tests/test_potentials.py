@@ -57,7 +57,7 @@ def test_pairs_are_training_rows_in_model_units_in_their_cells(created, labels):
     run = created(labels=labels)
     data = run.config.load_data()
     pair = next(semidiscrete_pairs(run, data, CPU).stream(64, seed=0))
-    rows = data.scaling.apply_to(data.law.values)
+    rows = data.scaling.in_model_units(data.law.values)
     found = assigned(pair.x0, rows, solved(run, data).values, data.law.labels, pair.cond)
     assert torch.equal(pair.x1, rows[found])
     assert (pair.cond is not None) == labels
