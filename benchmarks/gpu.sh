@@ -5,8 +5,8 @@
 set -u
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # the parts, the cheapest first, and seconds of each; what one leaves of them the next may use
-parts=(laws:60 dit:70 transport:80 train:165 sample:55 distill:60)
-most=505 out=gpu-results data=$root/benchmarks/data tiny=() only=
+parts=(laws:85 dit:80 transport:90 train:140 sample:50 distill:60)
+most=520 out=gpu-results data=$root/benchmarks/data tiny=() only=
 usage() { echo "usage: gpu.sh [--tiny] [--part NAME] [--out FOLDER] [--data FASHION_MNIST]; parts: ${parts[*]%:*}" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     case $1 in

@@ -50,6 +50,8 @@ EXAMINED = 15.0
 """Seconds that are kept for measuring samples, beside those of making them."""
 COMPILES = 25.0
 """Seconds to compile once more what was compiled before."""
+FEWEST = 200
+"""Steps, of which samples say nothing yet, but that something was learned."""
 
 
 # --- training beside torchcfm
@@ -88,7 +90,7 @@ def fitting(seconds: dict[str, float], given: Given, options: argparse.Namespace
     """The steps of both loops for which there is time, given the seconds of an image in a step of each."""
     evaluations = 4 * options.samples * options.euler_steps  # of two loops, last and averaged weights
     left = given.left - EXAMINED - COMPILES - evaluations * seconds[FLOAT] / 3
-    return max(1, min(options.steps, int(left / (options.batch * (seconds[PLAIN] + seconds[FULL])))))
+    return max(FEWEST, min(options.steps, int(left / (options.batch * (seconds[PLAIN] + seconds[FULL])))))
 
 
 def finite(values: dict[str, float]) -> dict[str, float | None]:
@@ -228,7 +230,7 @@ def timed_samples(chunks: Iterator[Tensor], seconds: float) -> tuple[float, Tens
 
 def frechet(judged: Judge | None, rows: Tensor) -> float | None:
     """The distance of samples, if there is a judge."""
-    return None if judged is None else judged.figures(floats(to_uint8(rows)))["frechet"]
+    return None if judged is None else judged.frechet(floats(to_uint8(rows)))
 
 
 # --- reflow and distillation

@@ -130,6 +130,10 @@ class Judge(NamedTuple):
     accuracy: float
     real: Rows
 
+    def frechet(self, images: Tensor) -> float:
+        """The Fréchet distance of images to the test images, alone."""
+        return metrics.frechet_distance(self.features(images), self.features(self.real.values))
+
     def figures(self, images: Tensor) -> dict[str, float]:
         """Features of images `(N, C, H, W)` beside those of the test images."""
         seen, real = self.features(images), self.features(self.real.values)

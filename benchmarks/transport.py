@@ -10,6 +10,7 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,6 @@ WHOLE = 8192
 """Rows of the largest matrix of costs: of more, one alone takes gigabytes."""
 FEW = 64
 """Rows with which a method is warmed up."""
-PIXELS = 784
 
 
 class Task(NamedTuple):
@@ -70,7 +70,12 @@ def ends(task: Task, rows: int) -> Pair:
         return Pair(x0, eight_gaussians().sample(rows, rng))
     if task.images is None:
         return Pair(x0, 2 * torch.rand(rows, task.dim, generator=rng) - 1)
-    return Pair(x0, 2 * floats(read_images(task.images).pixels[:rows]).flatten(1) - 1)
+    return Pair(x0, 2 * floats(pixels(task.images)[:rows]).flatten(1) - 1)
+
+
+@cache
+def pixels(folder: Path) -> Tensor:
+    return read_images(folder).pixels
 
 
 def distance(pair: Pair) -> float:
@@ -152,11 +157,11 @@ class Method(NamedTuple):
 METHODS = {
     "independent": Method(independent),
     "flowgen, exact in groups of 512": Method(coupled(ExactOT(512)), needs=("ot",)),
+    "torchcfm, batches of 512": Method(torchcfm(512), needs=("torchcfm", "ot")),
     "flowgen, multiscale": Method(coupled(MultiscaleOT()), needs=("ot",)),
+    "flowgen, semidiscrete": Method(semidiscrete),
     "flowgen, Sinkhorn in groups of 128": Method(coupled(Sinkhorn(), True)),
     "flowgen, Sinkhorn of all rows": Method(coupled(Sinkhorn(group=0), True), WHOLE),
-    "flowgen, semidiscrete": Method(semidiscrete),
-    "torchcfm, batches of 512": Method(torchcfm(512), needs=("torchcfm", "ot")),
     "torchcfm, all rows": Method(torchcfm(0), WHOLE, ("torchcfm", "ot")),
     "POT, network simplex of all rows": Method(pot_exact, WHOLE, ("ot",)),
     "POT, Sinkhorn of all rows": Method(pot_sinkhorn, WHOLE, ("ot",)),
