@@ -89,8 +89,11 @@ def test_potentials_of_other_data_are_refused(created, table):
         pass
     with np.load(table) as arrays:
         np.savez(table, x=arrays["x"] + 1, y=arrays["y"])
+    with pytest.raises(InputError, match="has changed since the run began"):
+        run.config.load_data()
+    others = run.config.model_copy(update={"data_hash": None}).load_data()
     with pytest.raises(InputError, match="the data have changed"):
-        semidiscrete_pairs(run, run.config.load_data(), CPU)
+        semidiscrete_pairs(run, others, CPU)
 
 
 class Team:
