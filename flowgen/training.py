@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from flowgen.core import Failure, InputError, Pair, Part, generator, whole
+from flowgen.core import Failure, InputError, Pair, Part, generator, note, whole
 from flowgen.data.epochs import endless
 from flowgen.distributed import ALONE, Processes
 from flowgen.ema import Buffers, average, exponent
@@ -193,7 +193,10 @@ def fit(
     _check_same(state, processes)
     stream, first = endless(pairs), True
     while state.step < steps:
-        pair, first = state.model.admit_pair(next(stream), wait=first), False
+        pair = state.model.admit_pair(next(stream), wait=first)
+        if first:
+            _tell_one_based(state.model, pair.cond)
+            first = False
         state.optimizer.zero_grad()
         loss = gradient(state, pair, generator(seed, "objective", state.step))
         state.check_frozen()
@@ -227,6 +230,19 @@ def _check_arguments(state: object, objective: object, steps: object, clip: obje
         raise InputError(f"clip must be a positive number, not {clip!r}")
     if rate is not None and (isinstance(rate, type) or not callable(rate)):
         raise InputError(f"rate must be a function of the step, such as optim.Constant(1e-3), not {rate!r}")
+
+
+def _tell_one_based(model: Model, cond: Tensor | None) -> None:
+    """Tell of a first batch whose labels seem to count from 1: the net reads the last of them as no label."""
+    classes = getattr(model.net, "classes", 0)
+    if not isinstance(classes, int) or not classes or cond is None or not cond.numel():
+        return
+    # labels that a user drops look the same, but for the label 0: that is why this is no error
+    if torch.stack(torch.aminmax(cond)).tolist() == [1, classes]:
+        note(
+            f"the labels of the first batch run from 1 to {classes}, and to a net of {classes} classes {classes} means "
+            "no label: labels count from 0"
+        )
 
 
 class _Gradient:

@@ -1,5 +1,6 @@
 """What has another shape than it should is refused, and never broadcast: nets, fields, pairs, conditions, labels."""
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from flowgen import classifying, likelihood, metrics, objectives, sampling
-from flowgen.core import InputError, Pair, generator
+from flowgen.core import InputError, Note, Pair, generator
 from flowgen.couplings import Ends, batches, with_null_labels
 from flowgen.data import Gaussian, Rows, moons
 from flowgen.flowmaps import AlphaFlow, EndPoint, MeanFlow, Shortcut
@@ -167,6 +168,15 @@ def labelled(labels):
 
 def dropped(labels, null, size=6):
     return with_null_labels(batches(Ends(Gaussian(), labelled(labels)), size, seed=0), 0.5, null, size, seed=0)
+
+
+def test_labels_that_seem_to_count_from_one_are_told():
+    x, net = draws(6, 2), MLP(2, 8, 1, classes=3)
+    with pytest.warns(Note, match="labels count from 0"):
+        first_step(net, Pair(x, x, torch.tensor([1, 2, 3, 1, 2, 3])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first_step(net, Pair(x, x, torch.tensor([0, 1, 2, 3, 3, 0])))  # some are dropped, as for guidance
 
 
 def test_labels_that_count_from_one_are_refused():
