@@ -124,7 +124,7 @@ def test_held_out_rows_are_measured_each_with_its_label(home, store):
     asked = asked_rows(trained, None, None, None, 0)
     assert found["rows"] == len(rows) == len(asked.x) == 20
     table = read_table(store / "t.npz")
-    place = (asked.x.unsqueeze(1) == table.x.float()).all(2).int().argmax(1)
+    place = (asked.x.unsqueeze(1) == table.x).all(2).int().argmax(1)
     assert torch.equal(asked.cond, table.labels[place] - 5)
     exact = log_likelihood(trained.model, Gaussian((3,)), asked.x, uniform(50), rk4, asked.cond)
     torch.testing.assert_close(rows, exact, rtol=1e-6, atol=1e-6)
