@@ -81,7 +81,12 @@ def together(run, of):
             meet(60)
 
         part, device = Part(index, of), torch.device("cpu")
-        return make(run, SimpleNamespace(part=part, device=device, barrier=lambda: meet(60), broadcast=broadcast))
+        return make(
+            run,
+            SimpleNamespace(
+                part=part, first=part.index == 0, device=device, barrier=lambda: meet(60), broadcast=broadcast
+            ),
+        )
 
     with ThreadPoolExecutor(of) as threads:
         return list(threads.map(one, range(of)))
