@@ -215,7 +215,7 @@ def test_a_measurement_says_what_was_compared_and_how(table, tmp_path, trained):
     assert plain["floor"].keys() | {"endpoint_error"} == quality[0].figures.keys()
     assert plain["kl"] is None
     assert plain["solver"] == "euler"
-    assert plain["split"] == {"held_out": 0.1, "seed": 0}
+    assert plain["split"] == {"held_out": 0.1, "seed": 0, "stratify": False}
     assert plain["weights_hash"] == checkpoints.file_hash(run.weights)
     assert plain["data_hash"] == checkpoints.file_hash(table)
     bad = evaluation.Evaluation(measured, settings, floor, quality, {"x": Estimate(math.nan, math.inf)}, None)
