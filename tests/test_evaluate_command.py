@@ -131,7 +131,7 @@ def test_an_adaptive_solver_takes_one_step_of_its_own(flowgen, moons):
         (["--solver", "eular"], "did you mean euler"),
         (["--features", "pcb"], "did you mean pca"),
         (["--guidance", "2"], "guidance needs a model that was trained with labels"),
-        (["--features", "classifier"], "has none (of .npz: an array y)"),
+        (["--features", "classifier"], "no column of labels is named, --label-column NAME"),
         (["--features", "inception", "--weights", "missing.pth"], "Inception looks at images"),
         (["--against", "missing.csv"], "no such file"),
         (["--against", "narrow.csv"], "it lacks b, c"),
