@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,10 @@ __all__ = ["Command"]
 
 
 class Command(TyperCommand):
-    """A command that refuses empty values: an unset variable in a shell is none, and `Path("")` the current folder."""
+    """A command that refuses empty values and shows notes whatever the filters of warnings are.
+
+    An unset variable in a shell is an empty value, and `Path("")` the current folder.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
@@ -21,6 +25,12 @@ class Command(TyperCommand):
             if any(not text.strip() for text in _texts(given.get(param.name))):
                 raise typer.BadParameter("it is empty: is a variable unset?", ctx=ctx, param=param)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        from flowgen.core import Note
+
+        warnings.simplefilter("always", Note)  # PYTHONWARNINGS=ignore is meant for the noise of libraries
+        return super().invoke(ctx)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from flowgen import runs
@@ -18,7 +20,10 @@ def test_a_note_is_a_warning_of_the_caller():
     assert caught[0].filename == __file__
 
 
-def test_commands_print_each_note_once(flowgen, monkeypatch):
+@pytest.mark.parametrize("filters", ["default", "ignore"])
+def test_commands_print_each_note_once(flowgen, monkeypatch, filters):
+    warnings.simplefilter(filters)  # pytest puts the filters back
+
     def describe(folder):
         for _ in range(3):
             guess("a guess")
