@@ -123,7 +123,7 @@ def create_run(folder: Path, config: Config, overwrite: bool) -> Run:
     for option, name in config.places._asdict().items():
         if name and "/" not in recorded(name, folder) and Path(name).parent.resolve() != folder.resolve():
             print(
-                f"{folder}: {name} is recorded by its name alone, since the way there names you: later commands need "
+                f"{folder}: {name} is recorded by its name alone, because its path holds your user name: later commands need "
                 f"--{option} PLACE",
                 file=sys.stderr,
             )
