@@ -123,8 +123,8 @@ def create_run(folder: Path, config: Config, overwrite: bool) -> Run:
     for option, name in config.places._asdict().items():
         if name and "/" not in recorded(name, folder) and Path(name).parent.resolve() != folder.resolve():
             print(
-                f"{folder}: {name} is recorded by its name alone, because its path holds your user name: later commands need "
-                f"--{option} PLACE",
+                f"{folder}: {name} is recorded by its name alone, because its path holds your user name: "
+                f"later commands need --{option} PLACE",
                 file=sys.stderr,
             )
     return run
