@@ -21,6 +21,13 @@ from flowgen.training import State, fit
 FROZEN = ["net.encoder.0.weight", "net.encoder.0.bias", "net.encoder.1.weight", "net.encoder.1.bias", "net.waves"]
 
 
+class Still(nn.Module):
+    """A net without parameters."""
+
+    def forward(self, x, t, s, cond=None):
+        return x
+
+
 class Encoded(nn.Module):
     """A frozen encoder between trained layers, and frozen Fourier frequencies, one of them infinite."""
 
@@ -115,7 +122,7 @@ def test_a_model_that_is_frozen_as_a_whole_is_refused():
 
 def test_a_model_without_parameters_is_refused():
     with pytest.raises(InputError, match="it has none"):
-        State(Model(nn.Identity()))
+        State(Model(Still()))
 
 
 def test_what_is_unfrozen_later_is_refused():
