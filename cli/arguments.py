@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,13 @@ class Command(TyperCommand):
         from flowgen.core import Note
 
         warnings.simplefilter("always", Note)  # PYTHONWARNINGS=ignore is meant for the noise of libraries
-        return super().invoke(ctx)
+        torch = sys.modules.get("torch")
+        threads = torch.get_num_threads() if torch else 0
+        try:
+            return super().invoke(ctx)
+        finally:
+            if torch:  # what the command has chosen (`console.use_threads`) is not the next one's in this process
+                torch.set_num_threads(threads)
 
 
 def _texts(value: Any) -> Iterator[str]:

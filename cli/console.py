@@ -45,6 +45,10 @@ Move = Callable[..., None]
 DataPlace = Annotated[
     str | None, typer.Option("--data", metavar="PLACE", help="Where RUN's data are now, if they have moved.")
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Threads of the CPU to compute on.", show_default="the run's"),
+]
 SourcePlace = Annotated[
     str | None,
     typer.Option("--source", metavar="PLACE", help="Where RUN's source is now, if that has moved."),
@@ -174,6 +178,7 @@ def train_run(run: Run, title: str, group: Processes | None = None) -> None:
     from flowgen.distributed import ALONE
 
     group, total, step = group or ALONE, run.config.train.steps, 0
+    use_threads(run.config.threads)  # also for what is drawn and measured afterwards
     # closing comes last, so that an interrupt is still held while the run is saved
     with (
         Interrupt().held() as interrupt,
@@ -254,6 +259,14 @@ def check_parts(config: Config, group: Processes) -> None:
         raise InputError(f"a batch of {size} is not divided by {of} processes")
     if size // of < accumulate:
         raise InputError(f"a batch of {size} has no {accumulate} parts at each of {of} processes: see train.accumulate")
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute on so many threads until the command ends; None for as many as before."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import DataPlace, SourcePlace, check_parts, create_run, draw_run, pair_run, together, train_run
+from .console import DataPlace, SourcePlace, Threads, check_parts, create_run, draw_run, pair_run, together, train_run
 
 if TYPE_CHECKING:
     from flowgen.config import Config
@@ -36,6 +36,7 @@ def distill(
     ] = None,
     train_steps: Annotated[int | None, typer.Option(help="Training steps in all.", show_default="the run's")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="the run's")] = None,
+    threads: Threads = None,
     data: DataPlace = None,
     source: SourcePlace = None,
     settings: Annotated[
@@ -62,7 +63,7 @@ def distill(
     if steps > 1 and method != "progressive":
         raise InputError(f"--method {method} learns to jump in one step: --steps is of progressive")
     jumps = stages(teacher, steps) if method == "progressive" else [steps]
-    flags = {"seed": seed, "train.steps": train_steps}
+    flags = {"seed": seed, "train.steps": train_steps, "threads": threads}
     given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(parse_setting(setting) for setting in settings or [])
     total = given.get("train.steps", Run.open(teacher).config.train.steps)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .console import HEADER_HELP, SAMPLER_HELP, SourcePlace, bar, check_other, check_place, evaluations, moving
+from .console import (
+    HEADER_HELP,
+    SAMPLER_HELP,
+    SourcePlace,
+    Threads,
+    bar,
+    check_other,
+    check_place,
+    evaluations,
+    moving,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +64,7 @@ def edit(
     ema: Annotated[float | None, typer.Option(help="Width of the average, of train.ema.", show_default="first")] = None,
     seed: Annotated[int, typer.Option(help="Image i of a seed is the same whatever --num is.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    threads: Threads = None,
     source: SourcePlace = None,
     out: Annotated[
         Path | None,
@@ -82,7 +94,7 @@ def edit(
     )
     job = asked.job()
     asked.check(job)
-    editor, counted = _editor(run, source, job, asked, device, ema, solver, steps, seed)
+    editor, counted = _editor(run, source, job, asked, device, threads, ema, solver, steps, seed)
     out = out or run / {"invert": "noise.npy", "table": "filled.csv"}.get(job, "edited.png")
     _check_out(out, job)
     check_other(out, image, mask, toward)
@@ -170,6 +182,7 @@ def _editor(
     job: str,
     asked: _Asked,
     device: str | None,
+    threads: int | None,
     ema: float | None,
     solver: str,
     steps: int,
@@ -181,6 +194,7 @@ def _editor(
     from flowgen.core import InputError
 
     trained = runs.load(run, device, ema, Places(None, source))
+    use_threads(threads or trained.threads)
     if job == "table" and len(trained.source.event) != 1:
         raise InputError(f"{run} makes images, and no rows of a table")
     if job != "table" and len(trained.source.event) != 3:

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import GRID_HELP, HEADER_HELP, NOISE_HELP, SAMPLER_HELP, DataPlace, SourcePlace, bar, check_place, show
+from .console import (
+    GRID_HELP,
+    HEADER_HELP,
+    NOISE_HELP,
+    SAMPLER_HELP,
+    DataPlace,
+    SourcePlace,
+    Threads,
+    bar,
+    check_place,
+    show,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -46,6 +58,7 @@ def evaluate(
     neighbours: Annotated[int, typer.Option(help="The k of precision, recall, density and coverage.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    threads: Threads = None,
     data: DataPlace = None,
     source: SourcePlace = None,
     out: Annotated[
@@ -67,9 +80,12 @@ def evaluate(
     folders = _run_folders(runs)
     chosen: dict[Path, tuple[Subject, Settings]] = {}
     refused: dict[Path, InputError] = {}
+    on: dict[Path, int] = {}
     for run in folders:
         with bar(f"reading {run}", None):
             sound = evaluation.load_sound(run, device, places)  # what is broken is refused, and not left out
+        on[run] = threads or sound.trained.threads
+        use_threads(on[run])
         try:
             with bar(f"preparing {run}", None):  # a classifier for its features may have to be trained
                 subject = evaluation.subject_of(sound, _file(against), features, weights, guidance, header)
@@ -94,7 +110,8 @@ def evaluate(
     if len({subject.name for subject in subjects}) < len(subjects):
         subjects = [subject._replace(name=shown(run)) for subject, run in zip(subjects, folders, strict=True)]
     done = []
-    for subject, settings in zip(subjects, suited, strict=True):
+    for run, subject, settings in zip(folders, subjects, suited, strict=True):
+        use_threads(on[run])
         done.append(_measure(subject, settings))
     text = json.dumps([each.plain() for each in done], indent=1, allow_nan=False)
     if to_json and str(to_json) != "-":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import HEADER_HELP, DataPlace, SourcePlace, bar, check_other, check_place
+from .console import HEADER_HELP, DataPlace, SourcePlace, Threads, bar, check_other, check_place, use_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,7 @@ def likelihood(
     ema: Annotated[float | None, typer.Option(help="Width of the average, of train.ema.", show_default="first")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    threads: Threads = None,
     data: DataPlace = None,
     source: SourcePlace = None,
     out: Annotated[
@@ -74,6 +75,7 @@ def likelihood(
         raise InputError(f"{solver} is a sampler, and a likelihood needs a solver of the velocity, such as rk4")
     method = lookup("solver", solver, {name: made for name, made in SOLVERS.items() if not made.jumps})
     trained = runs.load(run, device, ema, Places(data, source))
+    use_threads(threads or trained.threads)
     runs.check_density(trained)
     given = None if label is None else label_number(label, trained)
     images = len(trained.source.event) == 3

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import DataPlace, SourcePlace, bar, check_parts, create_run, draw_run, pair_run, show, together, train_run
+from .console import (
+    DataPlace,
+    SourcePlace,
+    Threads,
+    bar,
+    check_parts,
+    create_run,
+    draw_run,
+    pair_run,
+    show,
+    together,
+    train_run,
+)
 
 if TYPE_CHECKING:
     from flowgen.evaluation import Figures, Round
@@ -36,6 +48,7 @@ def reflow(
         float, typer.Option(help="Stop after a round that straightens less than this share of the first flow's bends.")
     ] = 0.01,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="the parent's")] = None,
+    threads: Threads = None,
     data: DataPlace = None,
     source: SourcePlace = None,
     settings: Annotated[
@@ -58,7 +71,7 @@ def reflow(
     if not 0 <= stall < 1:
         raise InputError(f"--stall is a share, at least 0 and below 1, not {stall:g}")
     chosen = {"reflow.pairs": pairs, "reflow.inverted": inverted, "reflow.guidance": guidance}
-    flags = {**chosen, "train.steps": steps, "seed": seed}
+    flags = {**chosen, "train.steps": steps, "seed": seed, "threads": threads}
     given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(parse_setting(setting) for setting in settings or [])
     places = Places(data, source)

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import GRID_HELP, NOISE_HELP, PATH_HELP, SAMPLER_HELP, SourcePlace, bar, evaluations, together
+from .console import (
+    GRID_HELP,
+    NOISE_HELP,
+    PATH_HELP,
+    SAMPLER_HELP,
+    SourcePlace,
+    Threads,
+    bar,
+    evaluations,
+    together,
+    use_threads,
+)
 from .labels import conditions, kept_labels
 
 if TYPE_CHECKING:
@@ -54,6 +65,7 @@ def sample(
     ema: Annotated[float | None, typer.Option(help="Width of the average, of train.ema.", show_default="first")] = None,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same whatever --num is.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    threads: Threads = None,
     source: SourcePlace = None,
     out: Annotated[
         Path | None,
@@ -74,6 +86,7 @@ def sample(
 
     with together(device or Run.open(run).config.device) as group:
         trained = load(run, str(group.device) if group.part.of > 1 else device, ema, Places(None, source))
+        use_threads(threads or trained.threads)
         event, images = trained.source.event, len(trained.source.event) == 3
         if num is not None and labels is not None:
             raise InputError("give --num or --labels, whose samples are --per-label of each")

@@ -72,6 +72,12 @@ def train(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first broken image.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Threads of the CPU, of all that is done with the run.", show_default="as fit the net"
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as net.width=128.")
@@ -123,6 +129,7 @@ def train(
         "train.log": log,
         "seed": seed,
         "device": device,
+        "threads": threads,
     }
     given = {key: value for key, value in flags.items() if value is not None}
     given |= dict(parse_setting(setting) for setting in settings or [])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import DataPlace, SourcePlace, bar, check_place
+from .console import DataPlace, SourcePlace, Threads, bar, check_place, use_threads
 
 if TYPE_CHECKING:
     from flowgen.runs import Right
@@ -24,6 +24,7 @@ def train_classifier(
     batch_size: Annotated[int | None, typer.Option(help="Rows in a step.", show_default="512; images: 128")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.", show_default="the run's")] = None,
+    threads: Threads = None,
     data: DataPlace = None,
     source: SourcePlace = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the classifier that is there.")] = False,
@@ -36,6 +37,7 @@ def train_classifier(
     from flowgen.data import Rows
 
     trained = runs.load(run, device, places=Places(data, source))
+    use_threads(threads or trained.threads)
     found, images, place = runs.labelled_data(trained), len(trained.source.event) == 3, runs.classifier_file(run)
     steps = STEPS[images] if steps is None else steps
     batch_size = BATCH_SIZE[images] if batch_size is None else batch_size

@@ -29,6 +29,7 @@ from flowgen.distributed import Processes
 from flowgen.model import Model
 from flowgen.objectives import Objective, Scheduled
 from flowgen.settings import check_texts, merged
+from flowgen.threads import fitting
 
 __all__ = ["Config", "make_config"]
 
@@ -99,6 +100,7 @@ class TrainConfig(Section):
 class Config(Section):
     """A whole experiment. `make_config` builds it from names and numbers.
 
+    threads: of the CPU, on which everything of a run is computed; None for as many as fit its net and batch.
     data_hash, source_hash: of a run, whose data and source have these and no other; None before there is one, and of
         toys.
     """
@@ -110,6 +112,7 @@ class Config(Section):
     labels: bool | Literal["auto"] = False
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
+    threads: int | None = Field(None, ge=1, le=1024)
     path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
     target: choice("target", TARGETS)  # type: ignore[valid-type]
     coupling: choice("coupling", COUPLINGS) = MultiscaleOT()  # type: ignore[valid-type]
@@ -187,12 +190,21 @@ class Config(Section):
 
     def settled(self, data: LoadedData) -> Config:
         """The same configuration, with what was left open as it is of these data: whether they have labels, the column
-        that holds them, and the hashes of data and source."""
+        that holds them, the hashes of data and source, and the threads.
+
+        Raises:
+            InputError: if the net cannot be built for these data.
+        """
         table = self.table.model_copy(update={"label_column": data.label_column or self.table.label_column})
         labels = bool(data.classes) if self.labels == "auto" else self.labels
         source = data_hash(self.source, self.images) if is_place(self.source) else None
-        settled = {"labels": labels, "table": table, "data_hash": data.hash, "source_hash": source}
+        threads = self.threads_of(self.model(data.law.event, data.scaling, len(data.classes)), data.law.event)
+        settled = {"labels": labels, "table": table, "data_hash": data.hash, "source_hash": source, "threads": threads}
         return self.model_copy(update=settled)
+
+    def threads_of(self, model: Model, event: tuple[int, ...]) -> int:
+        """On how many threads to compute: as the configuration says, or as the model and the batch are large."""
+        return self.threads or fitting(model.net, event, self.train.batch_size // self.train.accumulate)
 
     def model(self, event: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
         """The untrained model of an event; its first weights are a function of the seed."""
@@ -243,7 +255,8 @@ class Config(Section):
         return torch.bfloat16 if half else None
 
     def check(self) -> LoadedData:
-        """Finds out whether training could start: reads the data and the source, builds the net, and tries the device.
+        """Finds out whether training could start: reads the data and the source, and tries the device. The net is built
+        where the configuration is `settled`.
 
         Returns:
             the data.
@@ -253,7 +266,6 @@ class Config(Section):
         """
         data = self.load_data()
         Ends(self.source_law(data.law.event, data.scaling, data.columns), data.law)
-        self.model(data.law.event, data.scaling, len(data.classes))
         device = find_device(self.device)
         if isinstance(self.coupling, SemidiscreteConfig) and not self.reflow:
             self.coupling.check(data, device)

@@ -33,6 +33,7 @@ __all__ = ["Run", "Trained", "check_vacant", "load", "parent"]
 EXTENSIBLE = {
     "device",
     "images.workers",
+    "threads",
     "train.steps",
     "train.compile",
     "train.log",
@@ -271,6 +272,11 @@ class Trained(NamedTuple):
             raise InputError(
                 f"{what} needs a run of a Gaussian source and independent pairs: train it --coupling independent"
             )
+
+    @property
+    def threads(self) -> int:
+        """On how many threads of the CPU the run is computed, unless another number is asked for."""
+        return self.config.threads_of(self.model, self.source.event)
 
     @property
     def seen(self) -> list[int]:

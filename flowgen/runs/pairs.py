@@ -18,6 +18,7 @@ from flowgen.distributed import ALONE, Processes
 from flowgen.runs.folder import Run
 from flowgen.runs.lock import held
 from flowgen.runs.trajectories import Kind, Trajectories, halved
+from flowgen.threads import computing
 
 __all__ = ["Accuracy", "accuracy", "make_pairs", "stored_pairs"]
 
@@ -52,8 +53,14 @@ def make_pairs(run: Run, processes: Processes = ALONE) -> Iterator[int]:
 
 
 def _made(run: Run, processes: Processes) -> Iterator[int]:
-    plan, part = Trajectories.of(run, str(run.config.device_of(processes))), processes.part
+    plan = Trajectories.of(run, str(run.config.device_of(processes)))
     run.pairs.mkdir(exist_ok=True)
+    with computing(run.config.threads or plan.teacher.threads):
+        yield from _followed(run, plan, processes)
+
+
+def _followed(run: Run, plan: Trajectories, processes: Processes) -> Iterator[int]:
+    part = processes.part
     missing = [shard for shard in _shards(run, plan) if not shard.path.exists()]
     made = plan.reflow.pairs - sum(len(shard.rows) for shard in missing)
     yield made

@@ -17,10 +17,11 @@ from flowgen.core import StrPath, generator
 from flowgen.data import Law
 from flowgen.data.pictures import write_grid
 from flowgen.model import Model
-from flowgen.runs.folder import Run, load
+from flowgen.runs.folder import Run, Trained, load
 from flowgen.runs.kept import kept_by
 from flowgen.runs.rounds import round_file
 from flowgen.runs.sampler import Sampler, sampler
+from flowgen.threads import computing
 
 __all__ = ["describe", "illustrate", "preview"]
 
@@ -32,6 +33,11 @@ FIGURES = ("straightness", "one_step", "marginal")
 def illustrate(run: Run) -> None:
     """Draws the losses and samples of a run into its plots/."""
     trained = load(run.folder, places=run.config.places)
+    with computing(trained.threads):
+        _illustrated(run, trained)
+
+
+def _illustrated(run: Run, trained: Trained) -> None:
     folder = run.folder / "plots"
     folder.mkdir(exist_ok=True)
     history = run.history()

@@ -27,6 +27,7 @@ from flowgen.runs.places import named_in
 from flowgen.runs.potentials import semidiscrete_pairs
 from flowgen.runs.report import preview
 from flowgen.runs.teaching import teaching, warm_start
+from flowgen.threads import computing
 from flowgen.training import State, channels_last, compile_net, fit
 
 __all__ = ["Progress", "train"]
@@ -58,7 +59,7 @@ def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, N
 
 
 def _train(run: Run, processes: Processes) -> Generator[Progress, None, None]:
-    config, settings = run.config, run.config.train
+    config = run.config
     device = config.device_of(processes)
     data = config.load_data()
     if run.weights.exists():
@@ -66,6 +67,15 @@ def _train(run: Run, processes: Processes) -> Generator[Progress, None, None]:
     elif config.teacher:
         data = parent(config.teacher, config.places).check_data(data)
     state, window = _resume(run, data, device)
+    with computing(config.threads_of(state.model, data.law.event)):
+        yield from _stepped(run, processes, data, device, state, window)
+
+
+def _stepped(
+    run: Run, processes: Processes, data: LoadedData, device: torch.device, state: State, window: list[float]
+) -> Generator[Progress, None, None]:
+    """The steps of a training from a state on."""
+    config, settings = run.config, run.config.train
     if settings.compile:
         compile_net(state)
     source = config.source_law(data.law.event, data.scaling, data.columns)
