@@ -464,7 +464,7 @@ def test_a_missing_package_is_named(form, package, run_of, flowgen, monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: find(name, *more) if name != package else None)
     name = "wide" if form == "diffusers" else "mlp"
     code, _, err = flowgen("export", run_of(name), "--format", form, "--out", "d" if form == "diffusers" else "x.onnx")
-    assert (code, err) == (2, f"flowgen: this format needs {package}: pip install 'flowgen[export]'\n")
+    assert (code, err) == (2, f"flowgen: this format needs {package}: pip install 'flowgen-torch[export]'\n")
     assert names(".") == []
 
 

@@ -150,5 +150,5 @@ def test_mistakes_about_the_hub_are_told_in_one_line(hub, name, answer, message)
 
 def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install 'flowgen\[hub\]'"):
+    with pytest.raises(InputError, match=r"pip install 'flowgen-torch\[hub\]'"):
         read_images("hub:mnist")

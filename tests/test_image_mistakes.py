@@ -81,8 +81,8 @@ BAD = {
     "train good --set images.channels=2": "images.channels",
     "train good --set images.flips=true": "did you mean flip?",
     "train good --source digits --image-size 16 --source points.npy": "they must agree",
-    "train digits --log tensorboard": "pip install 'flowgen[tensorboard]'",
-    "train moons --log tensorboard": "pip install 'flowgen[tensorboard]'",
+    "train digits --log tensorboard": "pip install 'flowgen-torch[tensorboard]'",
+    "train moons --log tensorboard": "pip install 'flowgen-torch[tensorboard]'",
     "train digits --log wandb": "train.log",
     "train digits --preview-every -1": "train.preview_every",
     "train digits --batch-size 3 --accumulate 4": "cannot be split into 4 parts",
@@ -219,7 +219,7 @@ def test_mistakes_leave_runs_as_they_are(flowgen, made):
 def test_no_run_goes_on_with_tensorboard_where_there_is_none(flowgen, made, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, _, err = flowgen("train", "moons", "--out", "moons", "--resume", "--steps", 8, "--log", "tensorboard")
-    assert (code, "pip install 'flowgen[tensorboard]'" in err) == (2, True)
+    assert (code, "pip install 'flowgen-torch[tensorboard]'" in err) == (2, True)
     assert Run.open(Path("moons")).config.train.steps == 4
 
 

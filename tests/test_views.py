@@ -100,7 +100,7 @@ def test_a_classifier_needs_labels(tmp_path, table, trained):
 
 def test_inception_without_torch_fidelity_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(InputError, match=r"pip install 'flowgen\[fid\]'"):
+    with pytest.raises(InputError, match=r"pip install 'flowgen-torch\[fid\]'"):
         views.inception(Scaling(), None)
 
 

@@ -16,6 +16,7 @@ from flowgen.core import InputError
 from flowgen.data.decoding import Broken, Form, Misfit, common_form, decode, quiet, read_bytes, unlike
 from flowgen.data.images import HUB, Images, make_images
 from flowgen.data.loading import cores
+from flowgen.extras import install
 
 __all__ = ["read_hub"]
 
@@ -75,7 +76,7 @@ def _package() -> ModuleType:
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
-        raise InputError("data from the hub need the package datasets: pip install 'flowgen[hub]'") from error
+        raise InputError(f"data from the hub need the package datasets: {install('hub')}") from error
 
 
 def _parsed(name: str) -> _Place:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowgen.core import InputError
 from flowgen.data import Scaling
+from flowgen.extras import install
 from flowgen.nn import Classifier
 
 __all__ = ["View", "check_image", "classified", "in_model_units", "inception", "principal", "rows"]
@@ -109,7 +110,7 @@ def inception(scaling: Scaling, weights: Path | None) -> View:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:  # torchvision's way to say that it does not fit torch
-        raise InputError(f"features of Inception need torch-fidelity: pip install 'flowgen[fid]' ({error})") from error
+        raise InputError(f"features of Inception need torch-fidelity: {install('fid')} ({error})") from error
     try:
         if weights is None:
             state = torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True)

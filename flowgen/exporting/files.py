@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flowgen.core import InputError
+from flowgen.extras import install
 
 __all__ = ["check_new", "need", "new_place", "size"]
 
@@ -22,7 +23,7 @@ def need(*packages: str) -> None:
     """
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise InputError(f"this format needs {' and '.join(missing)}: pip install 'flowgen[export]'")
+        raise InputError(f"this format needs {' and '.join(missing)}: {install('export')}")
 
 
 def check_new(path: Path, overwrite: bool, mark: str | None = None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowgen.core import InputError
+from flowgen.extras import install
 
 __all__ = ["Log", "board", "opened"]
 
@@ -64,5 +65,5 @@ def board() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError("--log tensorboard needs TensorBoard: pip install 'flowgen[tensorboard]'") from error
+        raise InputError(f"--log tensorboard needs TensorBoard: {install('tensorboard')}") from error
     return SummaryWriter
