@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib.abc import InspectLoader
+from importlib.util import find_spec
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -34,11 +37,33 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="flowgen",
-    help="Flow matching and rectified flow: train a generator, straighten it, sample it.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    """Print the version of the code that would run, without importing it, since that imports torch."""
+    if not asked:
+        return
+    found = find_spec("flowgen")
+    code = found.loader.get_source("flowgen") if found and isinstance(found.loader, InspectLoader) else None
+    for line in ast.parse(code or "").body:
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "__version__":
+            print("flowgen", ast.literal_eval(line.value))
+    raise typer.Exit()
+
+
+@app.callback()
+def _flowgen(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Flow matching and rectified flow: train a generator, straighten it, sample it."""
+
+
 app.command(cls=Command)(demo.demo)
 app.command(cls=Command)(train.train)
 app.command(cls=Command)(reflow.reflow)

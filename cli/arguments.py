@@ -8,18 +8,33 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
+
+from .groups import group_of, groups
 
 __all__ = ["Command"]
 
 
 class Command(TyperCommand):
-    """A command that refuses empty values and shows notes whatever the filters of warnings are.
+    """A command that refuses empty values, groups its options, and shows notes whatever the filters of warnings are.
 
     An unset variable in a shell is an empty value, and `Path("")` the current folder.
     """
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)
+        command, order = self.name or "", groups(self.name or "")
+        if not order:
+            return params
+        options = [param for param in params if isinstance(param, TyperOption)]
+        for option in options:
+            option.rich_help_panel = group_of(command, option.opts[-1])
+        options.sort(key=lambda option: order.index(str(option.rich_help_panel)))
+        return [*(param for param in params if not isinstance(param, TyperOption)), *options]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell that completes it
+            return super().parse_args(ctx, args)
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         param: Any
         for param in self.get_params(ctx):

@@ -20,7 +20,9 @@ PICTURE = Path("couplings.png")
 
 def couplings(
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.", show_default="gaussian")
+    ] = None,
     header: Annotated[str | None, typer.Option(help=HEADER_HELP, show_default="found out")] = None,
     coupling: Annotated[
         list[str] | None,
@@ -29,9 +31,15 @@ def couplings(
         ),
     ] = None,
     ot_batch: Annotated[
-        int | None, typer.Option(help="Rows that a coupling solves together; 0: all of a pool.")
+        int | None,
+        typer.Option(
+            help="Rows that a coupling solves together; 0: all of a pool.",
+            show_default="0; exact: 512; sinkhorn, unbalanced, partial, bridge: 128",
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pairs in a batch.", show_default="as of training")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs in a batch.", show_default="512; images: 128; digits: 64")
+    ] = None,
     batches: Annotated[int, typer.Option(help="Batches to make at least, in whole pools.")] = 20,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="0")] = None,
     settings: Annotated[

@@ -43,7 +43,9 @@ def reflow(
     inverted: Annotated[
         float | None, typer.Option(help="Share of the pairs that are found from data back.", show_default="0")
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Learn from guided trajectories of this weight.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Learn from guided trajectories of this weight.", show_default="none")
+    ] = None,
     stall: Annotated[
         float, typer.Option(help="Stop after a round that straightens less than this share of the first flow's bends.")
     ] = 0.01,

@@ -30,48 +30,94 @@ if TYPE_CHECKING:
 def train(
     data: Annotated[
         str | None,
-        typer.Argument(help=DATA_HELP),
+        typer.Argument(metavar="DATA", help=DATA_HELP),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA")] = None,
-    source: Annotated[str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where the flow starts: gaussian, or any DATA.", show_default="gaussian")
+    ] = None,
     header: Annotated[str | None, typer.Option(help=HEADER_HELP, show_default="found out")] = None,
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Learn the labels in this column of a table too.")
     ] = None,
     coupling: Annotated[
         str | None,
-        typer.Option(help=f"{COUPLING_HELP}; see flowgen couplings DATA."),
+        typer.Option(
+            help=f"{COUPLING_HELP}; see flowgen couplings DATA.",
+            show_default="multiscale; images, vp, ddpm, offset-cosine, ve: independent",
+        ),
     ] = None,
     ot_batch: Annotated[
-        int | None, typer.Option(help="Rows that the coupling solves together; 0: all of a pool.")
+        int | None,
+        typer.Option(
+            help="Rows that the coupling solves together; 0: all of a pool.",
+            show_default="0; exact: 512; sinkhorn, unbalanced, partial, bridge: 128",
+        ),
     ] = None,
     objective: Annotated[
-        str | None, typer.Option(help="flow-matching; one step: meanflow, shortcut, alpha-flow, consistency.")
+        str | None,
+        typer.Option(
+            help="flow-matching; one step: meanflow, shortcut, alpha-flow, consistency.", show_default="flow-matching"
+        ),
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Folded into a one-step model, of this weight.")] = None,
-    path: Annotated[str | None, typer.Option(help=PATH_HELP)] = None,
-    target: Annotated[str | None, typer.Option(help="velocity, data, noise, v, score or edm.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Folded into a one-step model, of this weight.", show_default="1.0")
+    ] = None,
+    path: Annotated[str | None, typer.Option(help=PATH_HELP, show_default="linear")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="velocity, data, noise, v, score or edm.",
+            show_default="velocity; vp, ddpm, ve: noise; offset-cosine: v",
+        ),
+    ] = None,
     weight: Annotated[
-        str | None, typer.Option(help="Of the times in the loss: own, simple, snr, min-snr, sigmoid, edm, likelihood.")
+        str | None,
+        typer.Option(
+            help="Of the times in the loss: own, simple, snr, min-snr, sigmoid, edm, likelihood.", show_default="own"
+        ),
     ] = None,
     times: Annotated[
-        str | None, typer.Option(help="uniform, stratified, discrete, logit-normal, log-normal or u-shaped.")
+        str | None,
+        typer.Option(
+            help="uniform, stratified, discrete, logit-normal, log-normal or u-shaped.",
+            show_default="uniform; digits: stratified; ddpm: discrete",
+        ),
     ] = None,
-    net: Annotated[str | None, typer.Option(help="mlp, resmlp, unet or dit.")] = None,
-    size: Annotated[str | None, typer.Option(help="Of the net: tiny, small, base; cifar10 of the unet.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Crop and resize images to so many pixels a side.")] = None,
+    net: Annotated[str | None, typer.Option(help="mlp, resmlp, unet or dit.", show_default="mlp; images: unet")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the net: tiny, small, base; cifar10 of the unet.",
+            show_default="images: small; digits: tiny; dit: custom",
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Crop and resize images to so many pixels a side.", show_default="as they are")
+    ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pairs in a step.")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Compute the gradient of a step in so many parts.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="20000; digits: 2500")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs in a step.", show_default="512; images: 128; digits: 64")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Compute the gradient of a step in so many parts.", show_default="1")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate.", show_default="0.001; images: 0.0002; digits: 0.002")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="float32; images: auto")
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the net: faster, after some minutes.")] = False,
-    preview_every: Annotated[int | None, typer.Option(help="Steps between pictures of samples; 0: none.")] = None,
-    log: Annotated[str | None, typer.Option(help="jsonl, or tensorboard beside it.")] = None,
+    preview_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between pictures of samples; 0: none.", show_default="0; images: 1000; digits: 500"),
+    ] = None,
+    log: Annotated[str | None, typer.Option(help="jsonl, or tensorboard beside it.", show_default="jsonl")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first broken image.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw.", show_default="0")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")] = None,
     threads: Annotated[
         int | None,
         typer.Option(
