@@ -8,24 +8,24 @@ from flowgen.config import load_data, make_config
 from flowgen.core import InputError
 from flowgen.data.folder import open_folder
 
-CALLS = {
-    "data": ["train", ""],
-    "--out": ["train", "moons", "--out", ""],
-    "--config": ["train", "--config="],
-    "--source": ["train", "moons", "--source", ""],
-    "RUN": ["sample", ""],
-    "RUN...": ["evaluate", ".", ""],
-    "--json": ["evaluate", ".", "--json", ""],
-    "--against": ["evaluate", ".", "--against", " "],
-    "FILE": ["likelihood", ".", ""],
-    "IMAGE": ["edit", ".", ""],
-    "--mask": ["edit", ".", "a.png", "--mask", ""],
-    "DATA": ["couplings", ""],
-    "--weak": ["sample", ".", "--weak", " \t"],
-    "--format": ["export", ".", "--format", ""],
-    "--label": ["sample", ".", "--label", ""],
-    "--seeds": ["bench", "table2d", "--seeds", ""],
-}
+CALLS = [
+    ("DATA", ["train", ""]),
+    ("--out", ["train", "moons", "--out", ""]),
+    ("--config", ["train", "--config="]),
+    ("--source", ["train", "moons", "--source", ""]),
+    ("RUN", ["sample", ""]),
+    ("RUN...", ["evaluate", ".", ""]),
+    ("--json", ["evaluate", ".", "--json", ""]),
+    ("--against", ["evaluate", ".", "--against", " "]),
+    ("FILE", ["likelihood", ".", ""]),
+    ("IMAGE", ["edit", ".", ""]),
+    ("--mask", ["edit", ".", "a.png", "--mask", ""]),
+    ("DATA", ["couplings", ""]),
+    ("--weak", ["sample", ".", "--weak", " \t"]),
+    ("--format", ["export", ".", "--format", ""]),
+    ("--label", ["sample", ".", "--label", ""]),
+    ("--seeds", ["bench", "table2d", "--seeds", ""]),
+]
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def images(tmp_path):
         Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / f"{index}.png")
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_an_empty_argument_is_refused_by_name(flowgen, images, tmp_path, name):
-    code, out, err = flowgen(*CALLS[name])
+@pytest.mark.parametrize(("name", "call"), CALLS)
+def test_an_empty_argument_is_refused_by_name(flowgen, images, tmp_path, name, call):
+    code, out, err = flowgen(*call)
     assert (code, out) == (2, "")
     assert f"'{name}'" in err
     assert "empty" in err
