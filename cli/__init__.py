@@ -31,7 +31,7 @@ from . import (
     train,
     train_classifier,
 )
-from .arguments import Command
+from .arguments import Command, RowsCommand
 
 __all__ = ["app", "main"]
 
@@ -69,10 +69,10 @@ app.command(cls=Command)(train.train)
 app.command(cls=Command)(reflow.reflow)
 app.command(cls=Command)(distill.distill)
 app.command(cls=Command)(train_classifier.train_classifier)
-app.command(cls=Command)(sample.sample)
-app.command(cls=Command)(edit.edit)
+app.command(cls=RowsCommand)(sample.sample)
+app.command(cls=RowsCommand)(edit.edit)
 app.command(cls=Command)(evaluate.evaluate)
-app.command(cls=Command)(likelihood.likelihood)
+app.command(cls=RowsCommand)(likelihood.likelihood)
 app.command(cls=Command)(couplings.couplings)
 app.command(cls=Command)(export.export)
 app.command(cls=Command)(info.info)

@@ -12,14 +12,18 @@ from typer.core import TyperCommand, TyperOption
 
 from .groups import group_of, groups
 
-__all__ = ["Command"]
+__all__ = ["Command", "RowsCommand"]
 
 
 class Command(TyperCommand):
     """A command that refuses empty values, groups its options, and shows notes whatever the filters of warnings are.
 
     An unset variable in a shell is an empty value, and `Path("")` the current folder.
+
+    prints_rows: whether `--out -` is standard output. It is refused where not: nobody means a file or folder `-`.
     """
+
+    prints_rows = False
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)
@@ -40,6 +44,8 @@ class Command(TyperCommand):
         for param in self.get_params(ctx):
             if any(not text.strip() for text in _texts(given.get(param.name))):
                 raise typer.BadParameter("it is empty: is a variable unset?", ctx=ctx, param=param)
+            if param.name == "out" and given.get("out") == "-" and not self.prints_rows:
+                raise typer.BadParameter("this command does not write to standard output", ctx=ctx, param=param)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -53,6 +59,12 @@ class Command(TyperCommand):
         finally:
             if torch:  # what the command has chosen (`console.use_threads`) is not the next one's in this process
                 torch.set_num_threads(threads)
+
+
+class RowsCommand(Command):
+    """A command whose rows `--out -` writes to standard output."""
+
+    prints_rows = True
 
 
 def _texts(value: Any) -> Iterator[str]:

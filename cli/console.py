@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -277,6 +277,21 @@ def together(device: str) -> Iterator[Processes]:
 
     with processes(find_device(device)) as group:
         yield group
+
+
+def printed(out: Path) -> bool:
+    """Whether rows go to standard output, and what is said of them to standard error."""
+    return str(out) == "-"
+
+
+def rows_to(out: Path) -> Path | IO[bytes]:
+    """Return what `write_rows` is to write to."""
+    return sys.stdout.buffer if printed(out) else out
+
+
+def say(out: Path, text: str) -> None:
+    """Print what has come of the rows that were written."""
+    print(text, file=sys.stderr if printed(out) else sys.stdout)
 
 
 def check_other(out: Path, *read: Path | None) -> None:

@@ -20,6 +20,9 @@ from .console import (
     check_place,
     evaluations,
     moving,
+    printed,
+    rows_to,
+    say,
     use_threads,
 )
 
@@ -70,13 +73,15 @@ def edit(
         Path | None,
         typer.Option(
             help="FILE.png: the image; of several a grid, after what they were made of. Without a suffix a folder of "
-            ".png. Of --invert: FILE.npy. Of a table: FILE.csv, .npy, .npz.",
+            ".png. Of --invert: FILE.npy. Of a table: FILE.csv, .npy, .npz; - for the output.",
             show_default="in RUN: edited.png, noise.npy, filled.csv",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Edit an image with a run: fill in, paint around, enlarge, redraw, go on to another; or fill in a table."""
+    from flowgen.core import InputError
+
     asked = _Asked(
         image,
         mask,
@@ -96,6 +101,8 @@ def edit(
     asked.check(job)
     editor, counted = _editor(run, source, job, asked, device, threads, ema, solver, steps, seed)
     out = out or run / {"invert": "noise.npy", "table": "filled.csv"}.get(job, "edited.png")
+    if printed(out) and as_json:
+        raise InputError("--json and --out - both write to standard output: name a file for the table")
     _check_out(out, job)
     check_other(out, image, mask, toward)
     facts: dict[str, Any] = {"run": str(run), "file": str(image), "job": job, "out": str(out), "num": num}
@@ -103,7 +110,7 @@ def edit(
     with bar(f"{job} {image}", None, "evaluations") as move:
         facts |= JOBS[job](editor._replace(field=moving(editor.field, move)), asked, out)
     facts["evaluations"] = counted.rows / facts["num"]
-    print(json.dumps(facts) if as_json else _told(facts))
+    say(out, json.dumps(facts) if as_json else _told(facts))
 
 
 class _Asked(NamedTuple):
@@ -164,10 +171,12 @@ def _check_out(out: Path, job: str) -> None:
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import WRITERS
 
+    if job == "table" and printed(out):
+        return
     suffixes = {"invert": (".npy",), "toward": (".png",), "table": tuple(WRITERS)}.get(job, (".png", ""))
     if suffix(out) not in suffixes and job == "table":
         raise InputError(f"a table is written to {', '.join(suffixes)}, and not to {out}")
-    if suffix(out) not in suffixes:
+    if suffix(out) not in suffixes or printed(out):
         wanted = "FILE.npy" if job == "invert" else "FILE.png" + " or a folder" * ("" in suffixes)
         raise InputError(f"--out of --{job} is {wanted}, not {out}")
     if out.suffix:
@@ -389,7 +398,9 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
         parts.append(torch.where(there, here, made.double()))
     back = [order.index(column) for column in range(width)]  # as the file has them
     parts, columns = [part[:, back] for part in parts], table.columns or trained.columns
-    write_rows(out, parts, x.shape, columns, True, kept_labels(out, table.numbered), table.label_column or "label")
+    write_rows(
+        rows_to(out), parts, x.shape, columns, True, kept_labels(out, table.numbered), table.label_column or "label"
+    )
     return {"num": len(x), "cells": int((~known).sum())}
 
 

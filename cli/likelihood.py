@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import HEADER_HELP, DataPlace, SourcePlace, Threads, bar, check_other, check_place, use_threads
+from .console import (
+    HEADER_HELP,
+    DataPlace,
+    SourcePlace,
+    Threads,
+    bar,
+    check_other,
+    check_place,
+    printed,
+    rows_to,
+    say,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +60,8 @@ def likelihood(
     data: DataPlace = None,
     source: SourcePlace = None,
     out: Annotated[
-        Path | None, typer.Option(help="One number a row, FILE.csv.", show_default="RUN/likelihood.csv")
+        Path | None,
+        typer.Option(help="One number a row, FILE.csv; - for the output.", show_default="RUN/likelihood.csv"),
     ] = None,
     to_json: Annotated[Path | None, typer.Option("--json", help="Write the figures to FILE; - for the output.")] = None,
 ) -> None:
@@ -65,7 +78,9 @@ def likelihood(
     from .labels import label_number
 
     out = out or run / "likelihood.csv"
-    if suffix(out) not in (".csv", ".csv.gz"):
+    if printed(out) and str(to_json) == "-":
+        raise InputError("--out - and --json - both write to standard output: name a file for one of them")
+    if suffix(out) not in (".csv", ".csv.gz") and not printed(out):
         raise InputError(f"--out is a table, FILE.csv or .csv.gz, not {out}")
     for path in filter(None, (out, to_json)):
         if str(path) != "-":
@@ -86,7 +101,7 @@ def likelihood(
             raise InputError(f"{name} must be at least {least}, not {value}")
     asked = runs.asked_rows(trained, file, num, given, seed, header)
     made = list(_followed(runs.log_likelihoods(trained, asked, method, steps, count, seed), len(asked.x), run))
-    write_rows(out, (part.unsqueeze(1) for part in made), (len(asked.x), 1), ("log_likelihood",))
+    write_rows(rows_to(out), (part.unsqueeze(1) for part in made), (len(asked.x), 1), ("log_likelihood",))
     how = {"solver": solver, "steps": steps, "hutchinson": count, "label": label, "ema": ema, "seed": seed}
     _tell(run, asked, _figures(asked, torch.cat(made)), how, out, to_json)
 
@@ -140,7 +155,7 @@ def _tell(
         return
     if to_json:
         to_json.write_text(text + "\n", encoding="utf-8")
-    print(f"{run}: {asked.name}")
+    say(out, f"{run}: {asked.name}")
     for name, (mean, error) in figures.items():
-        print(f"  {TITLES[name]:<28}{mean:.4f}" + ("" if error is None else f" ± {error:.4f}"))
-    print(f"  ± is the standard error of the mean. One row each: {out}")
+        say(out, f"  {TITLES[name]:<28}{mean:.4f}" + ("" if error is None else f" ± {error:.4f}"))
+    say(out, f"  ± is the standard error of the mean. One row each: {out}")

@@ -18,6 +18,9 @@ from .console import (
     Threads,
     bar,
     evaluations,
+    printed,
+    rows_to,
+    say,
     together,
     use_threads,
 )
@@ -71,7 +74,7 @@ def sample(
         Path | None,
         typer.Option(
             help="Points: FILE.npz (array x), .npy, .csv or .png. Images: a grid .png, .npz (arr_0, uint8), .npy, or a "
-            "folder of .png.",
+            "folder of .png. -: points as CSV on standard output.",
             show_default="in RUN: samples.png, .csv",
         ),
     ] = None,
@@ -104,6 +107,8 @@ def sample(
         out = out or run / ("trajectories.png" if trajectories else "samples.png" if drawn else "samples.csv")
         if trajectories and (not drawn or suffix(out) != ".png"):
             raise InputError("--trajectories draws a .png of a run with two columns, or of images")
+        if images and printed(out):
+            raise InputError("--out - prints rows, and this run makes images: choose FILE.png, .npz, .npy or a folder")
         if out.suffix and not out.parent.is_dir():  # before the work, not after
             raise InputError(f"{out}: there is no folder {out.parent}")
         trained = trained if path is None else _repathed(trained, path)
@@ -131,7 +136,7 @@ def sample(
         write(out, labelled, _followed(chunks, num, f"sampling {run}"), num, cond, per_label if labels else None)
         rows = sampling.whole_blocks(num)
         each = f", {evaluations(counted.rows / rows)}" if group.part.of == 1 else ""
-        print(f"{out}: {num} samples in {way}{each}")
+        say(out, f"{out}: {num} samples in {way}{each}")
 
 
 def _labelled(trained: Trained, known: Known | None) -> Trained:
@@ -179,7 +184,7 @@ def _write_rows(
         shape, name = (num, *trained.source.event), trained.label_column
         scaling = trained.model.scaling
         exact, digits = scaling.exact, scaling.digits()
-        write_rows(out, chunks, shape, trained.columns, exact, labels=kept, label_column=name, digits=digits)
+        write_rows(rows_to(out), chunks, shape, trained.columns, exact, labels=kept, label_column=name, digits=digits)
 
 
 def _write_images(

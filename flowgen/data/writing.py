@@ -24,7 +24,7 @@ __all__ = ["WRITERS", "counted", "new_file", "write_array", "write_labels", "wri
 
 
 def write_rows(
-    path: StrPath,
+    path: StrPath | IO[bytes],
     chunks: Iterable[Tensor],
     shape: Sequence[int],
     columns: Sequence[str] = (),
@@ -35,7 +35,7 @@ def write_rows(
 ) -> None:
     """Writes rows as they come to `.npz` (array `x`), `.npy`, `.csv` or `.csv.gz`, without holding them all.
 
-    The file takes its name once it is complete.
+    The file takes its name once it is complete. An open file gets a CSV, and stays open.
 
     Args:
         chunks: tensors `(n, *event)`, together of `shape`.
@@ -50,13 +50,17 @@ def write_rows(
         InputError: for another suffix, or if the chunks are not of that shape together, or the labels not as many.
         OSError: if the disk is full or the folder missing.
     """
-    path = Path(path)
-    if (kind := suffix(path)) not in WRITERS:
-        raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
     if labels is not None and len(labels.numbers) != shape[0]:
         raise InputError(f"expected {shape[0]} labels, got {len(labels.numbers)}")
+    layout, arrays = _Layout(shape, columns, double, digits, labels, label_column), counted(chunks, shape)
+    if not isinstance(path, str | os.PathLike):
+        _write_csv(path, arrays, layout)
+        path.flush()
+        return
+    if (kind := suffix(path)) not in WRITERS:
+        raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
     with new_file(path) as file:
-        WRITERS[kind](file, counted(chunks, shape), _Layout(shape, columns, double, digits, labels, label_column))
+        WRITERS[kind](file, arrays, layout)
 
 
 @contextmanager
