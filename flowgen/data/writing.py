@@ -57,7 +57,7 @@ def write_rows(
         _write_csv(path, arrays, layout)
         path.flush()
         return
-    if (kind := suffix(path)) not in WRITERS:
+    if (kind := suffix(Path(path))) not in WRITERS:
         raise InputError(f"{path}: unknown suffix; samples are written to {', '.join(WRITERS)} or .png")
     with new_file(path) as file:
         WRITERS[kind](file, arrays, layout)
