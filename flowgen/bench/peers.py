@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from flowgen.bench.torchcfm import Matcher
 from flowgen.ema import average
+from flowgen.extras import torchvision_error
 from flowgen.nn import MLP
 
 __all__ = [
@@ -56,23 +57,14 @@ def available(module: str) -> bool:
 def _torchvision_or_stand_in() -> Iterator[None]:
     """torchdyn imports torchmetrics, which imports torchvision wherever that is installed, and fails if it does not fit
     torch: a stand-in takes its place inside. Nothing that is timed reads torchvision."""
-    names = [] if _torchvision_imports() else [f"torchvision{part}" for part in ("", ".models", ".ops", ".transforms")]
+    parts = ("", ".models", ".ops", ".transforms") if torchvision_error() else ()
+    names = [f"torchvision{part}" for part in parts]
     sys.modules.update({name: MagicMock() for name in names})
     try:
         yield
     finally:
         for name in names:
             del sys.modules[name]
-
-
-def _torchvision_imports() -> bool:
-    try:
-        import_module("torchvision")
-    except (ImportError, RuntimeError):
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        return False
-    return True
 
 
 def toy(batch: int) -> tuple[Tensor, Tensor]:

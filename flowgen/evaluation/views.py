@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowgen.core import InputError
 from flowgen.data import Scaling
-from flowgen.extras import install
+from flowgen.extras import install, torchvision_fault
 from flowgen.nn import Classifier
 
 __all__ = ["View", "check_image", "classified", "in_model_units", "inception", "principal", "rows"]
@@ -105,12 +105,14 @@ def inception(scaling: Scaling, weights: Path | None) -> View:
         weights: torch-fidelity's file of weights; None to fetch it.
 
     Raises:
-        InputError: if torch-fidelity is not installed, or the file is not one of weights.
+        InputError: if torch-fidelity is not installed or cannot be imported, or the file is not one of weights.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as error:  # torchvision's way to say that it does not fit torch
+    except ModuleNotFoundError as error:
         raise InputError(f"features of Inception need torch-fidelity: {install('fid')} ({error})") from error
+    except (ImportError, RuntimeError) as error:  # of torchvision, which torch-fidelity imports
+        raise InputError(f"torch-fidelity cannot be imported: {torchvision_fault() or error}") from error
     try:
         if weights is None:
             state = torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True)
