@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["GROUPS", "RUN", "group_of", "groups"]
 
 RUN = "Run"
-"""The last group: where results go, and what is the same whatever is computed. It has all that no other lists."""
+"""The last group: where results go, and what is the same whatever is computed. It has all that no other group lists."""
 
 GROUPS: dict[str, dict[str, str]] = {
     "train": {

@@ -78,6 +78,8 @@ def test_inception_says_what_torchvision_to_install(installed: Any, tmp_path: Pa
 
 def test_the_pinned_torchvision_is_made_for_the_pinned_torch() -> None:
     pinned = dict(re.findall(r"^(torch|torchvision)==(.*)$", (ROOT / "constraints.txt").read_text(), re.M))
+    told = re.findall(r"torch==(\S+) torchvision==(\S+) --index-url", (ROOT / "README.md").read_text())
+    assert told == [(pinned["torch"], pinned["torchvision"])]
     if metadata.version("torchvision").partition("+")[0] != pinned["torchvision"]:
         pytest.skip("another torchvision is installed than the pinned one")
     (needed,) = (need for need in metadata.requires("torchvision") or () if re.match(r"torch\b", need))
