@@ -203,7 +203,7 @@ def fit(
         grads = [p.grad for p in state.parameters if p.grad is not None]
         if not grads:
             raise InputError("the loss does not depend on any parameter of the model that is trained")
-        norm = torch.stack(torch._foreach_norm(grads)).norm()
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         value, length = torch.stack([loss.detach(), norm]).tolist()  # a GPU is waited for once
         if not (math.isfinite(value) and math.isfinite(length)):
             raise Diverged(f"step {state.step + 1}: the loss is {value}, the gradient norm {length}")
