@@ -13,9 +13,11 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 
+from flowgen.extras import DISTRIBUTION
+
 __all__ = ["machine", "quartiles", "spread", "table", "verdict"]
 
-PACKAGES = ("flowgen", "torch", "torchcfm", "torchdyn", "flow_matching", "POT", "numpy")
+PACKAGES = (DISTRIBUTION, "torch", "torchcfm", "torchdyn", "flow_matching", "POT", "numpy")
 CPUINFO = Path("/proc/cpuinfo")
 
 
