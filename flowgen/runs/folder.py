@@ -65,17 +65,17 @@ class Run:
         if folder.resolve() in config.parents:
             raise InputError(f"{folder} is the run to learn from, and cannot be replaced by what does")
         data = _check(config)
+        settled = config.settled(data)
         config.tell_labels(data)
-        config = config.settled(data)
         try:
             if folder.exists():
                 remove(folder) if overwrite else folder.rmdir()
             folder.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
-        run = cls(folder, config)
+        run = cls(folder, settled)
         run.write_config()
-        text = card(config, command).encode(errors="backslashreplace")  # the command may name files that are not UTF-8
+        text = card(settled, command).encode(errors="backslashreplace")  # the command may name files that are not UTF-8
         (folder / "README.md").write_bytes(text)
         return run
 
