@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from flowgen.core import InputError, Pair, generator
 from flowgen.couplings import Ends, ExactOT, MultiscaleOT
-from flowgen.couplings.multiscale import EXACT_UP_TO, TREE_BELOW, _cells, _divided, anchored
+from flowgen.couplings.multiscale import EXACT_UP_TO, TREE_BELOW, _cells, _divided, _paired, anchored
 from flowgen.data import Gaussian, eight_gaussians
 
 MANY = [EXACT_UP_TO + 1, 1500, 3001]
@@ -265,6 +265,18 @@ def test_anchors_are_an_optimal_pairing_of_their_rows(anchors):
     rows, columns = linear_sum_assignment(cost)
     assert torch.equal(found.x0, pair.x0.float())
     assert torch.equal(found.x1[:, 0].sort().values, pair.x1.float()[:, 0].sort().values)
+    assert mean_cost(Pair(found.x0, found.x1)) == pytest.approx(cost[rows, columns].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("constant", [False, True])
+def test_anchors_without_potentials_are_as_optimal(made, d, constant):
+    pair = made(200, d)
+    x0 = torch.zeros(200, d) if constant else pair.x0.float()
+    cost = cdist(x0, pair.x1, "sqeuclidean")
+    rows, columns = linear_sum_assignment(cost)
+    found = _paired(x0, pair.x1.float())
+    assert torch.equal(found.x0, x0)
     assert mean_cost(Pair(found.x0, found.x1)) == pytest.approx(cost[rows, columns].mean(), rel=1e-5)
 
 

