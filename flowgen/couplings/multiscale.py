@@ -30,8 +30,8 @@ TREE_BELOW = 4
 """Dimensions in which a tree finds the nearest anchor fast, and it leads as well as the dual potentials do. There all
 rows that are drawn become anchors: nearly exact pairs lead as well as few exact ones, and are sooner found."""
 
-SWEEPS = 4
-"""Of those pairs. They take one second, where 3072 exact anchors take six for pairs that cost 0.2 % less at most."""
+SWEEPS = 2
+"""Of those pairs. They take half a second, where 3072 exact anchors take six for pairs that cost 0.4 % less at most."""
 
 OWN = 0.1
 """How much the place of a row counts beside that of its anchor: the rows of one anchor keep their order. Of 0, 0.01 and
@@ -187,14 +187,22 @@ def _paired(x0: Tensor, x1: Tensor) -> Anchors:
     """The exact solution of rows about their mean, without potentials, by scipy: POT would take longer to import."""
     from scipy.optimize import linear_sum_assignment
 
-    # less potentials the costs have the same solution, which is found in a third of the time with those of the map that
-    # stretches each axis as the spreads of the ends are
-    spread = x0.std(0)
-    stretch = torch.where(spread > 0, x1.std(0) / spread, 0)
-    cost = transport_cost(x0, x1) - (x0.square() * (1 - stretch)).sum(1, keepdim=True)
+    # less potentials the costs have the same solution; it is found in a quarter of the time with those of the linear
+    # map A between Gaussian laws of these covariances, |x|^2 - x A x
+    cov0, cov1 = (torch.atleast_2d(x.double().T.cov()) for x in (x0, x1))
+    root = _root(cov0)
+    back = torch.linalg.pinv(root, hermitian=True)
+    linear = back @ _root(root @ cov1 @ root) @ back
+    cost = transport_cost(x0, x1) - (x0 * (x0 - x0 @ linear.to(x0))).sum(1, keepdim=True)
     cost -= cost.min(0).values
     cost -= cost.min(1, keepdim=True).values
     return Anchors(x0, x1[torch.from_numpy(linear_sum_assignment(cost.numpy())[1])])
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """The square root of a covariance `(d, d)`."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 def _anchors(
