@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-fast test-full check format clean
 
 demo: $(READY)
 	$(BIN)/flowgen demo
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
+
+test-fast: $(READY)
+	$(BIN)/pytest -m "not slow and not journey"
+
+test-full: $(READY)
+	$(BIN)/pytest --full
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ import flowgen_cli
 import numpy as np
 import pytest
 import torch
+from tiers import pytest_addoption, pytest_collection_modifyitems  # noqa: F401  # hooks
 from torch import Tensor, nn
 
 from flowgen import objectives, runs, solvers, targets

@@ -441,6 +441,7 @@ def held(stream, n):
     return tuple(b - a for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", THREADS)
 def test_many_batches_leave_no_memory_no_objects_and_no_threads(threads):
     def cheap(pair, generator):

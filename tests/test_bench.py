@@ -164,6 +164,7 @@ def untimed(folder, cell):
     return cells.found(folder, cell, TINY)._replace(cpu_seconds=0.0)
 
 
+@pytest.mark.slow
 def test_only_missing_cells_run_and_a_reflow_goes_on_from_the_cached_weights(tmp_path):
     other = Cell("N to moons", "torchcfm", "I-CFM", 7)
     *_, done = cells.run_all(tmp_path, [REFLOW, FLOW, other], TINY)
@@ -226,6 +227,7 @@ def fill(folder, but=()):
             keep(folder, cell, result=FAKE._replace(npe=1.0) if cell.package == "torchcfm" else FAKE)
 
 
+@pytest.mark.slow
 def test_the_table_from_nothing_to_a_picture(bench):
     ran = FLOW._replace(seed=42)
     fill(Path("bench/table2d-quick/cells"), but=[ran])
@@ -312,6 +314,7 @@ def alive(group):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [True, False], ids=["before any cell", "between cells"])
 def test_ctrl_c_keeps_the_cells_that_are_done(tmp_path, early):
     """As a terminal does it: every process of the group is sent SIGINT."""

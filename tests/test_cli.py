@@ -286,6 +286,7 @@ def wait_for(condition, seconds=60):
 TRAIN = ("train", "moons", *QUICK, "--set", "train.checkpoint_every=50")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path, number, code):
     log = tmp_path / "runs" / "moons" / "metrics.jsonl"

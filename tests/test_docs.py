@@ -67,7 +67,13 @@ def flowgen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not end.value.code, line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+SLOW = ("commands.md", "images.md", "one-step.md", "diffusion.md", "measuring.md")
+"""Pages whose blocks take long; those of the README are always run."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PAGES], ids=name
+)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for constant in ("POINTS", "TRAINING", "PAIRS"):

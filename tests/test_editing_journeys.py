@@ -33,7 +33,13 @@ def test_there_and_back_is_as_exact_as_the_solver(gaussian_flow, normal, path, s
         assert min(orders) > solver.order - 0.35
 
 
-@pytest.fixture(params=[Linear(), Cosine(), VP(), OffsetCosine(), DDPM(), VE()], ids=lambda path: type(path).__name__)
+FEW_STEPS = DDPM(steps=20, beta_min=0.01, beta_max=0.6)
+"""An adaptive method stops at each step of a DDPM: a thousand of them take a hundred times as long."""
+
+
+@pytest.fixture(
+    params=[Linear(), Cosine(), VP(), OffsetCosine(), FEW_STEPS, VE()], ids=lambda path: type(path).__name__
+)
 def smooth(request):
     """Paths whose velocity an adaptive method can follow to its tolerance."""
     return request.param

@@ -34,6 +34,7 @@ def test_moons_to_8gaussians(tmp_path: Path) -> None:
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_ddpm(tmp_path: Path) -> None:
     picture = tmp_path / "ddpm.png"
     numbers = example("ddpm")(steps=600, points=500, picture=picture)
@@ -43,6 +44,7 @@ def test_ddpm(tmp_path: Path) -> None:
     assert max(numbers.values()) < floor + 0.4  # 600 steps are few; samples of no training at all are 2 away
 
 
+@pytest.mark.slow
 def test_likelihood() -> None:
     numbers = example("likelihood")(steps=1000, points=500)
     for name in ("flow", "diffusion"):
@@ -53,6 +55,7 @@ def test_likelihood() -> None:
         assert numbers[f"{name}: mass"] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_guidance(tmp_path: Path) -> None:
     picture = tmp_path / "guided.png"
     numbers = example("guidance")(steps=800, points=300, picture=picture)
@@ -78,6 +81,7 @@ def test_table_of_ones_own(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["two.csv"]
 
 
+@pytest.mark.slow
 def test_digits(tmp_path: Path) -> None:
     numbers = example("digits")(steps=100, num=160, picture=tmp_path / "digits.png")
     # 100 steps are few: the labels are learned before the images are
@@ -87,12 +91,14 @@ def test_digits(tmp_path: Path) -> None:
     assert (tmp_path / "digits.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_images(tmp_path: Path) -> None:
     numbers = example("images")(steps=20, picture=tmp_path / "grid.png")
     assert abs(numbers["mean of samples"] - numbers["mean"]) < 0.15
     assert (tmp_path / "grid.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_one_step(tmp_path: Path) -> None:
     numbers = example("one_step")(steps=300, points=1000, picture=tmp_path / "one.png")
     assert numbers["shortcut, 1"] < numbers["flow, 1"] / 2
@@ -100,6 +106,7 @@ def test_one_step(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_inpainting(tmp_path: Path) -> None:
     numbers = example("inpainting")(steps=150, num=8, picture=tmp_path / "filled.png")
     # 150 steps are few: what is known of all pixels tells more than the flow does

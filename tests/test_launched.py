@@ -55,6 +55,7 @@ def losses(run):
     return [json.loads(line)["loss"] for line in lines(run)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_two_processes_train_and_draw_as_one_and_outlive_a_kill(launched, flowgen, tmp_path):
     running = launched(*QUICK, "--steps", 10**6, "--out", "two")

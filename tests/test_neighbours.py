@@ -290,6 +290,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is not the same everywhere")
 def test_blocks_that_are_done_with_give_their_memory_back():
     """All pairs at once would take 7 GB."""

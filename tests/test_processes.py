@@ -141,6 +141,7 @@ def launch(tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_train_as_one(tmp_path):
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "train", str(tmp_path)]
     subprocess.run([sys.executable, "-m", *command], check=True, timeout=120, capture_output=True)

@@ -319,6 +319,7 @@ def whole(tmp_path_factory):
     return folder, command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "count", "left"),
     [

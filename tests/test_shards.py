@@ -154,6 +154,7 @@ for _ in runs.make_pairs(runs.Run.open(Path(sys.argv[1]))):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inverted", [0.0, 0.7])
 def test_pairs_go_on_after_a_kill_to_the_bit(teacher, tmp_path, flowgen, inverted):
     arguments = ("reflow", teacher.folder, "--pairs", NUM, "--steps", 20, "--set", "reflow.steps=4", "--out")
