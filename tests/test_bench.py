@@ -24,6 +24,8 @@ from flowgen.couplings import Ends, batches
 from flowgen.model import Model
 from flowgen.nn import MLP
 
+pytestmark = pytest.mark.journey
+
 TINY = Protocol(steps=30, batch=32, width=8, euler_steps=5, points=40, draws=2, energy_points=50, reflow_pairs=100)
 FAKE = Result(w2=0.625, w2_one_step=2.5, npe=0.25, npe_single=0.75, straightness=0.5, cpu_seconds=1.5)
 FLOW = Cell("N to moons", "flowgen", "1-RF", 7)

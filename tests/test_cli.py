@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from flowgen import checkpoints
 from flowgen.data import read_table
 
+pytestmark = pytest.mark.journey
+
 QUICK = ["--batch-size", "32", "--set", "net.width=16", "--set", "pool.batches=3", "--set", "train.log_every=10"]
 
 

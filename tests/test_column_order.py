@@ -15,6 +15,8 @@ from flowgen.data import read_table
 from flowgen.runs import Run
 from flowgen.runs.densities import asked_rows
 
+pytestmark = pytest.mark.journey
+
 SMALL = {"net": {"width": 8}, "train": {"steps": 2, "batch_size": 16}, "coupling": "independent"}
 HEIGHT, WEIGHT = 170.0, 60.0
 

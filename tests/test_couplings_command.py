@@ -11,6 +11,8 @@ from PIL import Image
 from flowgen.config import COUPLINGS
 from flowgen.evaluation import pairing
 
+pytestmark = pytest.mark.journey
+
 SMALL = ["--set", "pool.batches=4", "--batches", "4", "--batch-size", "64"]
 QUICK = [name for name in COUPLINGS if name != "semidiscrete"]
 """What is measured where no coupling is named."""

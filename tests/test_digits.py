@@ -17,6 +17,8 @@ from flowgen.nn import MLP
 from flowgen.runs import Run
 from flowgen.solvers import euler
 
+pytestmark = pytest.mark.journey
+
 N = 2000
 RNG = np.random.default_rng(0)
 COLUMNS = {

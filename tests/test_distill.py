@@ -17,6 +17,8 @@ from flowgen.runs.places import found_in
 from flowgen.runs.teaching import METHODS, teaching, warm_start
 from flowgen.solvers import Jump, heun, rk4
 
+pytestmark = pytest.mark.journey
+
 SMALL = {"net": {"width": 16, "depth": 2}, "pool": {"batches": 3}}
 TRAIN = {"batch_size": 32, "log_every": 4, "checkpoint_every": 5}
 QUICK = ["--train-steps", 6, "--set", "train.log_every=2"]

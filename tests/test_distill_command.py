@@ -18,6 +18,8 @@ from flowgen.runs.sampler import sampler
 from flowgen.sampling import Renoise
 from flowgen.solvers import Jump, heun
 
+pytestmark = pytest.mark.journey
+
 NET = ["--batch-size", 32, "--set", "net.width=16", "--set", "net.depth=2", "--set", "pool.batches=3"]
 MAPS = ("meanflow", "shortcut", "alpha-flow", "consistency")
 

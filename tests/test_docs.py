@@ -18,6 +18,8 @@ from flowgen.data import TOYS
 from flowgen.data.tables import READERS
 from flowgen.settings import flat
 
+pytestmark = pytest.mark.journey
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
 EXCEPTED = ("pip install ",)

@@ -19,6 +19,8 @@ from flowgen.runs import Run
 from flowgen.sampling import sample
 from flowgen.solvers import Adaptive, heun
 
+pytestmark = pytest.mark.journey
+
 NET = {"name": "resmlp", "width": 16, "depth": 1}
 TRAIN = {"steps": 25, "batch_size": 32, "lr": 1e-2, "preview_every": 0}
 KINDS = {

@@ -14,6 +14,8 @@ from flowgen.core import InputError
 from flowgen.data.folder import open_folder
 from flowgen.settings import read_toml
 
+pytestmark = pytest.mark.journey
+
 QUICK = ["--steps", 20, "--batch-size", 32, "--set", "net.width=16", "--set", "pool.batches=3"]
 LATIN = "caf\udce9s"  # what Python makes of b"caf\xe9s"
 

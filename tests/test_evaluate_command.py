@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.journey
+
 QUICK = ["--batch-size", "32", "--set", "net.width=16", "--set", "pool.batches=3"]
 FEW = ["--num", "60", "--repeats", "2", "--steps", "1,3"]
 

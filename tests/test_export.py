@@ -22,6 +22,8 @@ from flowgen.nn import UNET_SIZES, UNet
 from flowgen.runs import Run
 from flowgen.sampling import starts
 
+pytestmark = pytest.mark.journey
+
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 WIDE = {"name": "unet", "channels": 128, "blocks": 1}
 TREES = {

@@ -20,6 +20,8 @@ from flowgen.data import folder as folders
 from flowgen.data.epochs import positions
 from flowgen.data.folder import open_folder
 
+pytestmark = pytest.mark.journey
+
 
 def write(path, level=0, size=(4, 3), mode="L"):
     """A file of one level: (level, level // 2, 7) where there are colours."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.journey
+
 ROOT = Path(__file__).parent.parent
 PARTS = ("start", "laws", "dit", "transport", "train", "sample", "distill")
 

@@ -19,6 +19,8 @@ from flowgen.data.pictures import to_uint8
 from flowgen.evaluation import subject
 from flowgen.runs import Run
 
+pytestmark = pytest.mark.journey
+
 SMALL = ["--net", "resmlp", "--set", "net.width=16", "--set", "net.depth=1", "--batch-size", 32, "--lr", 0.01]
 NET = {"name": "resmlp", "width": 16, "depth": 1}
 

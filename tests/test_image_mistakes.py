@@ -13,6 +13,8 @@ from flowgen.config import make_config
 from flowgen.data import decoding
 from flowgen.runs import Run
 
+pytestmark = pytest.mark.journey
+
 
 def write(folder, number, size=(8, 8)):
     path = Path(folder) / f"{number:03d}.png"

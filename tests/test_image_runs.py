@@ -17,6 +17,8 @@ from flowgen.data import Rows
 from flowgen.data.folder import ImageFolder
 from flowgen.runs import Run
 
+pytestmark = pytest.mark.journey
+
 COUNT = 60
 NET = {"name": "resmlp", "width": 16, "depth": 1, "dropout": 0.2}
 TRAIN = {"steps": 24, "batch_size": 16, "log_every": 1, "checkpoint_every": 8, "lr": 1e-2, "label_dropout": 0.3}

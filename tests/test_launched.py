@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.journey
+
 QUICK = [
     *("train", "digits", "--net", "resmlp", "--batch-size", "32", "--preview-every", "0", "--seed", "3"),
     *("--set", "net.width=16", "--set", "net.depth=1", "--set", "net.dropout=0"),

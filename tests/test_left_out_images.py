@@ -14,6 +14,8 @@ from flowgen.core import InputError, Note
 from flowgen.data.decoding import read_image
 from flowgen.data.folder import open_folder
 
+pytestmark = pytest.mark.journey
+
 BITS = {10: 1023, 12: 4095, 14: 16383, 16: 65535}
 
 

@@ -19,6 +19,8 @@ from flowgen.runs.densities import asked_rows
 from flowgen.settings import merged
 from flowgen.solvers import Adaptive, heun, rk4
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):

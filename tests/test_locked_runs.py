@@ -13,6 +13,8 @@ from flowgen.core import InputError
 from flowgen.runs import Run, reflow_config
 from flowgen.runs.lock import held
 
+pytestmark = pytest.mark.journey
+
 SMALL = {"data": "moons", "net": {"width": 8, "depth": 2}, "pool": {"batches": 2}}
 HOLD = """
 import sys, time

@@ -31,6 +31,8 @@ from flowgen.sampling import sample
 from flowgen.solvers import Jump
 from flowgen.training import State, fit
 
+pytestmark = pytest.mark.journey
+
 # times
 
 

@@ -13,6 +13,8 @@ from flowgen.config import make_config
 from flowgen.core import InputError
 from flowgen.runs import Run, reflow_config
 
+pytestmark = pytest.mark.journey
+
 SMALL = {"net": {"width": 8, "depth": 2}, "train": {"steps": 4, "batch_size": 16}, "pool": {"batches": 2}}
 FEW = ["--num", 20, "--repeats", 2, "--steps", 2, "--neighbours", 2]
 COMMANDS = {

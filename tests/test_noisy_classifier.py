@@ -18,6 +18,8 @@ from flowgen.runs.classifier import classifier_file, load_classifier
 from flowgen.settings import merged
 from flowgen.training import State
 
+pytestmark = pytest.mark.journey
+
 MEANS = torch.tensor([[2.0, 0.0], [-2.0, 1.0], [0.0, -3.0]])
 STD, COUNTS = 0.7, (200.0, 100.0, 100.0)
 

@@ -13,6 +13,8 @@ from flowgen.config import make_config
 from flowgen.data import read_images, read_table
 from flowgen.runs import Run
 
+pytestmark = pytest.mark.journey
+
 NETS = {"rows": {"name": "mlp", "width": 8, "depth": 1}, "images": {"name": "resmlp", "width": 8, "depth": 1}}
 
 

@@ -18,6 +18,8 @@ from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn
 from flowgen.evaluation import pairing
 from flowgen.evaluation.pairing import Comparison, Measured, Trial
 
+pytestmark = pytest.mark.journey
+
 QUICK = [name for name in COUPLINGS if name != "semidiscrete"]
 """What is measured where no coupling is named."""
 PERMUTATIONS = ("independent", "multiscale", "exact", "sinkhorn", "bridge")

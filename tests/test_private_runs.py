@@ -9,6 +9,8 @@ import pytest
 
 from flowgen.config.places import recorded, shown
 
+pytestmark = pytest.mark.journey
+
 QUICK = ["--steps", 4, "--batch-size", 16, "--set", "net.width=8", "--set", "pool.batches=2"]
 FEW = ["--num", 20, "--repeats", 2, "--neighbours", 2, "--steps", 2]
 

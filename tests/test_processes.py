@@ -24,6 +24,8 @@ from flowgen.optim import Cosine
 from flowgen.paths import Brownian
 from flowgen.training import State, fit
 
+pytestmark = pytest.mark.journey
+
 SIZE = 24
 CASES = {
     "plain": (FlowMatching(), {}),

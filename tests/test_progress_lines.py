@@ -7,6 +7,8 @@ import pytest
 from flowgen_cli.console import bar
 from flowgen_cli.progress import Lines
 
+pytestmark = pytest.mark.journey
+
 QUICK = ["--steps", 20, "--batch-size", 32, "--set", "net.width=16", "--set", "pool.batches=3"]
 
 

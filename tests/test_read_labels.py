@@ -12,6 +12,8 @@ from flowgen.data import read_images, read_table
 from flowgen.data.labels import own_labels, read_labels
 from flowgen.runs import Run
 
+pytestmark = pytest.mark.journey
+
 ROWS = 6
 MEANT = {
     "int8": (np.array([7, 1, 1, 2, 3, 7], np.int8), "1 2 3 7"),

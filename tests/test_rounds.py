@@ -22,6 +22,8 @@ from flowgen.data import TOYS
 from flowgen.evaluation import Figures, Round, Settings, measure_round, rounds
 from flowgen.runs import Run
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):

@@ -18,6 +18,8 @@ from flowgen.objectives import FlowMatching
 from flowgen.runs import Run, folder, log
 from flowgen.runs.pairs import stored_pairs
 
+pytestmark = pytest.mark.journey
+
 SMALL = {"batch_size": 32, "log_every": 4, "checkpoint_every": 10}
 
 

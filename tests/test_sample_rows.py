@@ -14,6 +14,8 @@ from flowgen.nn import MLP
 from flowgen.sampling import BLOCK, chunk_rows, flow, pair_chunks, sample, sample_chunks, starts
 from flowgen.solvers import AdamsBashforth2, Adaptive, euler, heun
 
+pytestmark = pytest.mark.journey
+
 CLASSES, NUM = 3, 300
 SOLVERS = {"euler": euler, "heun": heun, "ab2": AdamsBashforth2(), "joint": Adaptive("bosh3", 1e-3, 1e-3)}
 

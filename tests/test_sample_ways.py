@@ -7,6 +7,8 @@ import pytest
 
 from flowgen.config import GRIDS, SAMPLERS
 
+pytestmark = pytest.mark.journey
+
 TRAIN = ("train", "moons", "--steps", "60", "--set", "net.width=16", "--set", "pool.batches=2")
 
 

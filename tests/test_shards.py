@@ -23,6 +23,8 @@ from flowgen.runs import Run
 from flowgen.runs import pairs as shards
 from flowgen.runs.pairs import stored_pairs
 
+pytestmark = pytest.mark.journey
+
 NUM, SHARD = 150, 64
 
 

@@ -14,6 +14,8 @@ from flowgen.core import generator
 from flowgen.data import split
 from flowgen.runs import Run
 
+pytestmark = pytest.mark.journey
+
 NET = {"net": {"name": "resmlp", "width": 8, "depth": 1}}
 
 

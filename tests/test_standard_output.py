@@ -17,6 +17,8 @@ from flowgen.config import make_config
 from flowgen.data.labels import Labels
 from flowgen.data.writing import write_rows
 
+pytestmark = pytest.mark.journey
+
 SMALL = {"train": {"steps": 2, "batch_size": 16, "preview_every": 0}, "pool": {"batches": 1, "reuse": 1}}
 
 

@@ -15,6 +15,8 @@ from flowgen.runs import pairs as shards
 from flowgen.runs.pairs import stored_pairs
 from flowgen.runs.trajectories import Trajectories
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):

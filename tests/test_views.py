@@ -13,6 +13,8 @@ from flowgen.data import Scaling
 from flowgen.evaluation import views
 from flowgen.nn import Classifier, fit_classifier
 
+pytestmark = pytest.mark.journey
+
 
 def test_rows_are_compared_in_the_units_of_the_model(normal):
     x = normal("x", 50, 3).float() * torch.tensor([1.0, 100.0, 0.01]) + 7

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.journey
+
 QUICK = ["--batch-size", "32", "--set", "net.width=16", "--set", "pool.batches=3"]
 FEW = ["--num", "40", "--repeats", "2", "--neighbours", "3", "--json", "-"]
 
