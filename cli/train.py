@@ -214,13 +214,16 @@ def train(
 
 
 def _settings_of(file: Path) -> dict[str, Any]:
-    """The settings of a file; of that of a run, whose data are found from there, without what is of that run alone."""
+    """The settings of a file; of that of a run, whose data are found from there, without what is of that run alone: its
+    hashes, and the threads that fit its net."""
     from flowgen.runs.places import found_in
     from flowgen.settings import read_toml
 
     tree, hashes = read_toml(file), {"data_hash", "source_hash"}
     found = found_in(tree, file.parent) if hashes & tree.keys() else tree
-    return {key: value for key, value in found.items() if key not in hashes}
+    of_run = file.name == "config.toml" and (file.parent / "README.md").is_file()
+    alone = hashes | ({"threads"} if of_run else set())
+    return {key: value for key, value in found.items() if key not in alone}
 
 
 def _say_coupled(out: Path, config: Config) -> None:

@@ -46,12 +46,15 @@ def torchvision_fault() -> str | None:
     if error is None or (isinstance(error, ModuleNotFoundError) and error.name == "torchvision"):
         return None
     torch, torchvision = metadata.version("torch"), metadata.version("torchvision")
+    why = " ".join(str(error).split())
+    unfit = f"torchvision {torchvision} does not fit torch {torch} ({why})"
     release, plus, build = torch.partition("+")
+    if not re.fullmatch(r"|cpu|xpu|cu\d+|rocm[\d.]+", build):  # not of PyTorch's index
+        return f"{unfit}: install the torchvision of the same build"
     needs = " ".join(metadata.requires("torchvision") or ())
     wanted = found[1] if (found := re.search(r"\btorch\b[ (]*==([\w.]+)", needs)) else release
     fitting = f"torchvision=={torchvision.partition('+')[0]}{plus}{build}"
     other = f"torch=={wanted}{plus}{build}"
     packages = f"--force-reinstall --no-deps {fitting}" if wanted == release else f"{other} {fitting}"
     index = f" --index-url {WHEELS}/{build}" if build else ""
-    why = " ".join(str(error).split())
-    return f"torchvision {torchvision} does not fit torch {torch} ({why}): pip install {packages}{index}"
+    return f"{unfit}: pip install {packages}{index}"

@@ -24,6 +24,7 @@ def repathed(request, usable, gaussian_flow, exact_model):
     return repath(exact_model(gaussian_flow(old), target), request.param), gaussian_flow(request.param)
 
 
+@pytest.mark.whole
 def test_an_exact_model_is_exact_on_any_path(repathed, normal):
     """At all times whose noise it has seen."""
     model, exact = repathed
@@ -38,6 +39,7 @@ def test_an_exact_model_is_exact_on_any_path(repathed, normal):
         torch.testing.assert_close(model.velocity(x, time), truth, rtol=1e-6, atol=1e-6 * truth.abs().max().item())
 
 
+@pytest.mark.whole
 def test_a_model_on_another_path_starts_where_it_has_seen_the_noise(repathed):
     model, _ = repathed
     old = model.net.model

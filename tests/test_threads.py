@@ -153,6 +153,21 @@ def test_commands_take_threads(flowgen, tmp_path):
     assert "--threads" in err
 
 
+def test_threads_of_a_finished_run_can_be_changed(flowgen, tmp_path):
+    run, _ = trained(create(tmp_path / "r", threads=1))
+    assert flowgen("train", "--out", "r", "--resume", "--threads", 2)[0] == 0
+    assert runs.load(run.folder).threads == 2
+
+
+def test_settings_taken_from_a_run_leave_out_its_threads(flowgen, tmp_path):
+    create(tmp_path / "r", threads=3)
+    (tmp_path / "own.toml").write_text('data = "moons"\nthreads = 2\n[train]\nsteps = 1\nbatch_size = 16\n')
+    assert flowgen("train", "--config", "own.toml", "--coupling", "independent", "--out", "own")[0] == 0
+    assert Run.open(tmp_path / "own").config.threads == 2
+    assert flowgen("train", "--config", "r/config.toml", "--steps", 1, "--out", "copy")[0] == 0
+    assert Run.open(tmp_path / "copy").config.threads == 1
+
+
 def test_a_reflow_has_the_threads_of_its_parent(tmp_path):
     run, _ = trained(create(tmp_path / "r", threads=2))
     config = runs.reflow_config(run.folder, {"reflow.pairs": 64, "train.steps": 2})

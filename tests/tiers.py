@@ -12,6 +12,9 @@ import pytest
 FEW = 16
 """Products of no more cases are run whole."""
 
+WHOLE = ("whole", "slow", "gpu")
+"""Marks of tests some of whose cases are skipped, or left out by their mark: they would meet nothing."""
+
 Values = dict[str, Hashable]
 """The value of each parameter of a case, by the parameter's name."""
 
@@ -22,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full"):
+    if config.getoption("--full") or config.option.keyword:  # who names cases means them
         return
     functions = defaultdict(list)
     for item in items:
@@ -30,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             functions[item.nodeid.partition("[")[0]].append(item)
     left = set[pytest.Item]()
     for cases in functions.values():
-        if len(cases) > FEW:
+        if len(cases) > FEW and not any(case.get_closest_marker(mark) for case in cases for mark in WHOLE):
             kept = pairwise([values_of(case) for case in cases])
             left |= {case for index, case in enumerate(cases) if index not in kept}
     config.hook.pytest_deselected(items=[item for item in items if item in left])

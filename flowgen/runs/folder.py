@@ -344,7 +344,8 @@ def load(
     """
     run = Run.open(folder, places)
     kept = kept_by(run.averaged(ema), run.config)
-    config, source = kept.config, kept.config.source_law(kept.event, deepcopy(kept.model.scaling), kept.columns)
+    config = kept.config.model_copy(update={"threads": run.config.threads})  # as the run is computed on now
+    source = config.source_law(kept.event, deepcopy(kept.model.scaling), kept.columns)
     model = kept.model.to(find_device(device or run.config.device)).for_inference()
     labels = Categorical(kept.counts) if kept.counts else None
     return Trained(model, source, kept.columns, kept.classes, labels, config, kept.step, config.data_hash)
