@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -44,7 +45,10 @@ class Command(TyperCommand):
         for param in self.get_params(ctx):
             if any(not text.strip() for text in _texts(given.get(param.name))):
                 raise typer.BadParameter("it is empty: is a variable unset?", ctx=ctx, param=param)
-            if param.name == "out" and given.get("out") == "-" and not self.prints_rows:
+            out = given.get("out") if param.name == "out" else None
+            if out and out != "-" and str(Path(out)) == "-":
+                raise typer.BadParameter(f"{out} would be read as -, standard output", ctx=ctx, param=param)
+            if out == "-" and not self.prints_rows:
                 raise typer.BadParameter("this command does not write to standard output", ctx=ctx, param=param)
         return super().parse_args(ctx, args)
 

@@ -143,3 +143,11 @@ def test_a_reader_may_leave_early(store: Path) -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("line", ["train moons --out ./-", "sample r --out ./-"])
+def test_a_file_that_would_be_read_as_output_is_refused(flowgen, tmp_path, line):
+    code, out, err = flowgen(*line.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "./-" in err
+    assert not list(tmp_path.iterdir())
