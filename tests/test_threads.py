@@ -174,3 +174,10 @@ def test_a_reflow_has_the_threads_of_its_parent(tmp_path):
     straight = Run.create(tmp_path / "s", config, "flowgen reflow")
     assert straight.config.threads == 2
     assert {torch.get_num_threads() for _ in runs.make_pairs(straight)} >= {2}
+
+
+def test_a_student_of_another_batch_has_threads_of_its_own(tmp_path):
+    run, _ = trained(create(tmp_path / "r", threads=3))
+    for settings, threads in (({}, 3), ({"train.batch_size": 32}, None), ({"net.width": 9, "threads": 2}, 2)):
+        assert runs.reflow_config(run.folder, settings).threads == threads
+        assert runs.distill_config(run.folder, "endpoint", 1, settings).threads == threads

@@ -26,6 +26,13 @@ def round_file(folder: StrPath) -> Path:
     return Path(folder) / "round.json"
 
 
+def refitted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what settings leave open of a configuration that they change: the threads, where the net or the batch
+    that those fit are to differ."""
+    work = any(key.startswith("net") or key in ("train.batch_size", "train.accumulate") for key in settings)
+    return {"threads": None} if work else {}
+
+
 def reflow_config(parent: StrPath, settings: Mapping[str, Any], places: Places = Places()) -> Config:  # noqa: B008
     """The configuration of a reflow of the run in `parent`: the parent's own, but for where the pairs come from.
 
@@ -48,6 +55,7 @@ def reflow_config(parent: StrPath, settings: Mapping[str, Any], places: Places =
     tree = trained.config.model_dump(exclude={"pool", "objective", "distill"})
     tree |= {"path": "linear", "target": "velocity", "times": "u-shaped", "bridge": "constant", "weight": "own"}
     tree |= {"loss": {"name": "pseudo-huber", "c": FORGIVING}, "reflow": reflow}
+    tree |= refitted(settings)
     for key, value in settings.items():
         tree = override(tree, key, value)
     return make_config(tree)

@@ -18,6 +18,7 @@ from flowgen.core import InputError, StrPath
 from flowgen.distill import Walked
 from flowgen.model import Model
 from flowgen.runs.folder import Run, parent
+from flowgen.runs.rounds import refitted
 from flowgen.settings import override
 
 __all__ = ["distill_config", "stages", "teaching", "warm_start"]
@@ -83,6 +84,7 @@ def distill_config(
     if kind.taught or "reflow" not in tree:
         tree["distill"] = learned
     tree["net"].pop("two_times", None)  # as the objective needs it
+    tree |= refitted(settings)
     for key, value in settings.items():
         tree = override(tree, key, value)
     return make_config(tree)
