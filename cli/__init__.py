@@ -61,7 +61,7 @@ def _flowgen(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Flow matching and rectified flow: train a generator, straighten it, sample it."""
+    """Train a generator by flow matching or rectified flow, straighten it, sample it."""
 
 
 app.command(cls=Command)(demo.demo)
@@ -80,7 +80,7 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """Runs the command line. Bad input ends with one line and exit code 2, failed work with one line and 1."""
+    """Run the command line. Bad input ends with one line and exit code 2, failed work with one line and code 1."""
     _print_any_text()
     try:
         with _notes_printed():

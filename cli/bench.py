@@ -54,7 +54,7 @@ def table2d(
 
 
 def _run_cells(folder: Path, every: list[Cell], protocol: Protocol, jobs: int) -> None:
-    """Runs the cells that are missing, with a bar. An interrupt exits with 128 + signal."""
+    """Run the missing cells with a bar. An interrupt exits with 128 + signal."""
     from flowgen.bench import cells
 
     missing = cells.missing(folder, every, protocol)
@@ -83,7 +83,7 @@ figures of the protocol: leave `--quick` out for those."""
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    """Seeds between commas."""
+    """Read seeds separated by commas."""
     from flowgen.core import InputError
 
     parts = [part.strip() for part in text.split(",")]
@@ -103,7 +103,7 @@ def _make(folder: Path) -> None:
 
 
 def _folder(name: str, quick: bool) -> Path:
-    """Where a report goes: quick figures never take the place of others."""
+    """Return the folder of a report. Quick figures never replace others."""
     return Path("bench", f"{name}-quick" if quick else name)
 
 

@@ -135,7 +135,7 @@ def create_run(folder: Path, config: Config, overwrite: bool) -> Run:
 
 
 def _command_line() -> str:
-    """The command as it was typed, with paths in full made relative to the current folder."""
+    """Return the command as it was typed, with full paths made relative to the current folder."""
     from flowgen.config.places import shown
 
     words = [argument.rpartition("=") for argument in sys.argv[1:]]
@@ -143,7 +143,7 @@ def _command_line() -> str:
 
 
 def evaluations(count: float) -> str:
-    """What a sample has cost, in words."""
+    """Return the cost of a sample in words."""
     return f"{count:.4g} evaluation{'s' * (count != 1)} of the network for each"
 
 
@@ -169,7 +169,7 @@ class Interrupt:
 
 
 def train_run(run: Run, title: str, group: Processes | None = None) -> None:
-    """Trains a run with a bar. An interrupt saves it after the step that is under way, and exits with 128 + signal.
+    """Train a run with a bar. An interrupt saves it after the current step and exits with 128 + signal.
 
     Args:
         group: the processes that train together; an interrupt of one is one of all.
@@ -200,7 +200,7 @@ def train_run(run: Run, title: str, group: Processes | None = None) -> None:
 
 
 def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
-    """Makes the pairs of a reflow run that are not there yet, with a bar, and says how accurate they are."""
+    """Make the missing pairs of a reflow run with a bar, and print how accurate they are."""
     from flowgen import runs
     from flowgen.distributed import ALONE
 
@@ -215,7 +215,7 @@ def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
 
 
 def _told(found: Accuracy, tolerance: float) -> str:
-    """How accurate the pairs of one kind are, and whether that is as accurate as they should be."""
+    """Describe how accurate the pairs of one kind are, and whether that meets the tolerance."""
     text = (
         f"the ends of its {found.pairs:,} {found.kind} pairs, in {found.steps} steps, are {found.mean:.2g} from those "
         f"of {found.other} in the mean, {found.worst:.2g} at worst (root mean square, in model units)"
@@ -234,7 +234,7 @@ def draw_run(run: Run) -> None:
 
 
 def potential_run(run: Run, group: Processes) -> None:
-    """Finds the potentials of a run whose coupling is semidiscrete, with a bar, and says how good they are."""
+    """Find the potentials of a run whose coupling is semidiscrete, with a bar, and print how good they are."""
     from flowgen import runs
 
     states = runs.find_potentials(run, group)
@@ -248,7 +248,8 @@ def potential_run(run: Run, group: Processes) -> None:
 
 
 def check_parts(config: Config, group: Processes) -> None:
-    """
+    """Refuse a number of processes that cannot share each batch of a training.
+
     Raises:
         InputError: unless the processes can share each batch of a training.
     """
@@ -271,7 +272,7 @@ def use_threads(threads: int | None) -> None:
 
 @contextmanager
 def together(device: str) -> Iterator[Processes]:
-    """The processes that a launcher has started to work on this command; this one alone, where none has."""
+    """Yield the processes that a launcher started for this command, or this one alone."""
     from flowgen.config import find_device
     from flowgen.distributed import processes
 
@@ -280,7 +281,7 @@ def together(device: str) -> Iterator[Processes]:
 
 
 def printed(out: Path) -> bool:
-    """Whether rows go to standard output, and what is said of them to standard error."""
+    """Return whether rows go to standard output, and print what is said of them to standard error."""
     return str(out) == "-"
 
 
@@ -295,7 +296,8 @@ def say(out: Path, text: str) -> None:
 
 
 def check_other(out: Path, *read: Path | None) -> None:
-    """
+    """Refuse an output that would replace an input.
+
     Raises:
         InputError: if what is to be written would take the place of what is read.
     """
@@ -306,7 +308,8 @@ def check_other(out: Path, *read: Path | None) -> None:
 
 
 def check_place(path: Path) -> None:
-    """
+    """Refuse a path where no file can be written.
+
     Raises:
         InputError: unless a file can be written at a path.
     """

@@ -87,7 +87,7 @@ def couplings(
 
 
 def _picture(out: Path | None, no_picture: bool, event: tuple[int, ...]) -> Path | None:
-    """Where to draw the pairs; None for nowhere."""
+    """Return the file to draw the pairs in; None for no picture."""
     from flowgen.core import InputError
     from flowgen.data.suffixes import suffix
 
@@ -101,7 +101,7 @@ def _picture(out: Path | None, no_picture: bool, event: tuple[int, ...]) -> Path
 
 
 def _tree(data: str, flags: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """The tree of settings, of which those by --set win."""
+    """Return the tree of settings, where those of --set win."""
     from flowgen.settings import override, parse_setting
 
     given = {key: value for key, value in flags.items() if value is not None}
@@ -112,7 +112,7 @@ def _tree(data: str, flags: dict[str, Any], settings: list[str]) -> dict[str, An
 
 
 def _write(found: Comparison, picture: Path | None, to_json: Path | None) -> None:
-    """The figures as a table or as JSON, and the picture."""
+    """Write the figures as a table or as JSON, and the picture."""
     from flowgen import plots
 
     text = json.dumps(found.plain(), indent=1, allow_nan=False)
@@ -135,7 +135,7 @@ def _title(of: Measured) -> str:
 
 
 def _show(found: Comparison) -> None:
-    """The figures as a table, and below it what they are of."""
+    """Print the figures as a table, and below it what they describe."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -170,12 +170,12 @@ def _cells(found: Comparison, of: Measured) -> list[str]:
 
 
 def _number(x: float) -> str:
-    """Four digits, also where the last are 0."""
+    """Return a number with four digits, trailing zeros included."""
     return f"{x:#.4g}".rstrip(".")
 
 
 def _notes(found: Comparison) -> list[str]:
-    """What the figures are of, in words."""
+    """Return notes in words on what the figures describe."""
     config = found.config
     size, batches = config.train.batch_size, config.pool.batches
     pools = f"{found.pools} pools" if found.pools > 1 else "a pool"

@@ -114,7 +114,8 @@ def distill(
 
 
 def _check_same(folder: Path, steps: int) -> None:
-    """
+    """Refuse a student among several that is asked for other steps than it was started with.
+
     Raises:
         InputError: if one of several students is asked for other steps than it was to make.
     """
@@ -127,8 +128,8 @@ def _check_same(folder: Path, steps: int) -> None:
 
 
 def _asked_again(run: Run, config: Config, pairs: int | None, guidance: float | None) -> dict[str, Any]:
-    """What the run to go on with has to agree with, of a configuration that is asked for now: where it learns from, and
-    what is given of its pairs and guidance.
+    """Return what a new configuration and the run to resume must agree on: the teacher, and the settings given for
+    pairs and guidance.
 
     Raises:
         InputError: if it learned by another method, or not from pairs.

@@ -131,7 +131,7 @@ class _Asked(NamedTuple):
     guidance: float
 
     def job(self) -> str:
-        """The name of the one that is given; `table` of a table."""
+        """Return the name of the job that is given; `table` for a table."""
         from flowgen.core import InputError
         from flowgen.data.suffixes import suffix
         from flowgen.data.tables import READERS
@@ -197,7 +197,7 @@ def _editor(
     steps: int,
     seed: int,
 ) -> tuple[Editor, Counted]:
-    """The run of a folder, ready to edit, and the count of its evaluations."""
+    """Return the editor of a run's folder, and the count of its evaluations."""
     from flowgen import runs, sampling
     from flowgen.config import Places, sampling_by
     from flowgen.core import InputError
@@ -220,7 +220,7 @@ def _editor(
 
 
 def _label_of(trained: Trained, asked: _Asked) -> int | None:
-    """The number of the label that is asked for."""
+    """Return the number of the label that is asked for."""
     from flowgen.core import InputError
 
     from .labels import label_number
@@ -233,8 +233,9 @@ def _label_of(trained: Trained, asked: _Asked) -> int | None:
 
 
 def _label_of_rows(trained: Trained, asked: _Asked, labels: Labels | None) -> Tensor | int | None:
-    """The number of each row's own label, where the run has learned them and the table has them, or of the label that
-    is asked for."""
+    """Return the number of each row's own label, where the run has learned labels and the table has them, or of the
+    label that is asked for.
+    """
     from flowgen.core import InputError
 
     if labels is None or not trained.classes:
@@ -245,7 +246,7 @@ def _label_of_rows(trained: Trained, asked: _Asked, labels: Labels | None) -> Te
 
 
 def _read(file: Path, editor: Editor, *size: int, channels: int | None = None) -> Tensor:
-    """An image file as `(1, C, H, W)` in model units, black at -1 and white at 1; in the run's size, or another."""
+    """Read an image file as `(1, C, H, W)` in model units, black at -1 and white at 1, in the run's size or `size`."""
     import torch
 
     from flowgen.data.decoding import read_image
@@ -257,7 +258,7 @@ def _read(file: Path, editor: Editor, *size: int, channels: int | None = None) -
 
 
 def _size(file: Path) -> tuple[int, int]:
-    """The height and the width of an image file."""
+    """Return the height and the width of an image file."""
     from flowgen.data.decoding import read_image
 
     _, height, width = read_image(file).shape
@@ -324,7 +325,7 @@ def _enlarged(editor: Editor, asked: _Asked) -> _Known:
 
 
 def _drawn(known: Tensor, x: Tensor) -> Tensor:
-    """A mask as an image like x: black where it is known, white elsewhere."""
+    """Return a mask as an image like x: black where it is known, white elsewhere."""
     import torch
 
     return torch.where(known, -1.0, 1.0).expand_as(x)
@@ -344,7 +345,7 @@ def _redraw(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
 
 
 def _invert(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
-    """The noise x0 that leads to an image, and how well it does."""
+    """Find the noise x0 that leads to an image, and measure how well it does."""
     import torch
 
     from flowgen.data.writing import write_rows
@@ -370,7 +371,7 @@ def _go_on(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
 
 
 def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
-    """The empty cells of a table, each row of which has its own."""
+    """Fill the empty cells of a table, where each row has its own."""
     import torch
 
     from flowgen.core import InputError
@@ -423,7 +424,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def _write(out: Path, x: Tensor, shown: Tensor) -> None:
-    """Edited images: one as it is, several after what they were made of, or a folder of them."""
+    """Write edited images: one as it is, several after what they were made of, or a folder of them."""
     import torch
 
     from flowgen.data.pictures import write_folder, write_grid

@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _draw_nearest(chart: Path, done: Evaluation, alone: bool) -> str:
-    """Draws the samples of a run on images that look most like copies, beside the chart; gives a line about it."""
+    """Draw the samples of a run on images that look most like copies, beside the chart; return a line about it."""
     from flowgen import evaluation, plots
 
     subject = done.subject
@@ -149,7 +149,7 @@ def _file(against: str) -> Path | None:
 
 
 def _default_chart(folders: list[Path]) -> Path:
-    """The chart of one run is kept with it."""
+    """Return where the chart goes by default: the chart of one run is kept with it."""
     from flowgen.core import InputError
 
     if len(folders) > 1:
@@ -163,7 +163,7 @@ def _default_chart(folders: list[Path]) -> Path:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    """The numbers of a list like 1,2,4."""
+    """Read the numbers of a list such as 1,2,4."""
     from flowgen.core import InputError
 
     try:
@@ -178,7 +178,7 @@ def _counts(text: str) -> tuple[int, ...]:
 def _suited(
     subject: Subject, solver: Solver | None, counts: tuple[int, ...] | None, seed: int
 ) -> tuple[Solver, tuple[int, ...]]:
-    """The solver of a run, and the numbers of steps that it can take; those that it cannot are named on stderr.
+    """Return the solver of a run and the numbers of steps that it can take; print the others on stderr.
 
     Raises:
         InputError: if it can take none of them.
@@ -202,8 +202,9 @@ def _suited(
 
 
 def _run_folders(paths: list[Path]) -> list[Path]:
-    """The runs among paths, each once. Of several, as the shell makes of runs/*, what is no run, or has no weights yet,
-    is passed over with a word."""
+    """Return the runs among paths, each once. Where there are several (the shell expands runs/*), skip with a note what
+    is no run or has no weights yet.
+    """
     from flowgen.core import InputError
     from flowgen.runs import Run
 
@@ -241,7 +242,7 @@ def _measure(subject: Subject, settings: Settings) -> Evaluation:
 
 
 def _show(done: Evaluation) -> None:
-    """The figures of one run as a table, with the floor below them."""
+    """Print the figures of one run as a table, with the floor below them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

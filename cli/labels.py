@@ -18,7 +18,7 @@ __all__ = ["conditions", "kept_labels", "label_number"]
 def conditions(
     trained: Trained, num: int, label: str | None, labels: str | None, per_label: int, seed: int
 ) -> Tensor | None:
-    """The label of each sample: the one that is asked for, so many of each, or as often as the data has them."""
+    """Return the label of each sample: the one asked for, so many of each, or as often as in the data."""
     import torch
 
     from flowgen.core import InputError
@@ -41,7 +41,7 @@ def conditions(
 
 
 def label_number(label: str, trained: Trained) -> int:
-    """The number of a --label that a run has learned."""
+    """Return the number of a --label that a run has learned."""
     from flowgen.core import InputError
     from flowgen.data.classes import find
 
@@ -53,7 +53,7 @@ def label_number(label: str, trained: Trained) -> int:
 
 
 def kept_labels(out: Path, labels: Labels | None) -> Labels | None:
-    """The labels to write to a file; none to an array, which has no place for them, and that is told."""
+    """Return the labels to write to a file; none for an array, which has no place for them, with a note."""
     from flowgen.core import note
     from flowgen.data.suffixes import suffix
 

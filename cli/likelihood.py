@@ -107,7 +107,7 @@ def likelihood(
 
 
 def _followed(chunks: Iterable[Tensor], num: int, run: Path) -> Iterator[Tensor]:
-    """The chunks, with a bar."""
+    """Yield the chunks, with a bar."""
     done = 0
     with bar(f"likelihood of {run}", num, "rows") as move:
         for chunk in chunks:
@@ -117,7 +117,7 @@ def _followed(chunks: Iterable[Tensor], num: int, run: Path) -> Iterator[Tensor]
 
 
 def _figures(asked: Asked, found: Tensor) -> dict[str, tuple[float, float | None]]:
-    """The mean and its standard error, by name, of what there is to say of log-likelihoods; no error of one row."""
+    """Return the mean and standard error of each figure of the log-likelihoods, by name; no error for one row."""
     from flowgen.likelihood import bits_per_dim
 
     values = {"log_likelihood": found}
@@ -144,7 +144,7 @@ def _tell(
     out: Path,
     to_json: Path | None,
 ) -> None:
-    """The figures as lines or as JSON."""
+    """Print the figures as lines or as JSON."""
     from flowgen.config.places import shown
 
     plain = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in figures.items()}

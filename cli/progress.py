@@ -97,7 +97,7 @@ class Lines:
         self._last = now, self.done
 
     def _left(self, now: float) -> str:
-        """The time that is left, at the speed since the first progress: a run may go on from the middle."""
+        """Return the time that is left, at the speed since the first progress: a run may resume from the middle."""
         if self.total is None or self._first is None or not self._first[1] < self.done < self.total:
             return ""
         began, before = self._first
@@ -105,7 +105,7 @@ class Lines:
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as 0:12, or 1:02:03."""
+    """Format seconds as 0:12, or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

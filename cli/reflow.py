@@ -114,7 +114,7 @@ def reflow(
 
 
 def _measured(run: Run) -> Round | None:
-    """Measures a round and shows what came of it; None where that cannot be told."""
+    """Measure a round and show the result; return None where it cannot be measured."""
     from flowgen import evaluation
     from flowgen.core import InputError
 
@@ -137,7 +137,7 @@ def _measured(run: Run) -> Round | None:
 
 
 def _show(found: Round) -> None:
-    """The figures of a round as a table."""
+    """Print the figures of a round as a table."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -152,6 +152,6 @@ def _show(found: Round) -> None:
 
 
 def _name(figures: Figures) -> str:
-    """A run, and how it is guided."""
+    """Return the name of a run and of its guidance."""
     guided = "" if figures.guidance == 1 else f", guided by {figures.guidance:g}"
     return Path(figures.run).name + guided

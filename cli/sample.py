@@ -140,12 +140,12 @@ def sample(
 
 
 def _labelled(trained: Trained, known: Known | None) -> Trained:
-    """What was trained; of a run that knows no labels, with those of its classifier."""
+    """Return what was trained; for a run without labels, with those of its classifier."""
     return trained if known is None or trained.classes else trained._replace(classes=known.classes, labels=known.labels)
 
 
 def _repathed(trained: Trained, path: str) -> Trained:
-    """What was trained, on another path."""
+    """Return what was trained, on another path."""
     from flowgen.config import PATHS, lookup
     from flowgen.core import InputError
     from flowgen.repath import repath
@@ -157,7 +157,7 @@ def _repathed(trained: Trained, path: str) -> Trained:
 
 
 def _followed(chunks: Iterator[Tensor], num: int, title: str) -> Iterator[Tensor]:
-    """The chunks, with a bar."""
+    """Yield the chunks, with a bar."""
     done = 0
     with bar(title, num, "samples") as move:
         for chunk in chunks:
@@ -169,7 +169,7 @@ def _followed(chunks: Iterator[Tensor], num: int, title: str) -> Iterator[Tensor
 def _write_rows(
     out: Path, trained: Trained, chunks: Iterator[Tensor], num: int, cond: Tensor | None, columns: int | None
 ) -> None:
-    """Samples of rows: a picture, or a table."""
+    """Write samples of rows as a picture or a table."""
     import torch
 
     from flowgen import plots
@@ -190,7 +190,9 @@ def _write_rows(
 def _write_images(
     out: Path, trained: Trained, chunks: Iterator[Tensor], num: int, cond: Tensor | None, columns: int | None
 ) -> None:
-    """Samples of images: a grid, with a row for each label that was asked for; an archive; or a folder of pictures."""
+    """Write samples of images as a grid with a row for each label that was asked for, an archive, or a folder of
+    pictures.
+    """
     import torch
 
     from flowgen.core import InputError
@@ -224,7 +226,9 @@ def _draw_trajectories(
     cond: Tensor | None,
     seed: int,
 ) -> int:
-    """The ways of the first samples: lines in the plane, or a strip of pictures for each; gives how many they are."""
+    """Draw the trajectories of the first samples, as lines in the plane or a strip of pictures for each; return how
+    many they are.
+    """
     import torch
 
     from flowgen import plots, sampling

@@ -214,8 +214,9 @@ def train(
 
 
 def _settings_of(file: Path) -> dict[str, Any]:
-    """The settings of a file; of that of a run, whose data are found from there, without what is of that run alone: its
-    hashes, and the threads that fit its net."""
+    """Return the settings of a file. For that of a run, find the data from its folder and leave out what belongs to
+    that run alone: its hashes, and the threads that fit its net.
+    """
     from flowgen.runs.places import found_in
     from flowgen.settings import read_toml
 

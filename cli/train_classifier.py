@@ -59,7 +59,7 @@ def train_classifier(
 
 
 def _tell(found: list[Right], place: Path, rows: int, to_json: Path | None) -> None:
-    """The figures of held-out rows, as a table or as JSON."""
+    """Print the figures of held-out rows, as a table or as JSON."""
     from flowgen.config.places import shown
 
     text = json.dumps({"file": shown(place), "rows": rows, "held_out": [each._asdict() for each in found]}, indent=1)
