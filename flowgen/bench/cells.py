@@ -26,7 +26,7 @@ POLL = 0.2
 
 
 def found(folder: Path, cell: Cell, protocol: Protocol) -> Result | None:
-    """The result of a cell that is on disk, or None.
+    """Return the result of a cell that is on disk, or None.
 
     Raises:
         InputError: if it was made under another protocol, or is damaged.
@@ -52,12 +52,12 @@ def _differences(made: Protocol, wanted: Protocol) -> str:
 
 
 def missing(folder: Path, cells: list[Cell], protocol: Protocol) -> list[Cell]:
-    """The cells that are not on disk yet; see `found`."""
+    """Return the cells that are not on disk yet; see `found`."""
     return [cell for cell in cells if found(folder, cell, protocol) is None]
 
 
 def run_all(folder: Path, cells: list[Cell], protocol: Protocol, jobs: int = 1) -> Generator[int, None, None]:
-    """Runs cells into a folder, each after its teacher, in `jobs` processes of one thread.
+    """Run cells into a folder, each after its teacher, in `jobs` processes of one thread.
 
     Yields how many are done, again and again.
 
@@ -84,7 +84,7 @@ def run_all(folder: Path, cells: list[Cell], protocol: Protocol, jobs: int = 1) 
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes of one thread each, which end at once when the block is left early."""
+    """Yield a pool of processes of one thread each, which end at once when the block is left early."""
     others = set(active_children())
     # spawned, and not forked: a fork of a process whose threads are at work may never wake
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
@@ -101,7 +101,7 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _submit(pool: ProcessPoolExecutor, folder: Path, cell: Cell, protocol: Protocol) -> Future[None]:
-    """Hands a cell to the pool. A process that it starts keeps SIGINT blocked, so that Ctrl-C is for the caller."""
+    """Submit a cell to the pool. A process that it starts keeps SIGINT blocked, so that the caller handles Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(_run, folder, cell, protocol)
@@ -110,7 +110,7 @@ def _submit(pool: ProcessPoolExecutor, folder: Path, cell: Cell, protocol: Proto
 
 
 def _run(folder: Path, cell: Cell, protocol: Protocol) -> None:
-    """Runs a cell; its result is written last, so that what has a result has weights too."""
+    """Run a cell. Its result is written last, so that a cell with a result has weights too."""
     teacher = None if cell.teacher is None else _trained(folder, cell.teacher, protocol)
     result, net = run(cell, protocol, teacher)
     checkpoints.write_tensors(_place(folder, cell, "safetensors"), net.state_dict(), {})
@@ -122,7 +122,7 @@ def _run(folder: Path, cell: Cell, protocol: Protocol) -> None:
 
 
 def _trained(folder: Path, cell: Cell, protocol: Protocol) -> nn.Module:
-    """The network that a cell has left."""
+    """Return the trained network of a cell."""
     net, path = network(protocol, cell.seed), _place(folder, cell, "safetensors")
     tensors, _ = checkpoints.read_tensors(path)
     try:

@@ -44,7 +44,7 @@ CENTRES = 5 * torch.stack([ANGLE.cos(), ANGLE.sin()], dim=1)
 
 @cache
 def available(module: str) -> bool:
-    """Whether a peer can be imported."""
+    """Return whether a peer can be imported."""
     try:
         with _torchvision_or_stand_in(), redirect_stderr(StringIO()):  # torchdyn talks
             import_module(module)
@@ -55,8 +55,9 @@ def available(module: str) -> bool:
 
 @contextmanager
 def _torchvision_or_stand_in() -> Iterator[None]:
-    """torchdyn imports torchmetrics, which imports torchvision wherever that is installed, and fails if it does not fit
-    torch: a stand-in takes its place inside. Nothing that is timed reads torchvision."""
+    """Let torchdyn be imported where torchvision does not fit torch: inside, a stub replaces torchvision. torchdyn
+    imports torchmetrics, which imports any installed torchvision. Nothing that is timed reads it.
+    """
     parts = ("", ".models", ".ops", ".transforms") if torchvision_error() else ()
     names = [f"torchvision{part}" for part in parts]
     sys.modules.update({name: MagicMock() for name in names})
@@ -68,7 +69,7 @@ def _torchvision_or_stand_in() -> Iterator[None]:
 
 
 def toy(batch: int) -> tuple[Tensor, Tensor]:
-    """Noise and 8gaussians, drawn the obvious way."""
+    """Draw noise and 8gaussians in the obvious way."""
     return torch.randn(batch, 2), CENTRES[torch.randint(8, (batch,))] + torch.randn(batch, 2)
 
 
@@ -78,7 +79,7 @@ def toy(batch: int) -> tuple[Tensor, Tensor]:
 def bare_loop(
     batch: int, fused: bool | None = None, foreach: bool | None = None, ema: bool = False, check: bool = False
 ) -> Iterator[None]:
-    """A training loop as one writes it by hand; `ema` and `check` add what flowgen's step has beside."""
+    """Run a training loop written by hand; `ema` and `check` add what flowgen's step does beside."""
     net = MLP(2)
     weights = list(net.parameters())
     averages = [p.detach().clone() for p in weights]
@@ -101,7 +102,7 @@ def bare_loop(
 
 
 def torchcfm_loop(batch: int, matcher: Matcher, fused: bool | None = None) -> Iterator[None]:
-    """torchcfm's step around flowgen's network."""
+    """Run torchcfm's step around flowgen's network."""
     net = MLP(2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.0, fused=fused)
     while True:
@@ -114,7 +115,7 @@ def torchcfm_loop(batch: int, matcher: Matcher, fused: bool | None = None) -> It
 
 
 def torchcfm_readme(batch: int, matcher: Matcher) -> Iterator[None]:
-    """torchcfm's step as its examples write it: its own network (SELU, time as a column), and Adam."""
+    """Run torchcfm's step as its examples write it: its own network (SELU, time as a column), and Adam."""
     from torchcfm.models import MLP as TorchcfmMLP
 
     net = TorchcfmMLP(dim=2, time_varying=True)
@@ -129,7 +130,7 @@ def torchcfm_readme(batch: int, matcher: Matcher) -> Iterator[None]:
 
 
 def flow_matching_loop(batch: int, fused: bool | None = None) -> Iterator[None]:
-    """A step on the straight path of flow_matching, around flowgen's network."""
+    """Run a step on the straight path of flow_matching, around flowgen's network."""
     from flow_matching.path import CondOTProbPath
 
     net, path = MLP(2), CondOTProbPath()
@@ -148,7 +149,7 @@ def flow_matching_loop(batch: int, fused: bool | None = None) -> Iterator[None]:
 
 
 def bare_euler(net: nn.Module, steps: int) -> Ode:
-    """Euler's steps, written by hand."""
+    """Return Euler's steps, written by hand."""
 
     def solve(x: Tensor) -> Tensor:
         h = 1 / steps
@@ -160,7 +161,7 @@ def bare_euler(net: nn.Module, steps: int) -> Ode:
 
 
 def flow_matching_ode(net: nn.Module, steps: int) -> Ode:
-    """Euler's steps by flow_matching's solver, which asks torchdiffeq."""
+    """Return Euler's steps by flow_matching's solver, which calls torchdiffeq."""
     from flow_matching.solver import ODESolver
 
     solver = ODESolver(velocity_model=lambda x, t: net(x, t.repeat(len(x))))
@@ -179,7 +180,7 @@ class TorchdynField(nn.Module):
 
 
 def torchdyn_ode(net: nn.Module, steps: int) -> Ode:
-    """Euler's steps by torchdyn's NeuralODE; it keeps the whole trajectory."""
+    """Return Euler's steps by torchdyn's NeuralODE; it keeps the whole trajectory."""
     from torchdyn.core import NeuralODE
 
     with warnings.catch_warnings():

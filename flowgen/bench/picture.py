@@ -22,7 +22,7 @@ METHOD_NAMES = METHODS["flowgen"]
 
 
 def draw(path: Path, results: Results, floors: Mapping[str, Floor], protocol: Protocol) -> None:
-    """A column of panels for each problem: W2 in many steps and in one, with its floor, and the path energy."""
+    """Draw a column of panels for each problem: W2 in many steps and in one, with its floor, and the path energy."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     made, axes = figure(3, len(PROBLEMS), size=3.2)
@@ -48,7 +48,7 @@ def draw(path: Path, results: Results, floors: Mapping[str, Floor], protocol: Pr
 
 
 def _panel(axis: Axes, found: Mapping[tuple[str, str], Sequence[Result]], value: Callable[[Result], float]) -> None:
-    """A line for each method, torchcfm above flowgen: a point for each seed, and a ring around their mean."""
+    """Draw a line for each method, torchcfm above flowgen: a point for each seed, and a ring around their mean."""
     for (method, package), of in found.items():
         if of:
             values, colour = [value(result) for result in of], COLOURS[package]
@@ -63,20 +63,20 @@ def _panel(axis: Axes, found: Mapping[tuple[str, str], Sequence[Result]], value:
 
 
 def _draw_floor(axis: Axes, truth: Sequence[float]) -> None:
-    """The mean floor as a line, its deviation over draws as a band."""
+    """Draw the mean floor as a line, its deviation over draws as a band."""
     mean, deviation = fmean(truth), stdev(truth) if len(truth) > 1 else 0.0
     axis.axvspan(mean - deviation, mean + deviation, color=GREY, alpha=0.35, linewidth=0)
     axis.axvline(mean, color="grey", linestyle="--", linewidth=1, label="floor: two true sets, mean ± std")
 
 
 def _draw_published(axis: Axes, published: Mapping[str, float]) -> None:
-    """The published values."""
+    """Draw the published values."""
     places = [METHOD_NAMES.index(method) for method in published]
     axis.plot(list(published.values()), places, "x", color="black", markersize=7, label="published")
 
 
 def _legend(made: object, axes: Iterable[Axes]) -> None:
-    """One legend above all panels, with what is drawn in `axes`."""
+    """Draw one legend above all panels, for what is drawn in `axes`."""
     labelled = [axis.get_legend_handles_labels() for axis in axes]
     shown = {label: handle for both in labelled for handle, label in zip(*both, strict=True)}
     place = {"loc": "outside upper center", "ncols": len(shown), "frameon": False}

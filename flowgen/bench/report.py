@@ -22,7 +22,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine() -> str:
-    """The date, the machine and the versions, as a Markdown list."""
+    """Return the date, the machine and the versions, as a Markdown list."""
     load = f"- load average {os.getloadavg()[0]:.1f} at the end of the run\n" if hasattr(os, "getloadavg") else ""
     versions = ", ".join(filter(None, map(_named, PACKAGES)))
     return (
@@ -32,7 +32,7 @@ def machine() -> str:
 
 
 def _processor() -> str:
-    """The name of the processor, as far as the system tells."""
+    """Return the name of the processor, if the system reports it."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
@@ -42,7 +42,7 @@ def _processor() -> str:
 
 
 def _named(package: str) -> str:
-    """A package with its version, or nothing where it is not installed."""
+    """Return a package with its version, or nothing where it is not installed."""
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
@@ -50,23 +50,23 @@ def _named(package: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """mean ± standard deviation; the mean alone of a single value."""
+    """Format mean ± standard deviation; of a single value, the mean alone."""
     mean = f"{fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {stdev(values):.{digits}f}"
 
 
 def quartiles(values: Sequence[float], digits: int = 3) -> str:
-    """median [first quartile, third quartile]."""
+    """Format median [first quartile, third quartile]."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def verdict(value: float, bound: float, digits: int = 3) -> str:
-    """value, its target, and whether it is met."""
+    """Format a value, its target, and whether it is met."""
     return f"{value:.{digits}f} (target {bound:g}: {'met' if value <= bound else 'missed'})"

@@ -54,7 +54,7 @@ class Section(NamedTuple):
 
 @contextmanager
 def conditions(threads: int) -> Iterator[None]:
-    """The same threads for every contestant, and seeds for those who draw from global generators."""
+    """Set the same threads for every contestant, and seeds for those that draw from global generators."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -65,7 +65,7 @@ def conditions(threads: int) -> Iterator[None]:
 
 
 def measure(contestants: Mapping[str, Chunk], rounds: int) -> Times:
-    """Milliseconds per unit in each round, after one round to warm up."""
+    """Return the milliseconds per unit in each round, after one round to warm up."""
     times: Times = {name: [] for name in contestants}
     order = random.Random(0)
     for _ in range(rounds + 1):
@@ -77,12 +77,12 @@ def measure(contestants: Mapping[str, Chunk], rounds: int) -> Times:
 
 
 def ratios(times: Times, over: str, under: str) -> list[float]:
-    """The ratio of two contestants in each round."""
+    """Return the ratio of two contestants in each round."""
     return [a / b for a, b in zip(times[over], times[under], strict=True)]
 
 
 def compared(times: Times, unit: str, bounds: Mapping[str, float], first: str = "flowgen") -> str:
-    """The table of all contestants: their times, and the ratio of the first contestant to each."""
+    """Return the table of all contestants: their times, and the ratio of the first contestant to each."""
     rows = []
     for name, values in times.items():
         ratio = ratios(times, first, name)
@@ -95,18 +95,18 @@ def compared(times: Times, unit: str, bounds: Mapping[str, float], first: str = 
 
 
 def steps(stream: Iterator[object], chunk: int) -> Chunk:
-    """The next `chunk` steps of a training loop."""
+    """Run the next `chunk` steps of a training loop."""
     return lambda: next(islice(stream, chunk - 1, None)), chunk
 
 
 def flowgen_loop(coupling: Coupling | None = None, pool: Pool | None = None) -> Iterator[float]:
-    """flowgen's step, as `fit` makes it; pools are coupled in their turn, and not while another contestant runs."""
+    """Run flowgen's step as `fit` makes it. Pools are coupled within the loop, not while another contestant runs."""
     pairs = batches(ENDS, BATCH, seed=0, coupling=coupling, pool=pool, threads=0)
     return fit(State(Model(MLP(2))), pairs, FlowMatching(), 10**9, seed=0)
 
 
 def training(rounds: int) -> Section:
-    """A step on independent pairs."""
+    """Time a training step on independent pairs."""
     matcher = matchers(0.1)["I-CFM"]
     loops: dict[str, Iterator[object]] = {
         "flowgen": flowgen_loop(),
@@ -136,7 +136,7 @@ def training(rounds: int) -> Section:
 
 
 def transport(rounds: int) -> Section:
-    """Training with exact minibatch transport; a chunk of 1,000 steps holds one whole pool of flowgen's."""
+    """Time training with exact minibatch transport; a chunk of 1,000 steps holds one whole pool of flowgen's."""
     contestants = {
         "flowgen": steps(flowgen_loop(MultiscaleOT(), Pool(100, 10)), 1000),
         "flowgen, ExactOT(), Pool(100, 10)": steps(flowgen_loop(ExactOT(), Pool(100, 10)), 1000),
@@ -153,7 +153,7 @@ def transport(rounds: int) -> Section:
 
 
 def couplings() -> dict[str, Callable[[Pair], Pair]]:
-    """Couplings of both packages, as functions of a batch."""
+    """Return couplings of both packages, as functions of a batch."""
     from torchcfm.optimal_transport import OTPlanSampler
 
     ours: dict[str, Coupling] = {
@@ -168,7 +168,7 @@ def couplings() -> dict[str, Callable[[Pair], Pair]]:
 
 
 def coupling(rounds: int) -> Section:
-    """A batch coupled: the time it takes, and how near its ends come to each other."""
+    """Time the coupling of a batch, and measure how near the paired ends are."""
     pairs = [ENDS(BATCH, generator(0, "speed, couplings", index)) for index in range(rounds + 1)]
     costs: dict[str, list[float]] = {}
 
@@ -192,7 +192,7 @@ def coupling(rounds: int) -> Section:
 
 @torch.no_grad()
 def sampling(rounds: int) -> Section:
-    """Euler's steps over the same network."""
+    """Time Euler's steps over the same network."""
     model, x0, grid = Model(MLP(2)), ENDS(POINTS, generator(0, "speed, starts")).x0, grids.uniform(EULER_STEPS)
     solvers: dict[str, Callable[[Tensor], Tensor]] = {
         "flowgen": lambda x: solve(model.velocity, x, grid, euler),
@@ -215,14 +215,14 @@ def sampling(rounds: int) -> Section:
 
 
 def seconds(*command: str) -> float:
-    """How long a process takes."""
+    """Return how long a process takes."""
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
 def imports(rounds: int) -> Section:
-    """Fresh processes."""
+    """Time imports in fresh processes."""
     commands = {
         "import torch": ("-c", "import torch"),
         "import flowgen": ("-c", "import flowgen"),
@@ -245,20 +245,20 @@ SECTIONS = ((training, 200), (transport, 10), (coupling, 60), (sampling, 50), (i
 
 
 def sections(share: float) -> Iterator[Section]:
-    """The sections of the report one by one, at a share of their rounds."""
+    """Yield the sections of the report one by one, at a share of their rounds."""
     for section, rounds in SECTIONS:
         yield section(max(1, int(rounds * share)))
 
 
 def markdown(made: Sequence[Section], quick: bool) -> str:
-    """The whole report."""
+    """Return the whole report."""
     note = "A tenth of the rounds: not the figures of a whole run.\n\n" if quick else ""
     text = "".join(f"\n## {title}\n\n{rows}\n{words}" for title, rows, words in made)
     return f"# Speed\n\n{note}{machine()}{text}"
 
 
 def skipped(*modules: str) -> str:
-    """A sentence on the peers that are not there."""
+    """Return a sentence on the peers that are not installed."""
     names = [module.split(".")[0] for module in modules if not peers.available(module)]
     return f"\nLeft out, since it cannot be imported here: {', '.join(names)}.\n" if names else ""
 

@@ -15,7 +15,7 @@ Results = Mapping[Cell, Result]
 
 
 def write_csv(path: Path, results: Results) -> None:
-    """One row a cell."""
+    """Write one row a cell."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*Cell._fields, *Result._fields])
@@ -23,7 +23,7 @@ def write_csv(path: Path, results: Results) -> None:
 
 
 def rows(results: Results, problem: str) -> dict[tuple[str, str], list[Result]]:
-    """(method, package) to what its seeds gave: the rows of a problem, the packages of a method together."""
+    """Map (method, package) to the results of its seeds: the rows of a problem, the packages of a method together."""
     named = [(method, package) for method in METHODS["flowgen"] for package in METHODS if method in METHODS[package]]
     return {
         name: [
@@ -34,7 +34,7 @@ def rows(results: Results, problem: str) -> dict[tuple[str, str], list[Result]]:
 
 
 def markdown(results: Results, floors: Mapping[str, Floor], protocol: Protocol, seeds: Sequence[int], note: str) -> str:
-    """The whole report: machine, protocol, and a table for each problem.
+    """Return the whole report: machine, protocol, and a table for each problem.
 
     Args:
         note: what the reader has to know first.

@@ -80,7 +80,7 @@ class Problem(NamedTuple):
 
 
 def _wide_moons() -> Law:
-    """moons() with mean 0 and standard deviation 7 of both coordinates together, by its moments."""
+    """Return moons() with mean 0 and a joint standard deviation of 7 over both coordinates, by its moments."""
     mean = torch.tensor([0.0, -0.5])
     variance = 4 * (torch.tensor([0.75, 0.5625 - 1 / math.pi]) + 0.05**2)
     together = variance.mean() + mean.var(correction=0)
@@ -115,7 +115,7 @@ class Method(NamedTuple):
 
 
 def methods(sigma: float) -> dict[str, Method]:
-    """flowgen's own matchers at a noise of sigma; 1-RF is the rectified flow before any reflow, without noise."""
+    """Return flowgen's own matchers at noise sigma; 1-RF is the rectified flow before any reflow, without noise."""
     constant, brownian = FlowMatching(bridge=Constant(sigma)), FlowMatching(bridge=Brownian(sigma))
     single, pool = Pool(), Pool(100, 10)
     return {
@@ -148,12 +148,12 @@ class Cell(NamedTuple):
 
     @property
     def slow(self) -> bool:
-        """Whether one seed has to do: torchcfm's transport takes some twenty times the training step."""
+        """Return whether the method runs with one seed: torchcfm's transport takes some twenty times a step."""
         return self.package == "torchcfm" and self.method in ("OT-CFM", "SB-CFM")
 
     @property
     def teacher(self) -> Cell | None:
-        """The round before, of a reflow."""
+        """Return the previous round of a reflow, or None."""
         round_, _, kind = self.method.partition("-")
         return self._replace(method=f"{int(round_) - 1}-RF") if kind == "RF" and round_ != "1" else None
 
@@ -175,7 +175,7 @@ class Result(NamedTuple):
 
 
 def cells(seeds: tuple[int, ...], slow_seeds: int = 1) -> list[Cell]:
-    """All cells of the table, each after its teacher; of slow rows with the first seeds alone."""
+    """Return all cells of the table, each after its teacher; those of slow rows with the first seeds alone."""
     every = [
         Cell(problem, package, method, seed)
         for problem in PROBLEMS
@@ -188,12 +188,12 @@ def cells(seeds: tuple[int, ...], slow_seeds: int = 1) -> list[Cell]:
 
 
 def has_meaning(problem: str, method: str) -> bool:
-    """FM ends its paths in a Gaussian: it has no meaning between data and data."""
+    """Return whether a method applies to a problem: FM starts from a Gaussian, so it does not map data to data."""
     return method != "FM" or isinstance(PROBLEMS[problem].source, Gaussian)
 
 
 def run(cell: Cell, protocol: Protocol, teacher: nn.Module | None = None) -> tuple[Result, nn.Module]:
-    """Trains and measures one cell; gives the network too, since a reflow starts from its teacher's.
+    """Train and measure one cell; return the network too, since a reflow starts from its teacher's.
 
     Raises:
         InputError: for a reflow without the network of its teacher.
@@ -210,7 +210,7 @@ def run(cell: Cell, protocol: Protocol, teacher: nn.Module | None = None) -> tup
 
 
 def network(protocol: Protocol, seed: int) -> MLP:
-    """The network of all cells: SELU, time as a column."""
+    """Return the network of all cells: SELU, time as a column."""
     return MLP(2, protocol.width, protocol.depth, frequencies=0, activation=nn.SELU, seed=seed)
 
 
@@ -244,7 +244,7 @@ def _train_reflow(cell: Cell, protocol: Protocol, teacher: nn.Module | None) -> 
 
 
 def _fit(model: Model, pairs: Iterator[Pair], objective: FlowMatching, protocol: Protocol, seed: int) -> nn.Module:
-    """The network with its last weights: torchcfm's loop keeps no average."""
+    """Return the network with its last weights: torchcfm's loop keeps no average."""
     state = State(model, protocol.lr, protocol.weight_decay)
     for _ in fit(state, pairs, objective, protocol.steps, seed=seed):
         pass
@@ -268,7 +268,7 @@ def draw(problem: str, points: int, index: int) -> Draw:
 
 @cache
 def transport(problem: str, points: int, draws: int) -> tuple[float, ...]:
-    """W2^2 between source and data, of each draw."""
+    """Return W2^2 between source and data, of each draw."""
     return tuple(wasserstein2(d.x0, d.x1) ** 2 for d in (draw(problem, points, k) for k in range(draws)))
 
 
@@ -282,14 +282,14 @@ class Floor(NamedTuple):
 
 
 def floor(problem: str, protocol: Protocol) -> Floor:
-    """The floor of a problem, at the points and draws of the protocol."""
+    """Return the floor of a problem, at the points and draws of the protocol."""
     drawn = [draw(problem, protocol.points, k) for k in range(protocol.draws)]
     return Floor([wasserstein2(d.x1, d.other) for d in drawn], [wasserstein2(d.x0, d.x1) for d in drawn])
 
 
 @torch.no_grad()
 def measure(problem: str, net: nn.Module, protocol: Protocol, cpu_seconds: float) -> Result:
-    """The figures of a network, whose training took so long."""
+    """Return the figures of a network that took so long to train."""
     model, fine, one = Model(net), grids.uniform(protocol.euler_steps), grids.uniform(1)
     small = [draw(problem, protocol.points, k) for k in range(protocol.draws)]
     walked = [geometry(model.velocity, d.x0, fine) for d in small]

@@ -26,7 +26,7 @@ class Matcher(Protocol):
 
 
 def matchers(sigma: float) -> dict[str, Matcher]:
-    """torchcfm's matchers as they come, at a noise of sigma, by the names of arXiv 2302.00482."""
+    """Return torchcfm's matchers with their defaults, at a noise of sigma, by the names of arXiv 2302.00482."""
     from torchcfm.conditional_flow_matching import (
         ConditionalFlowMatcher,
         ExactOptimalTransportConditionalFlowMatcher,
@@ -45,7 +45,7 @@ def matchers(sigma: float) -> dict[str, Matcher]:
 def torchcfm_loop(
     net: nn.Module, matcher: Matcher, pairs: Iterator[Pair], steps: int, lr: float, weight_decay: float, seed: int
 ) -> None:
-    """Trains a network with a matcher of torchcfm, by a plain loop with AdamW."""
+    """Train a network with a matcher of torchcfm, by a plain loop with AdamW."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     with globally_seeded(seed):
         for pair in islice(pairs, steps):
@@ -58,7 +58,7 @@ def torchcfm_loop(
 
 @contextmanager
 def globally_seeded(seed: int) -> Iterator[None]:
-    """torchcfm draws from the global generators of torch and numpy: seeds both inside, puts them back after."""
+    """Seed the global generators of torch and numpy, which torchcfm draws from, inside; restore their states after."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         np.random.seed(seed)  # noqa: NPY002

@@ -44,7 +44,7 @@ class TableConfig(Section):
 
     @property
     def named(self) -> bool | None:
-        """Whether the first line holds names; None to find out."""
+        """Return whether the first line holds names; None to find out."""
         return {"auto": None, "yes": True, "no": False}[self.header]
 
     def asked(self, header: str | None) -> TableConfig:
@@ -97,28 +97,28 @@ class LoadedData(NamedTuple):
 
     @property
     def counts(self) -> list[int]:
-        """How many training rows each label has; empty without labels."""
+        """Return how many training rows each label has; empty without labels."""
         labels = self.law.labels if isinstance(self.law, Rows | ImageFolder) else None
         return [] if labels is None else labels.bincount(minlength=len(self.classes)).tolist()
 
     @property
     def seen(self) -> list[int]:
-        """The labels that some training row has."""
+        """Return the labels that some training row has."""
         return [label for label, count in enumerate(self.counts) if count]
 
     def unlabelled(self) -> LoadedData:
-        """The same data without labels."""
+        """Return the same data without labels."""
         law, held_out = _without_labels(self.law), self.held_out and _without_labels(self.held_out)
         return self._replace(law=law, held_out=held_out, classes=(), unused=len(self.classes))
 
     def in_order(self, classes: tuple[str, ...]) -> LoadedData:
-        """The same data, whose labels are the numbers of the same classes in another order."""
+        """Return the same data, with labels numbered by the same classes in another order."""
         to = torch.tensor([classes.index(name) for name in self.classes])
         law, held_out = _renumbered(self.law, to), self.held_out and _renumbered(self.held_out, to)
         return self._replace(law=law, held_out=held_out, classes=classes)
 
     def with_columns(self, columns: tuple[str, ...], event: tuple[int, ...], name: str) -> LoadedData:
-        """The same data, the columns of a table in the order of another's with that event, by their names.
+        """Return the same data with the columns of a table in the order of another's with that event, by their names.
 
         Raises:
             InputError: if it has not the same columns.
@@ -130,7 +130,7 @@ class LoadedData(NamedTuple):
         return self._replace(law=_columns_of(self.law, order), held_out=held_out, columns=columns or self.columns)
 
     def unseen(self, name: str) -> Law:
-        """The held-out law.
+        """Return the held-out law.
 
         Raises:
             InputError: if there is none.
@@ -151,15 +151,15 @@ def _without_labels(law: Law) -> Law:
 
 
 def _renumbered(law: Law, to: Tensor) -> Law:
-    """The law with the label to[i] in place of i."""
+    """Return the law with the label to[i] in place of i."""
     if isinstance(law, Rows | ImageFolder) and law.labels is not None:
         return replace(law, labels=to[law.labels])
     return law
 
 
 def read_rows(name: str, images: ImagesConfig, tables: TableConfig = TableConfig()) -> tuple[Rows, tuple[str, ...]]:  # noqa: B008
-    """All rows of a file or of a folder of images, and the names of their columns: nothing is held out. Labels are left
-    out.
+    """Read all rows of a file or of a folder of images, and the names of their columns. Nothing is held out, and labels
+    are left out.
 
     Raises:
         InputError: for a bad file.
@@ -172,7 +172,7 @@ def read_rows(name: str, images: ImagesConfig, tables: TableConfig = TableConfig
 
 
 def data_hash(name: str, images: ImagesConfig) -> str | None:
-    """What `LoadedData.hash` is of a file or a folder; None where it cannot be read."""
+    """Return the `LoadedData.hash` of a file or a folder; None where it cannot be read."""
     try:
         return _read(name, images).hash if is_images(name) else file_hash(Path(name))
     except (InputError, OSError):
@@ -183,7 +183,9 @@ Kind = Literal["toy", "table", "images"]
 
 
 def kind(name: str) -> Kind:
-    """What the data of a name are, told without reading them; what is nothing is called a table, and refused later."""
+    """Return the kind of the data of a name without reading them. A name of nothing counts as a table, and is refused
+    later.
+    """
     return "toy" if name in TOYS else "images" if is_images(name) else "table"
 
 
@@ -194,7 +196,7 @@ def load_data(
     tables: TableConfig = TableConfig(),  # noqa: B008
     labels_needed: bool = True,
 ) -> LoadedData:
-    """The data of a toy's name, of a table's file, or of images.
+    """Load the data of a toy's name, of a table's file, or of images.
 
     Toys keep their units, tables are standardised by training rows, images go to [-1, 1] by the range of their values.
 
@@ -236,7 +238,7 @@ def _table(name: str, split: SplitConfig, tables: TableConfig, labels_needed: bo
 
 
 def _missing(name: str) -> str:
-    """Says that there are no data of a name, with the nearest one that there is."""
+    """Return the message that there are no data of a name, with the nearest name that exists."""
     if Path(name).name != name:
         return f"{name}: there is no such file or folder"
     names = (*TOYS, "digits")
@@ -264,7 +266,7 @@ def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData
 
 
 def _read(name: str, settings: ImagesConfig) -> Images | ImageFolder:
-    """Images in memory, or a folder that is too large for it."""
+    """Read images into memory, or open a folder that is too large for it."""
     if not is_folder(name):
         return read_images(name, size=settings.size, channels=settings.channels, bits=settings.bits)
     folder = open_folder(
@@ -281,7 +283,7 @@ def _read(name: str, settings: ImagesConfig) -> Images | ImageFolder:
 
 
 def _split_files(folder: ImageFolder, split: SplitConfig) -> tuple[ImageFolder, Images | None]:
-    """The files to train on, and the held-out images."""
+    """Return the files to train on, and the held-out images."""
     count = min(int(split.held_out * len(folder)), HELD_OUT_FILES)
     taken = splitting.hold_out(len(folder), count, split.seed, folder.labels if split.stratify else None)
     seen = torch.ones(len(folder), dtype=torch.bool)
@@ -290,7 +292,7 @@ def _split_files(folder: ImageFolder, split: SplitConfig) -> tuple[ImageFolder, 
 
 
 def _split(name: str, rows: Rows, split: SplitConfig) -> tuple[Rows, Rows | None]:
-    """The rows to train on, and the held-out ones."""
+    """Return the rows to train on, and the held-out ones."""
     seen, unseen = splitting.split(rows.x, split.held_out, split.seed, rows.labels if split.stratify else None)
     if len(seen) < 2:
         raise InputError(f"{name}: training needs at least 2 rows, found {len(seen)}, with {len(unseen)} held out")

@@ -12,7 +12,7 @@ DEVICES = ("cpu", "cuda", "mps")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one.
+    """Return the device of that name; `auto` is CUDA where there is one.
 
     Raises:
         InputError: if this machine has no such device.

@@ -89,11 +89,11 @@ class TrainConfig(Section):
 
     @property
     def rising(self) -> int:
-        """The steps of the warm-up: at most half of all."""
+        """Return the steps of the warm-up: at most half of all."""
         return min(self.warmup, self.steps // 2)
 
     def rate(self, step: int) -> float:
-        """The learning rate after `step` steps."""
+        """Return the learning rate after `step` steps."""
         return self.schedule(self.lr, self.steps, self.rising)(step)
 
 
@@ -132,42 +132,42 @@ class Config(Section):
 
     @property
     def teacher(self) -> Teacher | None:
-        """The run that this one learns from, if it does."""
+        """Return the run that this one learns from, if any."""
         return self.distill or self.reflow
 
     @property
     def parents(self) -> list[Path]:
-        """The folders of the runs that this one learns from."""
+        """Return the folders of the runs that this one learns from."""
         return [Path(made.parent).resolve() for made in (self.distill, self.reflow) if made]
 
     @property
     def whole(self) -> bool:
-        """Whether what is learned is the velocity of trajectories from t = 0 to 1, as flow maps need it."""
+        """Return whether training learns the velocity of trajectories from t = 0 to 1, as flow maps need it."""
         return self.target is targets.velocity and targets.span(self.path, self.target) == (0.0, 1.0)
 
     @property
     def independent(self) -> bool:
-        """Whether the two ends of its pairs are."""
+        """Return whether the two ends of the pairs are independent."""
         return isinstance(self.coupling, Independent) and not self.reflow
 
     @property
     def scored(self) -> bool:
-        """Whether the velocity that is learned says the score: of a Gaussian source, independent pairs, no bridge."""
+        """Return whether the learned velocity gives the score: Gaussian source, independent pairs, no bridge."""
         return self.independent and self.source == "gaussian" and not self.bridge.sigma
 
     @property
     def coupled(self) -> bool:
-        """Whether independent pairs, in place of its coupled ones, would make it `scored`."""
+        """Return whether independent pairs, in place of the coupled ones, would make it `scored`."""
         ends = self.source == "gaussian" and not self.reflow and self.objective.fields
         return ends and not isinstance(self.coupling, Independent)
 
     @property
     def places(self) -> Places:
-        """Where its data and its source are, where they have places, and are there."""
+        """Return the places of its data and its source, for those that are files and exist."""
         return places_of(self.data, self.source)
 
     def read_data(self) -> LoadedData:
-        """The data, with their labels also where the configuration does not use them.
+        """Read the data, with their labels also where the configuration does not use them.
 
         Raises:
             InputError: if they are not there, are bad, or are others than those of the run.
@@ -178,7 +178,7 @@ class Config(Section):
         return data
 
     def load_data(self) -> LoadedData:
-        """The data; without their labels, where the configuration does not use them.
+        """Load the data, without their labels where the configuration does not use them.
 
         Raises:
             InputError: for bad data, or if it asks for labels and they have none.
@@ -189,8 +189,8 @@ class Config(Section):
         return data if self.labels else data.unlabelled()
 
     def settled(self, data: LoadedData) -> Config:
-        """The same configuration, with what was left open as it is of these data: whether they have labels, the column
-        that holds them, the hashes of data and source, and the threads.
+        """Return the same configuration with what was left open filled in from these data: whether they have labels,
+        the column that holds them, the hashes of data and source, and the threads.
 
         Raises:
             InputError: if the net cannot be built for these data.
@@ -203,22 +203,24 @@ class Config(Section):
         return self.model_copy(update=settled)
 
     def threads_of(self, model: Model, event: tuple[int, ...]) -> int:
-        """On how many threads to compute: as the configuration says, or as the model and the batch are large."""
+        """Return the number of threads to compute on: the configured one, or one that fits the size of the model and
+        batch.
+        """
         return self.threads or fitting(model.net, event, self.train.batch_size // self.train.accumulate)
 
     def model(self, event: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
-        """The untrained model of an event; its first weights are a function of the seed."""
+        """Return the untrained model of an event; its first weights are a function of the seed."""
         return Model(self.net.build(event, classes, self.seed), self.path, self.target, scaling)
 
     def load_source(self, event: tuple[int, ...], columns: tuple[str, ...]) -> LoadedData:
-        """The data that are the source, the columns of a table in the order of those of the data to learn."""
+        """Load the source data, with the columns of a table in the order of those of the data to learn."""
         check_there("source", self.source, self.source_hash)
         found = load_data(self.source, self.split, self.images, self.table, labels_needed=False)
         check_same("source", self.source, self.source_hash, found.hash)
         return found.with_columns(columns, event, self.source)
 
     def source_law(self, event: tuple[int, ...], scaling: Scaling, columns: tuple[str, ...] = ()) -> Law:
-        """The source in model units: standard normal by default, or data of its own, in the units of the data.
+        """Return the source in model units: standard normal by default, or data of its own, in the units of the data.
 
         Args:
             columns: the names of the columns of the data, by which those of a table are found.
@@ -228,7 +230,9 @@ class Config(Section):
         return Scaled(self.load_source(event, columns).law, scaling)
 
     def ends(self, data: LoadedData, device: torch.device) -> Ends:
-        """The ends that training draws, in model units: data in memory are on the device, images mirrored if so set."""
+        """Return the ends that training draws, in model units: data in memory are on the device, images mirrored if so
+        set.
+        """
         law = data.law
         if isinstance(law, Rows) and law.x.dtype == torch.float64:  # once, and not for each batch
             standard = Rows(data.scaling.in_model_units(law.x), law.labels).to(device)
@@ -240,23 +244,23 @@ class Config(Section):
         )
 
     def make_objective(self, classes: int = 0, teaching: Teaching | None = None) -> Objective | Scheduled:
-        """What training minimises, with so many labels, taught by another run where one is distilled."""
+        """Return what training minimises, with so many labels, taught by another run where one is distilled."""
         bridge = self.bridge if self.bridge.sigma else None
         parts = Parts(self.times, bridge, self.loss, self.weight, self.train.steps, classes, teaching)
         return self.objective.build(parts)
 
     def device_of(self, processes: Processes) -> torch.device:
-        """Where one of the processes computes: alone, where the configuration says."""
+        """Return the device of one of the processes; of a single process, the configured one."""
         return find_device(self.device) if processes.part.of == 1 else processes.device
 
     def precision(self, device: torch.device) -> torch.dtype | None:
-        """The type of matrix products; where it is left open, that in which CUDA devices are fast."""
+        """Return the type of matrix products; where it is left open, the one in which CUDA devices are fast."""
         half = {"auto": device.type == "cuda", "float32": False, "bfloat16": True}[self.train.precision]
         return torch.bfloat16 if half else None
 
     def check(self) -> LoadedData:
-        """Finds out whether training could start: reads the data and the source, and tries the device. The net is built
-        where the configuration is `settled`.
+        """Check whether training could start: read the data and the source, and try the device. The net is built where
+        the configuration is `settled`.
 
         Returns:
             the data.
@@ -287,7 +291,7 @@ class Config(Section):
 
 
 def make_config(tree: Mapping[str, Any]) -> Config:
-    """Validates an experiment given as nested tables.
+    """Validate an experiment given as nested tables.
 
     Where the tree is silent, images have their recipe, the paths of diffusions are the diffusions they stand for, by
     target, coupling and times, the ends of a Schroedinger bridge have its noise between them, data with labels are
@@ -326,7 +330,8 @@ def make_config(tree: Mapping[str, Any]) -> Config:
 
 
 def _check_map(config: Config) -> None:
-    """
+    """Refuse settings that do not go with an objective that trains a flow map.
+
     Raises:
         InputError: if the objective trains a flow map, and what is set beside it does not go with that.
     """
@@ -354,7 +359,7 @@ def _check_map(config: Config) -> None:
 
 
 def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with what it leaves open filled in: the defaults of its data, then of its path, then of its coupling."""
+    """Return the tree with open values filled in: the defaults of its data, then of its path, then of its coupling."""
     name, given = tree.get("data"), tree.get("pool", {})
     recipe = recipe_of(name) if isinstance(name, str) else {}
     natural: dict[str, Any] = {"target": "velocity", **DIFFUSIONS.get(str(_name(tree.get("path"))), {})}
@@ -386,7 +391,9 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labelling(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes with labels that are asked for, or with a column of them: they are learned, and split by class."""
+    """Return what follows from labels that are asked for, or from a column of them: they are learned, and split by
+    class.
+    """
     column, name = _table(tree.get("table")).get("label_column"), tree.get("data")
     found: dict[str, Any] = {"labels": True} if column else {}
     if tree.get("labels", column):
@@ -397,7 +404,7 @@ def _labelling(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pool(tree: Mapping[str, Any], pool: dict[str, int] | None) -> dict[str, int]:
-    """The pool where nothing is said of it: that of the recipe or of the coupling, large enough for the group."""
+    """Return the pool where none is set: that of the recipe or of the coupling, large enough for the group."""
     solved = _name(tree.get("coupling")) not in DRAWN and not tree.get("reflow")
     pool = pool or ({"batches": 100, "reuse": 10} if solved else {"batches": 10, "reuse": 1})
     group, size = _table(tree.get("coupling")).get("group"), _table(tree.get("train")).get("batch_size", BATCH_SIZE)
@@ -407,7 +414,9 @@ def _pool(tree: Mapping[str, Any], pool: dict[str, int] | None) -> dict[str, int
 
 
 def _is_file(name: Any) -> bool:
-    """Whether a name of data is that of a file; a file's place is kept in full, so that a run works from any folder."""
+    """Return whether a name of data is that of a file. A file's place is kept in full, so that a run works from any
+    folder.
+    """
     return isinstance(name, str) and is_place(name) and Path(name).exists()
 
 

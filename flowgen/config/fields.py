@@ -15,7 +15,7 @@ __all__ = ["Section", "choice", "explain", "named", "record"]
 
 
 def record(kind: str, made: type) -> Any:
-    """A field that is given as a table of the parameters of the dataclass `made`, and holds the object itself."""
+    """Declare a field given as a table of the parameters of the dataclass `made`, which holds the object itself."""
 
     def build(value: Any) -> Any:
         if isinstance(value, made):
@@ -28,7 +28,7 @@ def record(kind: str, made: type) -> Any:
 
 
 def choice(kind: str, table: Mapping[str, Any]) -> Any:
-    """A field that is given as a name, or as a table {name = ..., parameters}, and holds the object itself.
+    """Declare a field that is given as a name, or as a table {name = ..., parameters}, and holds the object itself.
 
     What the table has is a class, whose parameters those are, or an object without any.
     """
@@ -56,7 +56,7 @@ def choice(kind: str, table: Mapping[str, Any]) -> Any:
 
 
 def named(kind: str, table: Mapping[str, Any]) -> Any:
-    """A field that is given as a name, and holds the object of that name."""
+    """Declare a field that is given as a name, and holds the object of that name."""
 
     def build(value: Any) -> Any:
         return value if value in table.values() else lookup(kind, str(value), table)
@@ -68,7 +68,7 @@ def named(kind: str, table: Mapping[str, Any]) -> Any:
 
 
 def _construct(kind: str, made: type, parameters: Mapping[str, Any]) -> Any:
-    """made(**parameters), with the parameters checked against the fields of the dataclass."""
+    """Construct made(**parameters), with the parameters checked against the fields of the dataclass."""
     known = {field.name: field for field in dataclasses.fields(made)}
     if not known:
         _check_none(kind, parameters)
@@ -92,7 +92,7 @@ class Section(BaseModel):
 
 
 def explain(detail: dict[str, Any], root: type[BaseModel] | None = None) -> str:
-    """One clause of a validation error of the section `root`: the key, and what is wrong with it."""
+    """Return one clause of a validation error of the section `root`: the key, and what is wrong with it."""
     place = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden" and root is not None:
         section: Any = root

@@ -100,7 +100,7 @@ SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def sized(net: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of a network with the fields of its size filled in, where it names one.
+    """Return the table of a network with the fields of its size filled in, where it names one.
 
     Raises:
         InputError: if there is no such size of that network.

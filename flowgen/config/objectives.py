@@ -44,7 +44,7 @@ class Parts(NamedTuple):
     teaching: Teaching | None = None
 
     def velocity(self, guidance: float = 1.0) -> flowmaps.Velocity:
-        """The teacher's, which is guided already, or that of the pairs."""
+        """Return the teacher's velocity, which is guided already, or that of the pairs."""
         return flowmaps.OfTeacher(self.teaching.velocity) if self.teaching else flowmaps.OfPairs(guidance, self.null)
 
 

@@ -41,17 +41,17 @@ class Places(NamedTuple):
 
 
 def is_place(name: str) -> bool:
-    """Whether a name of data is that of a file or a folder."""
+    """Return whether a name of data is that of a file or a folder."""
     return name not in TOYS and name != "digits" and not name.startswith(HUB)
 
 
 def absolute(name: str | Path) -> str:
-    """The place in full, with its links as they are, unless it goes back over one."""
+    """Return the full path of a place, with its links kept, unless it goes back over one."""
     return os.path.realpath(name) if ".." in PurePath(name).parts else os.path.abspath(name)
 
 
 def recorded(name: str, folder: Path) -> str:
-    """A place as it is written down: relative to a folder; its last name alone where the way names the user."""
+    """Return a place as it is written down: relative to a folder; its last name alone where the path names the user."""
     if not is_place(name):
         return name
     try:
@@ -62,18 +62,18 @@ def recorded(name: str, folder: Path) -> str:
 
 
 def named(name: str) -> str:
-    """The last name of a place; what is no place stays."""
+    """Return the last name of a place; what is no place stays."""
     return _place(PurePath(absolute(name)).name) if is_place(name) else name
 
 
 def shown(path: Path | str) -> str:
-    """A place that was typed, as it is written into files: relative to the current folder where it was in full."""
+    """Return a place as it is written into files: relative to the current folder where it was typed in full."""
     way = Path(path)
     return recorded(str(path), Path.cwd()) if way.is_absolute() or _private() & {*way.parts[:-1]} else str(path)
 
 
 def found(name: str, folder: Path, agrees: Callable[[Path], bool] | None = None) -> str:
-    """The place in full of a name that was written down: relative to a folder, or to the current one.
+    """Return the full path of a recorded name: relative to a folder, or to the current one.
 
     Args:
         agrees: tells, of several places where there is something, which one is meant.
@@ -82,13 +82,13 @@ def found(name: str, folder: Path, agrees: Callable[[Path], bool] | None = None)
 
 
 def found_run(name: str, folder: Path, agrees: Callable[[Path], bool]) -> str:
-    """The same of a run; it may lie beside `folder` too, under its name."""
+    """Return the full path of a recorded run, as `found`; it may also lie beside `folder`, under its name."""
     tries = [Path(folder, name), Path(absolute(folder)).with_name(PurePath(name).name), Path(name)]
     return _first(tries, lambda path: (path / "config.toml").is_file(), agrees)
 
 
 def moved(name: str, place: str | None, option: str) -> str:
-    """The place in full that is given for what a run names; `name` itself where none is given.
+    """Return the full path of the place given for what a run names; `name` itself where none is given.
 
     Raises:
         InputError: if there is nothing, or the run has no use for a place.
@@ -103,12 +103,13 @@ def moved(name: str, place: str | None, option: str) -> str:
 
 
 def places_of(data: str, source: str) -> Places:
-    """Those of the two that are places where there is something."""
+    """Return those of the two that are places and exist."""
     return Places(*(name if is_place(name) and Path(name).exists() else None for name in (data, source)))
 
 
 def check_there(what: str, name: str, known: str | None) -> None:
-    """
+    """Refuse a place where nothing exists any more, if a run has data or a source with a hash.
+
     Raises:
         InputError: if a run has data or a source of a hash, and nothing is there any more.
     """
@@ -117,7 +118,8 @@ def check_there(what: str, name: str, known: str | None) -> None:
 
 
 def check_same(what: str, name: str, known: str | None, hash: str | None) -> None:
-    """
+    """Refuse a place whose hash is not that of the run's data or source.
+
     Raises:
         InputError: if a run has data or a source of a hash, and this is another.
     """
@@ -126,7 +128,7 @@ def check_same(what: str, name: str, known: str | None, hash: str | None) -> Non
 
 
 def replaced(tree: Mapping[str, Any], data: Change, parent: Change) -> dict[str, Any]:
-    """The tree of a configuration with its places changed: of data and source, and of the runs to learn from."""
+    """Return the tree of a configuration with its places changed: of data and source, and of the runs to learn from."""
     new = {key: data(tree[key], tree.get(f"{key}_hash")) for key in ("data", "source") if key in tree}
     taught = {key: tree[key] for key in PARENTS if isinstance(tree.get(key), Mapping)}
     parents = {key: {**made, "parent": parent(made["parent"], made["parent_hash"])} for key, made in taught.items()}
@@ -134,7 +136,7 @@ def replaced(tree: Mapping[str, Any], data: Change, parent: Change) -> dict[str,
 
 
 def _first(tries: list[Path], there: Callable[[Path], bool], agrees: Callable[[Path], bool] | None) -> str:
-    """The first place where there is something, and, where there are several, that agrees; or the first of all."""
+    """Return the first place that exists and, where several do, agrees; or the first of all."""
     # by the names of folders, and as the disk has them where these are links
     ways = list(dict.fromkeys(Path(full(path)) for path in tries for full in (os.path.abspath, os.path.realpath)))
     some = [way for way in ways if there(way)]
@@ -144,10 +146,10 @@ def _first(tries: list[Path], there: Callable[[Path], bool], agrees: Callable[[P
 
 
 def _place(text: str) -> str:
-    """A place as text that no toy has for its name."""
+    """Return a place as text that cannot be the name of a toy."""
     return text if is_place(text) else f"./{text}"
 
 
 def _private() -> set[str]:
-    """Names of folders that tell who the user is."""
+    """Return names of folders that reveal who the user is."""
     return {Path.home().name, *(os.environ.get(key, "") for key in ("USER", "LOGNAME", "USERNAME"))} - {""}

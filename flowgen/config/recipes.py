@@ -50,12 +50,12 @@ REFLOWS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(name: str) -> dict[str, Any]:
-    """The settings of data by default."""
+    """Return the default settings for data."""
     return RECIPES[_key(name)]
 
 
 def reflow_defaults(name: str) -> dict[str, Any]:
-    """The settings of a reflow of a flow to data by default."""
+    """Return the default settings for a reflow of a flow to data."""
     return REFLOWS.get(_key(name), {})
 
 

@@ -47,7 +47,7 @@ SAMPLERS: dict[str, Made] = {
 
 
 def _of_steps(spacing: Callable[[DDPM, int], Tensor]) -> Spacing:
-    """A spacing of the steps of a path that has some."""
+    """Return a spacing of the steps of a path with discrete steps."""
 
     def made(path: Path, steps: int, lo: float, hi: float) -> Tensor:
         if not isinstance(path, DDPM) or hi < 1:
@@ -82,7 +82,7 @@ class Sampling(NamedTuple):
 def sampling_by(
     solver: str | None, path: Path, noise: float | None = None, grid: str | None = None, seed: int = 0
 ) -> Sampling:
-    """The way of sampling of these names, for a model on a path.
+    """Return the way of sampling with these names, for a model on a path.
 
     Args:
         noise: what a sampler's noise is set by, where it is not to be as usual.

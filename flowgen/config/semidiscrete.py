@@ -39,7 +39,8 @@ class SemidiscreteConfig:
             raise InputError("semidiscrete transport needs points, a tolerance and draws_per_row above 0, and finite")
 
     def check(self, data: LoadedData, device: torch.device) -> None:
-        """
+        """Refuse rows that are not in memory, or a device that has no float64.
+
         Raises:
             InputError: if the rows are not in memory, or the device has no float64.
         """
@@ -49,7 +50,7 @@ class SemidiscreteConfig:
             raise InputError("semidiscrete transport needs float64, which mps has not: take another device")
 
     def rows(self, data: LoadedData, device: torch.device, seed: int) -> tuple[Tensor, Tensor | None]:
-        """All training rows in model units, `(N, *event)`, and their labels; see `check`."""
+        """Return all training rows in model units, `(N, *event)`, and their labels; see `check`."""
         self.check(data, device)
         law = data.law
         x = law.values if isinstance(law, Rows) else law.sample(self.points, generator(seed, "points of the law"))
@@ -57,6 +58,6 @@ class SemidiscreteConfig:
         return data.scaling.in_model_units(x).to(device), labels
 
     def ascend(self, source: Law, rows: Tensor, labels: Tensor | None, seed: int) -> Iterator[Potentials]:
-        """The potentials of such rows, round by round."""
+        """Yield the potentials of such rows, round by round."""
         bounds = {"tolerance": self.tolerance, "draws_per_row": self.draws_per_row}
         return ascend(source, rows, seed=seed, labels=labels, **bounds)

@@ -25,7 +25,8 @@ PATIENCE = 0.1
 
 @contextmanager
 def ahead(pairs: Iterator[Pair], device: torch.device, depth: int = 2) -> Iterator[Iterator[Pair]]:
-    """The same pairs in the same order, on a device, made by a thread up to `depth` batches before they are asked for.
+    """Yield the same pairs in the same order, on a device, made by a thread up to `depth` batches before they are asked
+    for.
 
     The thread ends with the context. Drawing, indexing and copying leave Python free to run, and so do not slow down
     the step that they overlap with. What is raised there is raised here, where the pair would have come.
@@ -60,7 +61,7 @@ def ahead(pairs: Iterator[Pair], device: torch.device, depth: int = 2) -> Iterat
 
 
 def in_order(tasks: Iterable[Callable[[], T]], threads: int, depth: int) -> Iterator[T]:
-    """The results of tasks, in their order, computed by threads while up to `depth` of them are waited for.
+    """Yield the results of tasks in their order, computed by threads, up to `depth` tasks ahead.
 
     What a task raises is raised in its place. Closing the iterator waits for the tasks under way, and drops the rest.
     """
@@ -100,7 +101,7 @@ def _copied(pair: Pair, device: torch.device) -> Pair:
 
 
 def _copy(x: Tensor, device: torch.device) -> Tensor:
-    """x on a device; from pinned memory, so that the copy need not be waited for."""
+    """Copy x to a device; from pinned memory, so that the copy is asynchronous."""
     if device.type != "cuda" or x.device.type == "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)

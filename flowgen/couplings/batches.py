@@ -31,7 +31,7 @@ class Prepared(Coupling, Protocol):
     """A coupling that learns something once of the pairs to come, which is then true of all of them."""
 
     def prepared(self, rows: int, draw: Callable[[int], Pair]) -> Coupling:
-        """The coupling to use where `rows` rows are coupled at a time; `draw(n)` gives n pairs to learn from."""
+        """Return the coupling to use where `rows` rows are coupled at a time; `draw(n)` gives n pairs to learn from."""
         ...
 
 
@@ -40,7 +40,7 @@ class Streamed(Protocol):
     """Pairs that are read in order: from where they are listed, or where their parts are read apart."""
 
     def stream(self, size: int, *, seed: int, start: int = 0, part: Part = ...) -> Iterator[Pair]:
-        """The part's rows of endless chunks of `size` pairs; chunk k is a function of (seed, k)."""
+        """Yield the part's rows of endless chunks of `size` pairs; chunk k is a function of (seed, k)."""
         ...
 
 
@@ -115,7 +115,7 @@ def batches(
     part: Part = WHOLE,
     threads: int = 1,
 ) -> Iterator[Pair]:
-    """Batches of `size` coupled pairs, without end; of each, the rows of a part.
+    """Yield batches of `size` coupled pairs without end; of each, the rows of a part.
 
     Batch k is a function of (seed, k): a stream with start=k begins with the batch that the whole stream has there.
     What is coupled or pooled is read whole by every part; independent pairs that are not pooled are read in part.
@@ -156,7 +156,7 @@ def _batches(
 def _pools(
     draw: Draw | Streamed, size: int, seed: int, coupling: Coupling, pool: Pool, start: int, threads: int
 ) -> Iterator[Pair]:
-    """The coupled pairs of each pool from pool `start` on."""
+    """Yield the coupled pairs of each pool, from pool `start` on."""
     rows = size * pool.batches
     if isinstance(coupling, Prepared):
         other = generator(seed, "preparation").initial_seed()
@@ -176,7 +176,7 @@ def _pools(
 
 
 def coupled(coupling: Coupling, pair: Pair, generator: torch.Generator) -> Pair:
-    """What a coupling makes of a pair.
+    """Apply a coupling to a pair and check the result.
 
     Raises:
         InputError: unless that is a Pair of the same shapes.
@@ -196,13 +196,13 @@ def coupled(coupling: Coupling, pair: Pair, generator: torch.Generator) -> Pair:
 
 
 def _unit(coupling: Coupling, size: int, rows: int) -> int:
-    """How many rows to hand to a coupling at a time: a batch, or its group where that is larger."""
+    """Return how many rows to hand to a coupling at a time: a batch, or its group where that is larger."""
     group = getattr(coupling, "group", size)
     return min(rows, -(-size // group) * group if group else rows)
 
 
 def _read(draw: Draw | Streamed, size: int, seed: int, start: int, part: Part) -> Iterator[Pair]:
-    """The part's rows of chunks of `size` pairs, from chunk `start` on."""
+    """Yield the part's rows of chunks of `size` pairs, from chunk `start` on."""
     if isinstance(draw, Streamed):
         yield from draw.stream(size, seed=seed, start=start, part=part)
     else:
@@ -211,7 +211,8 @@ def _read(draw: Draw | Streamed, size: int, seed: int, start: int, part: Part) -
 
 
 def _drawn(draw: Draw, size: int, generator: torch.Generator) -> Pair:
-    """
+    """Draw a Pair by a function, and refuse what is not one of so many rows.
+
     Raises:
         InputError: unless a function draws a Pair of so many rows.
     """
@@ -224,7 +225,7 @@ def _drawn(draw: Draw, size: int, generator: torch.Generator) -> Pair:
 
 
 def _shuffled(pairs: Pair, size: int, pool: Pool, seed: int, index: int) -> Iterator[Pair]:
-    """The batches of a pool, its pairs in as many random orders as it has uses; a single batch stays as it is."""
+    """Yield the batches of a pool, its pairs in a new random order for each use; a single batch keeps its order."""
     if pool.batches == 1:
         yield from [pairs] * pool.reuse
         return
@@ -237,7 +238,8 @@ def _shuffled(pairs: Pair, size: int, pool: Pool, seed: int, index: int) -> Iter
 def with_null_labels(
     pairs: Iterator[Pair], share: float, null: int, size: int, *, seed: int, start: int = 0, part: Part = WHOLE
 ) -> Iterator[Pair]:
-    """The same pairs, a random share of whose labels is `null`: for classifier-free guidance (arXiv 2207.12598).
+    """Yield the same pairs with a random share of the labels set to `null`, for classifier-free guidance (arXiv
+    2207.12598).
 
     Args:
         pairs: batches of at most `size` from batch `start` on, of each the rows of `part`.

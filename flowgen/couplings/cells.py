@@ -41,7 +41,7 @@ class Cells:
         return self.offset + self.rows.double().square().sum(1)
 
     def raised(self, step: Tensor) -> Cells:
-        """The cells after g_j <- g_j + step_j, less a constant, which changes nothing."""
+        """Return the cells after g_j <- g_j + step_j, less a constant, which changes nothing."""
         offset = self.offset + step
         return Cells(self.rows, offset - offset.mean(), self.centre)
 
@@ -55,7 +55,8 @@ def cells_of(rows: Tensor, values: Tensor) -> Cells:
 
 
 def scored(cells: Cells, x: Tensor, reach: float = 0.0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Block by block: the numbers of its points, of the rows that matter there, and their scores, up to a constant.
+    """Yield, block by block, the numbers of its points, of the rows that matter there, and their scores, up to a
+    constant.
 
     Rows matter which are the best of some point of the block, or within `reach` of the best.
     """
@@ -67,7 +68,9 @@ def scored(cells: Cells, x: Tensor, reach: float = 0.0) -> Iterator[tuple[Tensor
 
 
 def _runs(x: Tensor) -> list[Tensor]:
-    """The numbers of all points, in runs of at most a block; in few dimensions halved until those of a run are near."""
+    """Return the numbers of all points in runs of at most a block; in few dimensions, halved until the points of a run
+    are close.
+    """
     runs = [torch.arange(len(x), device=x.device)]
     if x.shape[1] > PRUNED:
         return list(runs[0].split(BLOCK))
@@ -78,7 +81,8 @@ def _runs(x: Tensor) -> list[Tensor]:
 
 
 def _candidates(cells: Cells, x: Tensor, reach: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rows that matter in the box of x, less one of them; their offsets at its middle, and the middle.
+    """Return the rows that can win in the box of x, relative to one of them; their offsets at its middle, and the
+    middle.
 
     With half sides h, the lead of row j over row r changes by at most 2 |y_j - y_r|.h over the box: exact, where r is
     the best at the middle or any other.
@@ -95,7 +99,7 @@ def _candidates(cells: Cells, x: Tensor, reach: float) -> tuple[Tensor, Tensor, 
 
 
 def rows_of(labels: Tensor | None, n: int) -> dict[int, Tensor]:
-    """The numbers of the rows of each label; of all rows under 0, where there are no labels."""
+    """Return the numbers of the rows of each label; of all rows under 0, where there are no labels."""
     if labels is None:
         return {0: torch.arange(n)}
     return {int(label): (labels == label).nonzero().squeeze(1).cpu() for label in labels.unique()}

@@ -54,7 +54,7 @@ class Conditioned:
 
     @property
     def group(self) -> int:
-        """That of the coupling, where it has one."""
+        """Return the group of the coupling, where it has one."""
         return self.coupling.group  # type: ignore[attr-defined]
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
@@ -69,7 +69,7 @@ class Conditioned:
 
 
 def found_weight(x0: Tensor, x1: Tensor, cond: Tensor, ratio: float) -> float:
-    """The least w at which, of all (i, j) with j != i, at most a share `ratio` costs less than the pair i came in:
+    """Return the least w at which, of all (i, j) with j != i, at most a share `ratio` costs less than the pair of i:
 
     |x0_i - x1_j|^2 + w |c_i - c_j|^2 < |x0_i - x1_i|^2.
 
@@ -91,18 +91,18 @@ def found_weight(x0: Tensor, x1: Tensor, cond: Tensor, ratio: float) -> float:
 
 
 def _squares(cond: Tensor) -> Tensor:
-    """|c_i - c_j|^2 `(B, B)` by differences, which are exactly 0 for equal conditions."""
+    """Return |c_i - c_j|^2 `(B, B)` by differences, which are exactly 0 for equal conditions."""
     flat = _flat(cond).cpu()
     return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Rows `(B, dim)`, float64 where the device has it."""
+    """Return rows `(B, dim)`, float64 where the device has it."""
     return x.detach().to(widest(x.device)).reshape(len(x), -1)
 
 
 def _numbers(pair: Pair) -> Tensor:
-    """The condition, once it is known to be one of finite numbers, and one for each row."""
+    """Return the condition after checking that it consists of finite numbers, one for each row."""
     if pair.cond is None or not pair.cond.is_floating_point():
         raise InputError("Conditioned is for conditions that are floats: labels are kept apart by every coupling")
     if not len(pair.x0) == len(pair.x1) == len(pair.cond):

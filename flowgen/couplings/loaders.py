@@ -57,7 +57,7 @@ def loader_pairs(
 
 
 def _rows(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """The rows of a batch, and their conditions."""
+    """Return the rows of a batch, and their conditions."""
     parts = [batch] if isinstance(batch, Tensor) else batch
     if not _tensors(parts) or len(parts) > 2:
         raise InputError(f"a batch of the loader must be x, [x] or [x, cond], not {_kind(batch)}: see its collate_fn")

@@ -51,7 +51,7 @@ class Anchors(NamedTuple):
     potentials: Tensor | None = None
 
     def lead(self, x: Tensor) -> Tensor:
-        """About where optimal transport takes source points `(n, d)`."""
+        """Return approximately where optimal transport takes source points `(n, d)`."""
         index = self._nearest(x) if x.shape[1] < TREE_BELOW else self._cells(x)
         return self.x1[index] + OWN * (x - self.x0[index])
 
@@ -61,14 +61,14 @@ class Anchors(NamedTuple):
         return torch.from_numpy(cKDTree(self.x0.numpy()).query(x.numpy())[1])
 
     def _cells(self, x: Tensor) -> Tensor:
-        """argmin_j |x - x1_j|^2 - g_j, some rows at a time: all distances at once would be a gigabyte."""
+        """Return argmin_j |x - x1_j|^2 - g_j, some rows at a time: all distances at once would be a gigabyte."""
         assert self.potentials is not None
         height = self.x1.square().sum(1) - self.potentials
         return torch.cat([torch.addmm(height, rows, self.x1.T, alpha=-2).argmin(1) for rows in x.split(1024)])
 
 
 def anchored(x0: Tensor, x1: Tensor) -> Anchors:
-    """The exact solution of rows `(m, d)` (POT's network simplex)."""
+    """Solve the transport of rows `(m, d)` exactly (POT's network simplex)."""
     import ot
 
     weights, cost = np.full(len(x0), 1 / len(x0)), transport_cost(x0, x1).numpy()
@@ -115,7 +115,7 @@ class MultiscaleOT:
         return rematched(pair, self.group, lambda x0, x1: self._matched(x0, x1, None, generator))
 
     def prepared(self, rows: int, draw: Callable[[int], Pair]) -> MultiscaleOT | _Led:
-        """The same coupling, with anchors that lead all its batches of so many rows.
+        """Return the same coupling, with anchors that lead all its batches of so many rows.
 
         Where there are labels, or few rows, each batch has anchors of its own.
         """
@@ -128,7 +128,7 @@ class MultiscaleOT:
         return _Led(self, _leading(_rows(pair.x0), _rows(pair.x1), generator(0, "anchors")))
 
     def _matched(self, x0: Tensor, x1: Tensor, anchors: Anchors | None, generator: torch.Generator) -> Tensor:
-        """The permutation for some rows."""
+        """Return the permutation for some rows."""
         if len(x0) <= EXACT_UP_TO:
             return assign(transport_cost(x0, x1))
         x, y = _rows(x0), _rows(x1)
@@ -163,7 +163,8 @@ class _Led:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Rows `(n, d)` float32 about their mean, which changes no pair: rounding is that of the spread, not of the offset.
+    """Return rows `(n, d)` float32 about their mean, which changes no pair: rounding is that of the spread, not of the
+    offset.
 
     Raises:
         InputError: if a value is NaN or infinite.
@@ -176,7 +177,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _leading(x: Tensor, y: Tensor, generator: torch.Generator) -> Anchors:
-    """The anchors that lead all batches, of rows that were drawn for it."""
+    """Return the anchors that lead all batches, of rows that were drawn for it."""
     if x.shape[1] >= TREE_BELOW:
         return _anchors(x, y, min(ANCHORS, len(x) // SPREAD), generator)
     few = _anchors(x, y, min(EXACT_UP_TO, len(x) // 4), generator, _paired)
@@ -184,7 +185,9 @@ def _leading(x: Tensor, y: Tensor, generator: torch.Generator) -> Anchors:
 
 
 def _paired(x0: Tensor, x1: Tensor) -> Anchors:
-    """The exact solution of rows about their mean, without potentials, by scipy: POT would take longer to import."""
+    """Solve the transport of rows about their mean exactly, without potentials, by scipy: POT would take longer to
+    import.
+    """
     from scipy.optimize import linear_sum_assignment
 
     # less potentials the costs have the same solution; it is found in a quarter of the time with those of the linear
@@ -200,7 +203,7 @@ def _paired(x0: Tensor, x1: Tensor) -> Anchors:
 
 
 def _root(matrix: Tensor) -> Tensor:
-    """The square root of a covariance `(d, d)`."""
+    """Return the square root of a covariance `(d, d)`."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
@@ -208,7 +211,7 @@ def _root(matrix: Tensor) -> Tensor:
 def _anchors(
     x: Tensor, y: Tensor, m: int, generator: torch.Generator, solve: Callable[[Tensor, Tensor], Anchors] = anchored
 ) -> Anchors:
-    """The anchors of m rows of each set: one from each of m cells of equal size.
+    """Return the anchors of m rows of each set: one from each of m cells of equal size.
 
     So spread, they leave hardly anything of the luck of m random rows, whose masses differ from place to place by a
     share of 1 / sqrt(m): on moons to 8gaussians the cost of pairs varied by 3 % with that, and by 0.3 % without.
@@ -220,12 +223,12 @@ def _anchors(
 
 
 def _cells(n: int, parts: int) -> Tensor:
-    """The part of each of n places `(n,)`: the parts of the same number are equal in size but for one."""
+    """Return the part of each of n places `(n,)`: the sizes of the parts differ by at most one."""
     return torch.arange(n) * parts // n
 
 
 def _divided(sets: list[Tensor], levels: int, generator: torch.Generator) -> list[Tensor]:
-    """The rows of each set `(n, d)`, in the order of parts that are found by halving `levels` times.
+    """Return the rows of each set `(n, d)`, in the order of parts that are found by halving `levels` times.
 
     All sets are cut along the same directions, each at its own medians, so that their parts have the same sizes.
     """
@@ -239,13 +242,13 @@ def _divided(sets: list[Tensor], levels: int, generator: torch.Generator) -> lis
 
 
 def _ranked(values: Tensor, part: Tensor) -> Tensor:
-    """The order of rows by part, then by value."""
+    """Return the order of rows by part, then by value."""
     order = values.argsort(stable=True)
     return order[part[order].argsort(stable=True)]
 
 
 def _solved(x: Tensor, y: Tensor, order_x: Tensor, order_y: Tensor, parts: int) -> Tensor:
-    """The permutation that is optimal within each part: runs of rows of x and of y in these orders."""
+    """Return the permutation that is optimal within each part: runs of rows of x and of y in these orders."""
     from scipy.optimize import linear_sum_assignment
 
     permutation = torch.empty(len(x), dtype=torch.int64)

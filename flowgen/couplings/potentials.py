@@ -58,7 +58,7 @@ def potentials(
     tolerance: float = 0.02,
     draws_per_row: float = 1000.0,
 ) -> Potentials:
-    """The last state of `ascend`, whose arguments these are."""
+    """Return the last state of `ascend`, whose arguments these are."""
     *_, last = ascend(source, data, seed=seed, labels=labels, tolerance=tolerance, draws_per_row=draws_per_row)
     return last
 
@@ -72,7 +72,8 @@ def ascend(
     tolerance: float = 0.02,
     draws_per_row: float = 1000.0,
 ) -> Iterator[Potentials]:
-    """Stochastic ascent on the semi-dual, round by round; each state is measured on draws that it has not seen.
+    """Yield the states of stochastic ascent on the semi-dual, round by round; each is measured on draws that it has not
+    seen.
 
     The minimum is smoothed into a softmax of the scores g_j - |x - y_j|^2 at a temperature, so that one draw tells of
     many rows; with p_j the mass of row j in shares of 1/N, each round draws anew and takes the step
@@ -126,7 +127,8 @@ def ascend(
 
 
 def chi_square(hits: Tensor, weights: Tensor) -> float:
-    """An unbiased estimate of sum_j (p_j - w_j)^2 / w_j = sum_j p_j^2 / w_j - 1, from how often each cell was hit.
+    """Return an unbiased estimate of sum_j (p_j - w_j)^2 / w_j = sum_j p_j^2 / w_j - 1, from how often each cell was
+    hit.
 
     It counts pairs of draws in one cell, sum_j h_j (h_j - 1) / (w_j M (M - 1)) - 1, as the plain statistic of M draws
     is (N - 1) / M too large.
@@ -148,7 +150,7 @@ class _State(NamedTuple):
 
 
 def _joined(states: list[_State], classes: list[Tensor], data: Tensor) -> Potentials:
-    """The potentials of all rows; with shares N_c / N of the classes, chi^2 = sum_c N_c / N chi_c^2."""
+    """Return the potentials of all rows; with shares N_c / N of the classes, chi^2 = sum_c N_c / N chi_c^2."""
     values = torch.empty(len(data), dtype=torch.float64, device=data.device)
     for state, rows in zip(states, classes, strict=True):
         values[rows] = state.values
@@ -157,7 +159,7 @@ def _joined(states: list[_State], classes: list[Tensor], data: Tensor) -> Potent
 
 
 def _ascent(source: Law, data: Tensor, seed: int, tolerance: float, draws_per_row: float) -> Iterator[_State]:
-    """The rounds of one class, until it is within the tolerance or the draws are spent."""
+    """Yield the rounds of one class, until it is within the tolerance or the draws are spent."""
     # equal rows cannot be told apart by any potentials: they are one row of their joint mass
     rows, copies, counts = torch.unique(data.flatten(1), dim=0, return_inverse=True, return_counts=True)
     weights, most = counts.double() / len(data), max(FEWEST, int(draws_per_row * (len(data) + FEWEST)))
@@ -180,7 +182,7 @@ def _ascent(source: Law, data: Tensor, seed: int, tolerance: float, draws_per_ro
 
 
 def _points(source: Law, size: int, seed: int, k: int, like: Tensor) -> Iterator[Tensor]:
-    """The source points `(m, d)` of round k, in chunks that memory holds."""
+    """Yield the source points `(m, d)` of round k, in chunks that fit in memory."""
     chunk = max(BLOCK, CHUNK // max(1, like.shape[1]))
     for index, start in enumerate(range(0, size, chunk)):
         rng = generator(seed, f"round {k}", index)
@@ -188,7 +190,7 @@ def _points(source: Law, size: int, seed: int, k: int, like: Tensor) -> Iterator
 
 
 def _start(source: Law, rows: Tensor, seed: int) -> tuple[Cells, float]:
-    """Potentials at which all rows score alike on average, and the rms of their scores, the first temperature.
+    """Return potentials at which all rows score alike on average, and the rms of their scores, the first temperature.
 
     2 x.y_j - |y_j|^2 + g_j is 2 (x - E x).y_j for g_j = |y_j|^2 - 2 E x.y_j.
     """
@@ -218,7 +220,7 @@ class _Seen(NamedTuple):
 
 
 def _observe(cells: Cells, weights: Tensor, points: Iterator[Tensor], temperature: float) -> _Seen:
-    """A round: draws counted in their cells, and shared by the softmax q of their scores over the temperature."""
+    """Run a round: count draws in their cells, and share them by the softmax q of their scores over the temperature."""
     hits, mass = torch.zeros_like(weights), torch.zeros_like(weights)
     total, squares = 0, torch.zeros_like(weights)
     for x in points:
@@ -235,7 +237,7 @@ def _observe(cells: Cells, weights: Tensor, points: Iterator[Tensor], temperatur
 
 
 def _judged(weights: Tensor, hits: Tensor, mass: Tensor, squares: Tensor, total: int) -> _Seen:
-    """From the mean shares p_j = E[q_j] and the mean squares E[q_j^2] of a round to its step."""
+    """Return the step of a round, from its mean shares p_j = E[q_j] and mean squares E[q_j^2]."""
     reached = chi_square(hits, weights)
     error = math.sqrt(2 * (len(weights) - 1) + 4 * total * max(reached, 0)) / total
     even = mass / weights
@@ -249,7 +251,7 @@ def _judged(weights: Tensor, hits: Tensor, mass: Tensor, squares: Tensor, total:
 
 
 def _relaxation(mass: Tensor, squares: Tensor) -> Tensor:
-    """omega_j: the step over that of Sinkhorn, which is stable below 2 over the largest curvature.
+    """Return omega_j: the step over that of Sinkhorn, which is stable below 2 over the largest curvature.
 
     The curvature is p - E[q q^T], over p for Sinkhorn: at most 1, and, as each row of it sums to 0, at most twice its
     diagonal p_j - E[q_j^2]. That is small where the softmax is sharp, so that steps are long there.

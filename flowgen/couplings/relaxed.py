@@ -50,7 +50,7 @@ class Partial:
         return rematched(pair, self.group, lambda x0, x1: _drawn(self.plan(x0, x1), generator))
 
     def plan(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """The plan of all rows as one group, `(B, B)`; x0 and x1 `(B, *event)`."""
+        """Return the plan of all rows as one group, `(B, B)`; x0 and x1 `(B, *event)`."""
         return partial_plan(transport_cost(x0, x1), self.mass)
 
 
@@ -59,7 +59,7 @@ ROUNDING = 1e-9
 
 
 def partial_plan(cost: Tensor, mass: float) -> Tensor:
-    """argmin <P, cost> over plans `(n, n)` whose rows sum to 1/n and whose columns sum to at most 1/(mass n).
+    """Return argmin <P, cost> over plans `(n, n)` whose rows sum to 1/n and whose columns sum to at most 1/(mass n).
 
     A source point that costs nothing takes what the columns have left. The support of P is a forest.
 
@@ -81,7 +81,7 @@ def partial_plan(cost: Tensor, mass: float) -> Tensor:
 
 
 def _drawn(plan: Tensor, generator: torch.Generator) -> Tensor:
-    """The column of each row, `(n,)`, drawn from a plan whose support is a forest of rows and columns.
+    """Draw the column of each row, `(n,)`, from a plan whose support is a forest of rows and columns.
 
     A circle of length 1 is divided among the columns of each row, by n times the plan, so that the arcs of a column in
     its several rows follow one another. One point of the circle, drawn for each tree, names the column of each row:
@@ -95,7 +95,7 @@ def _drawn(plan: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _arcs(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the arc of each row and column starts, `(n, n)`, and the number of the first row of each row's tree.
+    """Return where the arc of each row and column starts, `(n, n)`, and the number of the first row of each row's tree.
 
     Arcs of a row, and arcs of a column, follow one another, from the one by which the tree reached it.
     """
@@ -115,7 +115,7 @@ def _arcs(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _edges(shares: np.ndarray) -> list[list[tuple[int, tuple[int, int]]]]:
-    """Of rows 0 to n - 1 and columns n to 2 n - 1 of a plan: the neighbours, and the entry that joins them."""
+    """Return, for rows 0 to n - 1 and columns n to 2 n - 1 of a plan, the neighbours and the entry that joins them."""
     edges: list[list[tuple[int, tuple[int, int]]]] = [[] for _ in range(2 * len(shares))]
     for row, column in np.argwhere(shares).tolist():
         edges[row].append((len(shares) + column, (row, column)))
@@ -168,13 +168,13 @@ class Unbalanced(Entropic):
 
 
 def _median_cost(cost: Tensor) -> Tensor:
-    """The median cost of each group, `(G, 1, 1)`; the mean where that is 0."""
+    """Return the median cost of each group, `(G, 1, 1)`; the mean where that is 0."""
     median = cost.flatten(1).median(1).values.reshape(-1, 1, 1)
     return median.where(median > 0, mean_cost(cost))
 
 
 def _matched(log_plan: Tensor, generator: torch.Generator) -> Tensor:
-    """The column of each row, `(G, n)`: how often each is used is drawn first, then which rows use it."""
+    """Return the column of each row, `(G, n)`: draw how often each is used first, then which rows use it."""
     groups, n, _ = log_plan.shape
     used = _counts(n * log_plan.exp().sum(1).cpu(), generator)
     columns = torch.arange(n).repeat(groups).repeat_interleave(used.flatten()).view(groups, n)
@@ -184,7 +184,7 @@ def _matched(log_plan: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _counts(means: Tensor, generator: torch.Generator) -> Tensor:
-    """Whole numbers `(G, n)`, each the mean rounded up or down at random, that sum to n as the means do."""
+    """Draw whole numbers `(G, n)`, each the mean rounded up or down at random, that sum to n as the means do."""
     ends = means.cumsum(1)
     ends[:, -1] = means.shape[1]  # and not nearly
     point = torch.rand(len(means), 1, generator=generator, dtype=torch.float64)

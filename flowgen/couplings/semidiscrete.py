@@ -59,7 +59,7 @@ class Semidiscrete:
         return self._pairs(n, generator, WHOLE)
 
     def stream(self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Pair]:
-        """The part's rows of endless chunks of `size` pairs; chunk k is a function of (seed, k)."""
+        """Yield the part's rows of endless chunks of `size` pairs; chunk k is a function of (seed, k)."""
         for k in count(start):
             yield self._pairs(size, generator(seed, "semidiscrete pairs", k), part)
 
@@ -81,7 +81,7 @@ class Semidiscrete:
 def assigned(
     x0: Tensor, data: Tensor, potentials: Tensor, labels: Tensor | None = None, wanted: Tensor | None = None
 ) -> Tensor:
-    """The data row of each source point: argmin_j |x0 - y_j|^2 - g_j, among the rows of the label that is wanted.
+    """Return the data row of each source point: argmin_j |x0 - y_j|^2 - g_j, among the rows of the wanted label.
 
     Of rows that are equal, one of the copies. Memory grows with the blocks that are scored, and not with B times N.
 
@@ -102,7 +102,7 @@ def assigned(
 
 
 def _classes(data: Tensor, values: Tensor, labels: Tensor | None) -> dict[int, tuple[Tensor, Cells]]:
-    """The rows of each class and their cells."""
+    """Return the rows of each class and their cells."""
     return {
         label: (rows, cells_of(data[rows], values[rows.to(values.device)]))
         for label, rows in rows_of(labels, len(data)).items()
@@ -120,7 +120,7 @@ def _assign(x0: Tensor, classes: dict[int, tuple[Tensor, Cells]], wanted: Tensor
 
 
 def _nearest(cells: Cells, x0: Tensor) -> Tensor:
-    """The cell of each point, `(B,)` on the CPU."""
+    """Return the cell of each point, `(B,)` on the CPU."""
     x, index = x0.flatten(1), torch.empty(len(x0), dtype=torch.int64, device=x0.device)
     for block, which, scores in scored(cells, x):
         index[block] = which[scores.argmax(1)]

@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
     @property
     def entropy(self) -> Tensor:
-        """(H(P) - log n) / log n, `(...)`: 0 for a permutation, 1 for the independent plan; of one row, 0."""
+        """Return (H(P) - log n) / log n, `(...)`: 0 for a permutation, 1 for the independent plan; of one row, 0."""
         n = self.log_plan.shape[-1]
         entropy = -(self.log_plan.exp() * self.log_plan).sum((-2, -1))
         return (entropy - math.log(n)) / (math.log(n) or 1.0)
@@ -65,7 +65,8 @@ Drawer = Callable[[Tensor, torch.Generator], Tensor]
 def sinkhorn(
     cost: Tensor, epsilon: Tensor | float, tolerance: float = 1e-3, iterations: int = 2000, slack: float = 0.0
 ) -> Plan:
-    """The entropic plans argmin <P, cost> - epsilon H(P) with uniform marginals (arXiv 1306.0895), in the log domain.
+    """Return the entropic plans argmin <P, cost> - epsilon H(P) with uniform marginals (arXiv 1306.0895), in the log
+    domain.
 
     P_ij = exp(f_i + g_j - cost_ij / epsilon). Sweeps over-relax the update of each potential, with a factor that
     follows the rate of each group (arXiv 1711.01851); they multiply the plan of the last look, as in arXiv 1610.06519,
@@ -98,7 +99,7 @@ class _State(NamedTuple):
 
 
 def _plain(scaled: Tensor, g: Tensor, slack: float) -> _State:
-    """One update of both potentials, in the log domain; the next sweeps are plain too."""
+    """Update both potentials once in the log domain; the next sweeps are plain too."""
     n = scaled.shape[-1]
     f = -torch.logsumexp(scaled + g, -1, keepdim=True) - math.log(n)
     columns = -torch.logsumexp(scaled + f, -2, keepdim=True) / (1 + slack) - math.log(n)
@@ -106,7 +107,7 @@ def _plain(scaled: Tensor, g: Tensor, slack: float) -> _State:
 
 
 def _swept(plan: Tensor, state: _State, slack: float, sweeps: int) -> _State:
-    """The state after some sweeps from that of a plan, at whose end the rows are exact."""
+    """Return the state after some sweeps from that of a plan; at its end the row sums are exact."""
     f, g, omega = state
     n, u, v = plan.shape[-1], torch.ones_like(g), torch.ones_like(g)
     columns = []
@@ -121,7 +122,7 @@ def _swept(plan: Tensor, state: _State, slack: float, sweeps: int) -> _State:
 
 
 def _excess(sums: Tensor, g: Tensor, v: Tensor, slack: float) -> Tensor:
-    """The factor by which columns whose sums are sums / n are too large, for potentials g + log v.
+    """Return the factor by which columns whose sums are sums / n are too large, for potentials g + log v.
 
     With a slack they ought to have g = -log(sum_i exp(f_i - cost_ij / epsilon)) / (1 + slack) - log n. A column that is
     too small for a float stays until it is not.
@@ -133,7 +134,7 @@ def _excess(sums: Tensor, g: Tensor, v: Tensor, slack: float) -> Tensor:
 
 
 def _shift(g: Tensor, slack: float) -> Tensor | float:
-    """What to add to g, and take from f, for the wanted columns to sum to 1 (arXiv 2201.00730).
+    """Return what to add to g, and take from f, for the wanted columns to sum to 1 (arXiv 2201.00730).
 
     The plan stays as it is; without the shift a large penalty would let g go there by small steps only.
     """
@@ -144,7 +145,7 @@ def _shift(g: Tensor, slack: float) -> Tensor | float:
 
 
 def _whole(scaled: Tensor, before: _State, after: _State, slack: float) -> _State:
-    """The state after sweeps; of groups that left the range of floats, that after one plain update instead."""
+    """Return the state after sweeps; for groups that left the range of floats, that after one plain update instead."""
     held = (after.f.mT + after.g).isfinite().all(-1, keepdim=True)
     if held.all():
         return after
@@ -153,14 +154,14 @@ def _whole(scaled: Tensor, before: _State, after: _State, slack: float) -> _Stat
 
 
 def _error(plan: Tensor, g: Tensor, slack: float) -> Tensor:
-    """The marginal error, `(...)`; with a slack, columns are compared with those that their potential asks for."""
+    """Return the marginal error, `(...)`; with a slack, columns are compared with those of their potential."""
     n = plan.shape[-1]
     wanted = (-slack * (g.squeeze(-2) + math.log(n))).exp() / n
     return (plan.sum(-2) - wanted).abs().sum(-1) + (plan.sum(-1) - 1 / n).abs().sum(-1)
 
 
 def _factor(columns: list[Tensor], omega: Tensor | float) -> Tensor:
-    """The best factor of over-relaxation, by the rate at which the corrections of columns went to 1.
+    """Return the best factor of over-relaxation, by the rate at which the corrections of columns went to 1.
 
     With rate mu under omega, plain sweeps have the rate r = (mu + omega - 1)^2 / (mu omega^2), and the best factor is
     2 / (1 + sqrt(1 - r)) (Young's theory of over-relaxation). Where errors grow, the next sweeps are plain.
@@ -175,7 +176,7 @@ def _factor(columns: list[Tensor], omega: Tensor | float) -> Tensor:
 
 
 def costs(x0: Tensor, x1: Tensor) -> Tensor:
-    """The squared distances |x0_i - x1_j|^2 within each group, `(G, n, n)`, on the device of x1.
+    """Return the squared distances |x0_i - x1_j|^2 within each group, `(G, n, n)`, on the device of x1.
 
     Shapes: x0 and x1 `(G, n, *event)`.
 
@@ -189,18 +190,18 @@ def costs(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def mean_cost(cost: Tensor) -> Tensor:
-    """The mean cost of each group, the unit of its epsilon, `(G, 1, 1)`."""
+    """Return the mean cost of each group, the unit of its epsilon, `(G, 1, 1)`."""
     mean = cost.mean((-2, -1), keepdim=True)
     return mean.where(mean > 0, 1.0)  # equal points everywhere make any plan optimal: the unit is then free
 
 
 def only(plan: Plan) -> Plan:
-    """The plan of one group, without the axis of groups."""
+    """Return the plan of one group, without the axis of groups."""
     return plan._replace(log_plan=plan.log_plan.squeeze(0), error=plan.error.squeeze(0))
 
 
 def coupled(pair: Pair, group: int, plans: Planner, draw: Drawer, generator: torch.Generator) -> Pair:
-    """The pair with its data rows, and their conditions, drawn anew from the plan of each group of rows.
+    """Return the pair with its data rows, and their conditions, drawn anew from the plan of each group of rows.
 
     Rows with labels stay within their class. Groups of equal length are solved together.
 
@@ -217,7 +218,7 @@ def coupled(pair: Pair, group: int, plans: Planner, draw: Drawer, generator: tor
 
 
 def _stacked(pair: Pair, group: int) -> list[Tensor]:
-    """The numbers of the rows of each group, `(G, n)` for the groups of each length."""
+    """Return the numbers of the rows of each group, `(G, n)` for the groups of each length."""
     if len(pair.x0) != len(pair.x1):
         raise InputError(f"a coupling needs as many source as data rows, not {len(pair.x0)} and {len(pair.x1)}")
     blocks = [block for rows in classes(pair) for block in rows.split(group or len(rows))]
@@ -234,8 +235,8 @@ def _warn(plan: Plan) -> None:
 
 
 def permutation(log_plan: Tensor, generator: torch.Generator) -> Tensor:
-    """A permutation of each group drawn from its plan, `(G, n)`: with Gumbel noise E, the largest sum_i of
-    log plan[i, pi(i)] + E[i, pi(i)].
+    """Draw a permutation of each group from its plan, `(G, n)`: with Gumbel noise E, the largest sum_i of log plan[i,
+    pi(i)] + E[i, pi(i)].
 
     Where no two rows want the same column this draws each row from its conditional law; where they do, the one that
     loses takes its next best, and no point is dropped.
@@ -250,7 +251,7 @@ def permutation(log_plan: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def check_stop(tolerance: float, iterations: int) -> None:
-    """Raises InputError unless the tolerance is positive and there is an iteration."""
+    """Refuse a tolerance that is not positive, or no iterations, with InputError."""
     if not tolerance > 0 or iterations < 1:
         raise InputError("Sinkhorn needs a positive tolerance, and at least one iteration")
 
@@ -262,14 +263,14 @@ class Entropic(ABC):
 
     @abstractmethod
     def plans(self, cost: Tensor) -> Plan:
-        """The plans of the groups with costs `(G, n, n)`."""
+        """Return the plans of the groups with costs `(G, n, n)`."""
 
     def plan(self, x0: Tensor, x1: Tensor) -> Plan:
-        """The plan of all rows as one group, with its marginal error; x0 and x1 `(B, *event)`."""
+        """Return the plan of all rows as one group, with its marginal error; x0 and x1 `(B, *event)`."""
         return only(self.plans(costs(x0.unsqueeze(0), x1.unsqueeze(0))))
 
     def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
-        """Of the groups of a batch, the largest `marginal_error` and the mean `plan_entropy` (see `Plan`)."""
+        """Return the largest `marginal_error` and the mean `plan_entropy` (see `Plan`) of the groups of a batch."""
         pair = Pair(x0, x1, cond)
         found = [self.plans(costs(x0[rows], x1[rows])) for rows in _stacked(pair, self.group)]
         error, entropy = (torch.cat([*x]) for x in zip(*((plan.error, plan.entropy) for plan in found), strict=True))
