@@ -14,7 +14,7 @@ WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 def number_of(name: str) -> int | float | None:
-    """The number that a name is, like 7, 007 or 2.5; None of other names.
+    """Return the number that a name is, like 7, 007 or 2.5; None of other names.
 
     >>> number_of("007"), number_of("2.50"), number_of("cat"), number_of("1e5")
     (7, 2.5, None, None)
@@ -25,7 +25,7 @@ def number_of(name: str) -> int | float | None:
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """The distinct names: by value where all are numbers, and else by name.
+    """Return the distinct names: by value where all are numbers, and else by name.
 
     >>> ordered(["10", "9", "2", "9"]), ordered(["10", "9", "b"])
     (('2', '9', '10'), ('10', '9', 'b'))
@@ -38,8 +38,8 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def find(text: str, classes: Sequence[str]) -> int:
-    """The index of the class that a text names: by its name, by its value where it is a number, or, where no name is a
-    number, by its index.
+    """Return the index of the class that a text names: by its name, by its value where it is a number, or, where no
+    name is a number, by its index.
 
     >>> find("7", ["1", "2", "7"]), find("2.0", ["1", "2", "7"]), find("1", ["cat", "dog"])
     (2, 1, 1)
@@ -59,7 +59,7 @@ def find(text: str, classes: Sequence[str]) -> int:
 
 
 def _choice(classes: Sequence[str]) -> str:
-    """The classes to choose from, in words."""
+    """Return the classes to choose from, in words."""
     shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
     if _unnumbered(classes):
         return f"0 to {len(classes) - 1}, or a name: {shown}"
@@ -69,8 +69,8 @@ def _choice(classes: Sequence[str]) -> str:
 
 
 def several(text: str, classes: Sequence[str]) -> list[int]:
-    """The indices of the classes of a list like 0-9, 0,3,5 or cat,dog, in its order; a range runs by value over names
-    that are numbers, and holds both its ends.
+    """Return the indices of the classes of a list like 0-9, 0,3,5 or cat,dog, in its order; a range runs by value over
+    names that are numbers, and includes both ends.
 
     >>> several("1-3", ["0", "1", "2", "3", "10", "11"]), several("dog,cat", ["cat", "dog"])
     ([1, 2, 3], [1, 0])
@@ -85,7 +85,7 @@ def several(text: str, classes: Sequence[str]) -> list[int]:
 
 
 def _between(part: str, classes: Sequence[str]) -> list[int]:
-    """The classes of a range."""
+    """Return the classes of a range."""
     first, last = _ends(part, classes)
     lo, hi = number_of(classes[first]), number_of(classes[last])
     if lo is None or hi is None:
@@ -99,7 +99,7 @@ def _between(part: str, classes: Sequence[str]) -> list[int]:
 
 
 def _ends(part: str, classes: Sequence[str]) -> tuple[int, int]:
-    """The classes on both sides of a dash, of which names may hold some too."""
+    """Return the classes on both sides of a dash; their names may hold dashes too."""
     refused = InputError()
     for dash in (place for place, mark in enumerate(part) if mark == "-" and place):
         try:
@@ -110,5 +110,5 @@ def _ends(part: str, classes: Sequence[str]) -> tuple[int, int]:
 
 
 def _unnumbered(classes: Sequence[str]) -> bool:
-    """Whether no name is a number, so that a number can only be meant as an index."""
+    """Return whether no name is a number, so that a number can only be an index."""
     return all(number_of(name) is None for name in classes)

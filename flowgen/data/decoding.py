@@ -124,7 +124,7 @@ class Form(NamedTuple):
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """What the file at `path` holds.
+    """Return the bytes of the file at `path`.
 
     Raises:
         Broken: if it is empty, larger than MAX_BYTES, or cannot be read.
@@ -143,7 +143,7 @@ def read_bytes(path: Path | str) -> bytes:
 
 
 def decode(data: bytes, form: Form) -> np.ndarray:
-    """The pixels of an encoded image, `(channels, height, width)` uint8.
+    """Return the pixels of an encoded image, `(channels, height, width)` uint8.
 
     Orientation of EXIF is undone; transparency shows white; 16-bit grey is scaled and rounded to 8 bits; of an
     animation, the first frame. Colour profiles are not applied.
@@ -168,7 +168,8 @@ def decode(data: bytes, form: Form) -> np.ndarray:
 
 
 def read_image(path: Path, event: tuple[int, int, int] | None = None) -> np.ndarray:
-    """The pixels of one image file `(channels, height, width)` uint8: as it is, or as images of an event are made.
+    """Return the pixels of one image file `(channels, height, width)` uint8: as it is, or in the form of images of an
+    event.
 
     Of another size than the event it becomes its centre square, resized, as in a folder that is trained on.
 
@@ -190,7 +191,7 @@ def read_image(path: Path, event: tuple[int, int, int] | None = None) -> np.ndar
 
 
 def inspect(source: Path | IO[bytes]) -> Shape:
-    """The upright size of an image, and whether it is grey; from its header, as far as that says it. Of more than 8
+    """Read the upright size of an image, and whether it is grey, from its header, as far as that tells; of more than 8
     bits, its largest value too.
 
     Raises:
@@ -212,7 +213,7 @@ def common_form(
     strict: bool = False,
     bits: int | None = None,
 ) -> tuple[Form, str]:
-    """The form of the images of some files, and the first of them with its size, for messages.
+    """Return the form of the images of some files, and the first of them with its size, for messages.
 
     Args:
         sources: names and files.
@@ -240,7 +241,7 @@ def common_form(
 
 
 def _white(shapes: Mapping[str, Shape], bits: int | None, advice: str = "") -> int:
-    """The value of white in those of some images that have more than 8 bits, as it is given, or guessed and told."""
+    """Return the value of white in images of more than 8 bits: as given, or guessed with a note."""
     tops = {name: shape.top for name, shape in shapes.items() if shape.top}
     if not tops:
         return WHITE if bits is None else 2**bits - 1
@@ -265,7 +266,7 @@ def _check_options(size: int | None, channels: int | None) -> None:
 
 
 def _inspected(sources: Iterable[tuple[str, Path | IO[bytes]]]) -> tuple[dict[str, Shape], dict[str, str]]:
-    """The shapes of the sound images, and what is wrong with the others, by name."""
+    """Return the shapes of the images that can be read, and what is wrong with the others, by name."""
     shapes, broken = dict[str, Shape](), dict[str, str]()
     with quiet():
         for name, source in sources:
@@ -277,24 +278,24 @@ def _inspected(sources: Iterable[tuple[str, Path | IO[bytes]]]) -> tuple[dict[st
 
 
 def unlike(example: str, name: str, misfit: Misfit) -> str:
-    """One line about an image that is not like the others."""
+    """Return one line about an image that is not like the others."""
     return f"the images are not alike: {example}, and {name} is {misfit}; {misfit.advice}"
 
 
 def over_white(rgba: np.ndarray) -> np.ndarray:
-    """RGBA to RGB on the last axis, uint8: colour alpha + white (1 - alpha), rounded."""
+    """Convert RGBA to RGB on the last axis, uint8: colour alpha + white (1 - alpha), rounded."""
     colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's text."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of decoders: what they warn of is decoded all the same, or is broken."""
+    """Silence the warnings of decoders inside: what they warn of is decoded all the same, or is broken."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -302,7 +303,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _opened(source: Path | IO[bytes]) -> Iterator[ImageFile.ImageFile]:
-    """The image, of which only the header is read yet; whatever is wrong with it, then or later, is Broken."""
+    """Open an image and read only its header. Whatever is wrong with it, then or later, raises Broken."""
     try:
         with Image.open(source, formats=FORMATS) as image:
             if math.prod(image.size) > MAX_PIXELS:
@@ -317,7 +318,7 @@ def _opened(source: Path | IO[bytes]) -> Iterator[ImageFile.ImageFile]:
 
 
 def _upright(image: Image.Image, white: int) -> Image.Image:
-    """The decoded image in mode L or RGB, as it is to be looked at."""
+    """Return the decoded image in mode L or RGB, rotated as its metadata say."""
     image.load()
     flat, turn = _flat(image, white), UPRIGHT.get(_orientation(image))
     return flat if turn is None else flat.transpose(turn)
@@ -335,7 +336,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _depth(image: ImageFile.ImageFile) -> tuple[int | None, bool]:
-    """The `top` and `coarse` of the shape of an image that is not decoded yet."""
+    """Return the `top` and `coarse` of the shape of an image that is not decoded yet."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         return int(np.asarray(image).max()), False
     if not any(";16" in str(tile[3]) for tile in image.tile):
@@ -345,7 +346,7 @@ def _depth(image: ImageFile.ImageFile) -> tuple[int | None, bool]:
 
 
 def _flat(image: Image.Image, white: int) -> Image.Image:
-    """Mode L or RGB, eight bits, without transparency."""
+    """Return an image in mode L or RGB, eight bits, without transparency."""
     grey = _is_grey(image)
     if grey and image.mode not in GREY:
         return Image.fromarray(_eight_bits(np.asarray(image), white, image.info.get("transparency")))
@@ -355,7 +356,7 @@ def _flat(image: Image.Image, white: int) -> Image.Image:
 
 
 def _eight_bits(grey: np.ndarray, white: int, transparent: object = None) -> np.ndarray:
-    """Whole numbers up to `white`, or floats in [0, 1], to uint8; the value `transparent` becomes white."""
+    """Convert whole numbers up to `white`, or floats in [0, 1], to uint8; the value `transparent` becomes white."""
     top = 1.0 if grey.dtype.kind == "f" else float(white)
     if grey.dtype.kind != "f" and top < grey.max() <= WHITE:
         raise Misfit(f"of values up to {grey.max():,}, beyond white at {white:,}", DEPTH)

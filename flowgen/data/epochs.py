@@ -48,12 +48,12 @@ def endless(batches: Iterable[T]) -> Iterator[T]:
 
 @lru_cache(maxsize=4)
 def order(rows: int, seed: int, epoch: int, stream: str = "data") -> Tensor:
-    """The numbers of all rows, `(rows,)`, in an order that is a function of the arguments alone."""
+    """Return the numbers of all rows, `(rows,)`, in an order that is a function of the arguments alone."""
     return torch.randperm(rows, generator=generator(seed, f"order of {stream}", epoch))
 
 
 def positions(rows: int, start: int, stop: int, seed: int, stream: str = "data") -> Tensor:
-    """The rows at the positions start..stop-1 of an endless walk through `rows` rows, one epoch after another.
+    """Return the rows at the positions start..stop-1 of endless epochs over `rows` rows.
 
     >>> positions(3, 0, 6, seed=0).bincount()
     tensor([2, 2, 2])

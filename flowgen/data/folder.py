@@ -70,29 +70,29 @@ class ImageFolder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files, in order."""
+        """Return the files, in order."""
         return tuple(map(self.file, range(len(self))))
 
     def file(self, row: int) -> Path:
-        """The file of a row."""
+        """Return the file of a row."""
         return self.root / os.fsdecode(self.names[row])
 
     def subset(self, index: Tensor) -> ImageFolder:
-        """The folder of the rows at `index`."""
+        """Return the folder of the rows at `index`."""
         labels = None if self.labels is None else self.labels[index]
         return replace(self, names=self.names[index.numpy()], labels=labels)
 
     def without_labels(self) -> ImageFolder:
-        """The same files."""
+        """Return the same files without labels."""
         return replace(self, labels=None, classes=())
 
     @property
     def limit(self) -> int:
-        """So many broken files are too many."""
+        """Return the number of broken files that is too many."""
         return 1 if self.strict else min(math.ceil(self.total / 100), len(self))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n draws with replacement, `(n, C, H, W)` float32 in [0, 1].
+        """Draw n images with replacement, `(n, C, H, W)` float32 in [0, 1].
 
         Raises:
             InputError, Failure: as `chunks`.
@@ -102,7 +102,7 @@ class ImageFolder:
         return chunk.tensor.float() / 255
 
     def load(self) -> Images:
-        """All images in memory, uint8, decoded on several threads.
+        """Load all images into memory, uint8, decoded on several threads.
 
         Raises:
             InputError: if too many are broken, or one is not like the others.
@@ -132,7 +132,7 @@ class ImageFolder:
     def chunks(
         self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """An endless stream of batches, decoded ahead by `workers` processes, or when asked for if there are none.
+        """Yield an endless stream of batches, decoded ahead by `workers` processes, or on demand if there are none.
 
         Batch k is a function of the seed and of k alone: the rows at positions k size to (k + 1) size - 1 of a walk
         through all files, in a new order each epoch. To start at a later one costs nothing.
@@ -155,7 +155,7 @@ class ImageFolder:
             yield chunk.tensor, None if self.labels is None else self.labels[torch.from_numpy(chunk.rows)]
 
     def decode(self, row: int) -> np.ndarray:
-        """The pixels of a row, `(C, H, W)` uint8.
+        """Return the pixels of a row, `(C, H, W)` uint8.
 
         Raises:
             Broken: if they cannot be read.
@@ -167,7 +167,7 @@ class ImageFolder:
             raise InputError(unlike(self.example, str(self.file(row)), error)) from error
 
     def read(self, rows: list[int]) -> Chunk:
-        """The images of `rows`, and in place of a broken one the next good one."""
+        """Return the images of `rows`, with the next good image in place of a broken one."""
         pixels, taken, broken = np.zeros((len(rows), *self.event), np.uint8), np.array(rows, np.int64), dict[int, str]()
         try:
             with quiet():
@@ -204,7 +204,7 @@ class Chunk:
         return self.pixels if isinstance(self.pixels, Tensor) else torch.from_numpy(self.pixels)
 
     def pin_memory(self) -> Chunk:
-        """What a loader that pins memory calls."""
+        """Pin the images in memory; a loader with `pin_memory` calls this."""
         return replace(self, pixels=self.tensor.pin_memory())
 
 
@@ -228,7 +228,7 @@ class _Watch:
 
 
 def _summary(folder: ImageFolder, broken: dict[int, str]) -> str:
-    """One line that counts the broken files, and names the first."""
+    """Return one line that counts the broken files, and names the first."""
     first = [f"{os.fsdecode(folder.names[row])} ({broken[row]})" for row in sorted(broken)[:SHOWN]]
     more = ["..."] if len(broken) > SHOWN else []
     return f"{folder.root}: {len(broken)} of {len(folder)} images cannot be read: {', '.join(first + more)}"
@@ -243,7 +243,7 @@ def open_folder(
     strict: bool = False,
     bits: int | None = None,
 ) -> ImageFolder:
-    """Lists the images of a folder, and finds out from a hundred of them what they are like.
+    """List the images of a folder, and find out their form from a hundred of them.
 
     The images lie in the folder itself, or each in the folder of its class: then the names of these are the classes, by
     value where all are numbers, else by name, and deeper folders belong to the class above. Hidden files are ignored,

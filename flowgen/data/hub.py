@@ -42,7 +42,7 @@ class _Columns(NamedTuple):
 
 
 def read_hub(name: str, size: int | None = None, channels: int | None = None, bits: int | None = None) -> Images:
-    """Reads the images of a data set of the hub into memory.
+    """Read the images of a data set of the hub into memory.
 
     Args:
         name: `hub:NAME`, `hub:OWNER/NAME` or `hub:OWNER/NAME/CONFIG`: the split `train`, with `test`, or else
@@ -88,7 +88,7 @@ def _parsed(name: str) -> _Place:
 
 
 def _parts(datasets: ModuleType, place: _Place, name: str) -> list[Any]:
-    """The rows to read, and the held-out rows where there are any."""
+    """Return the rows to read, and the held-out rows where there are any."""
     try:
         found = datasets.load_dataset(place.name, place.config, split=place.split)
     except Exception as error:  # of the network, the hub, the disk or the data set
@@ -119,7 +119,7 @@ def _form(rows: Any, column: str, size: int | None, channels: int | None, bits: 
 
 
 def _source(cell: dict[str, Any]) -> io.BytesIO | Path:
-    """Where the encoded image is: a data set holds its bytes, or the path of a file."""
+    """Return where the encoded image is: a data set holds its bytes, or the path of a file."""
     return Path(cell["path"]) if cell["bytes"] is None else io.BytesIO(cell["bytes"])
 
 
@@ -128,7 +128,7 @@ def _encoded(cell: dict[str, Any]) -> bytes:
 
 
 def _pixels(rows: Any, column: str, form: Form, example: str) -> np.ndarray:
-    """All images, (N, C, H, W) uint8."""
+    """Return all images, (N, C, H, W) uint8."""
     pixels = np.empty((len(rows), *form.event), np.uint8)
 
     def fill(first: int) -> None:

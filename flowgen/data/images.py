@@ -67,8 +67,9 @@ class Images(NamedTuple):
 
 
 def is_images(name: str) -> bool:
-    """Whether data of that name are images: `digits`, `hub:...`, a folder, an idx file, or an array of 3 or 4
-    dimensions in `.npy` or `.npz`; of an array only the header is read."""
+    """Return whether data of that name are images: `digits`, `hub:...`, a folder, an idx file, or an array of 3 or 4
+    dimensions in `.npy` or `.npz`; of an array only the header is read.
+    """
     path = Path(name)
     if name == "digits" or name.startswith(HUB) or path.is_dir():
         return True
@@ -76,14 +77,16 @@ def is_images(name: str) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """Whether the images of that name are the files of a folder, for `open_folder`; `read_images` reads all others."""
+    """Return whether the images of that name are the files of a folder, for `open_folder`; `read_images` reads all
+    others.
+    """
     return name != "digits" and Path(name).is_dir() and not _idx_files(Path(name), "train")
 
 
 def read_images(
     name: Path | str, size: int | None = None, channels: int | None = None, bits: int | None = None
 ) -> Images:
-    """Reads all images of that name into memory.
+    """Read all images of that name into memory.
 
     - `digits`: the 1797 digits of scikit-learn, 8x8, float32 in [0, 1].
     - `FILE-images-idx3-ubyte`, `FILE.idx3-ubyte`, either with `.gz`; labels from the idx1 file beside it. Of a folder
@@ -127,7 +130,7 @@ def make_images(
     held_out: int = 0,
     classes: tuple[str, ...] = (),
 ) -> Images:
-    """Images of `pixels` `(N, C, H, W)`, once their labels are checked.
+    """Make images of `pixels` `(N, C, H, W)`, and check their labels.
 
     Args:
         labels: numbers of the `classes` `(N,)`, or, without any, labels as `read_labels` takes them.
@@ -169,7 +172,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prepared(pixels: np.ndarray, name: str, size: int | None, channels: int | None) -> Tensor:
-    """(N, C, H, W) of 1 or 3 channels, uint8 or finite float32, of the size and the channels that are asked for."""
+    """Return (N, C, H, W) of 1 or 3 channels, uint8 or finite float32, of the size and channels that are asked for."""
     planes = _planes(pixels, name)
     if not planes.size:
         raise InputError(f"{name}: no images, but an array of shape {pixels.shape}")
@@ -183,7 +186,7 @@ def _prepared(pixels: np.ndarray, name: str, size: int | None, channels: int | N
 
 
 def _in_channels(x: Tensor, channels: int | None) -> Tensor:
-    """Grey as three equal channels, or colour as its luma, 0.299 red + 0.587 green + 0.114 blue."""
+    """Convert grey to three equal channels, or colour to its luma, 0.299 red + 0.587 green + 0.114 blue."""
     if channels not in (None, 1, 3):
         raise InputError(f"images have 1 or 3 channels, not {channels}")
     if channels is None or channels == x.shape[1]:
@@ -195,7 +198,7 @@ def _in_channels(x: Tensor, channels: int | None) -> Tensor:
 
 
 def _planes(pixels: np.ndarray, name: str) -> np.ndarray:
-    """(N, C, H, W), a view; where both axes could be the channels, the last is."""
+    """Return (N, C, H, W), a view; where both axes could be the channels, the last is."""
     if pixels.ndim == 3:
         return pixels[:, None]
     if pixels.ndim == 4 and pixels.shape[3] in (1, 3, 4):
@@ -209,7 +212,7 @@ def _planes(pixels: np.ndarray, name: str) -> np.ndarray:
 
 
 def _numbers(x: np.ndarray, name: str) -> np.ndarray:
-    """The same numbers as uint8 or float32."""
+    """Return the same numbers as uint8 or float32."""
     if x.dtype.kind == "b":
         return x * np.uint8(255)
     if x.dtype.kind in "iu":
@@ -229,7 +232,7 @@ def _opaque(planes: np.ndarray, name: str) -> np.ndarray:
 
 
 def _resized(x: Tensor, size: int) -> Tensor:
-    """The centre squares, resized to size x size."""
+    """Crop the centre squares, and resize them to size x size."""
     if size < 1:
         raise InputError(f"the image size must be at least 1, not {size}")
     height, width = x.shape[2:]
@@ -261,7 +264,7 @@ def _checked_labels(labels: np.ndarray, count: int, top: int, name: str) -> np.n
 
 
 def _dimensions(path: Path) -> int | None:
-    """The number of dimensions of the array in a file, from its header; None where there is none to be read."""
+    """Return the number of dimensions of the array in a file, from its header; None where it cannot be read."""
     try:
         if suffix(path) == ".npy":
             with path.open("rb") as file:
@@ -277,14 +280,14 @@ def _dimensions(path: Path) -> int | None:
 
 
 def _shape(file: IO[bytes]) -> tuple[int, ...]:
-    """The shape in the header of an array."""
+    """Return the shape in the header of an array."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)[0]
 
 
 def _chosen(names: list[str], path: Path) -> str:
-    """Which array of an archive holds the images."""
+    """Return which array of an archive holds the images."""
     others = [name for name in names if name not in LABELS]
     found = next((name for name in ARRAYS if name in names), others[0] if len(others) == 1 else None)
     if found is None:
@@ -293,7 +296,7 @@ def _chosen(names: list[str], path: Path) -> str:
 
 
 def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images and labels of an idx or a NumPy file."""
+    """Read images and labels of an idx or a NumPy file."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if IDX.fullmatch(path.name):
@@ -318,7 +321,7 @@ def _read_archive(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuses what would unpack to very much."""
+    """Refuse an archive that would unpack to more than memory should hold."""
     for info in archive.infolist():
         if info.file_size > MAX_BYTES:
             raise InputError(f"{path}: {info.filename} has {info.file_size:,} bytes; {MAX_BYTES:,} is the limit")
@@ -328,7 +331,7 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _idx_files(folder: Path, *starts: str) -> list[Path]:
-    """The idx files of images in a folder whose names begin so, uncompressed ones first."""
+    """Return the idx files of images in a folder whose names begin so, uncompressed ones first."""
     try:
         files = sorted(path for start in starts for path in folder.glob(f"{start}-images*"))
     except OSError:
@@ -352,7 +355,7 @@ def _read_idx_folder(folder: Path, size: int | None, channels: int | None) -> Im
 
 
 def _read_idx_pair(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images of an idx file, and the labels beside it where there are any."""
+    """Read the images of an idx file, and the labels beside it where there are any."""
     pixels, beside = _read_idx(path, 3), _idx_labels(path)
     labels = None if beside is None else _read_idx(beside, 1)
     if labels is not None and len(labels) != len(pixels):
@@ -368,7 +371,7 @@ def _idx_labels(path: Path) -> Path | None:
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The unsigned bytes of an idx file of so many dimensions, plain or gzipped."""
+    """Read the unsigned bytes of an idx file of so many dimensions, plain or gzipped."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"

@@ -39,7 +39,7 @@ class Law(Protocol):
     def event(self) -> tuple[int, ...]: ...
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n independent draws, `(n, *event)` float32 on the CPU; float64 of a table in data units."""
+        """Return n independent draws, `(n, *event)` float32 on the CPU; float64 of a table in data units."""
         ...
 
 
@@ -58,7 +58,7 @@ class Gaussian:
         return torch.randn(n, *self.event, generator=generator)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p(x) in nats: `(B, *event)` to `(B,)`."""
+        """Return log p(x) in nats: `(B, *event)` to `(B,)`."""
         return -0.5 * (x.flatten(1).square() + math.log(2 * math.pi)).sum(1)
 
 
@@ -110,7 +110,7 @@ class Blurred:
         return centre + self.std * torch.randn(n, 2, generator=generator)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p(x) in nats: `(B, 2)` to `(B,)`."""
+        """Return log p(x) in nats: `(B, 2)` to `(B,)`."""
         nodes, weights = np.polynomial.legendre.leggauss(self.nodes)
         inner = torch.from_numpy((nodes + 1) / 2)
         u = ((torch.arange(self.pieces).unsqueeze(1) + inner) / self.pieces).flatten()
@@ -138,7 +138,7 @@ class Checkerboard:
         return ((corner + torch.rand(n, 2, generator=generator)) / 2 - 1) * self.size
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p(x) in nats: -log(2 size^2) on the dark squares, -inf elsewhere."""
+        """Return log p(x) in nats: -log(2 size^2) on the dark squares, -inf elsewhere."""
         cell = ((x / self.size + 1) * 2).floor()
         dark = (cell.sum(1) % 2 == 0) & (cell >= 0).all(1) & (cell < 4).all(1)
         return dark.to(x.dtype).log() - math.log(2 * self.size**2)
@@ -169,7 +169,7 @@ class Pinwheel:
 
 
 def _points(points: Tensor, std: float) -> Blurred:
-    """The mixture of equal Gaussians at `points` (K, 2)."""
+    """Return the mixture of equal Gaussians at `points` (K, 2)."""
     count = len(points)
     return Blurred(lambda u: points.to(u.dtype)[(u * count).long().clamp(max=count - 1)], std, pieces=count, nodes=1)
 
@@ -179,25 +179,27 @@ def _curve(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _piece(u: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
-    """The piece that u falls in, and the place within it, in [0, 1)."""
+    """Return the piece that u falls in, and the position within it, in [0, 1)."""
     k = (u * pieces).floor()
     return k, u * pieces - k
 
 
 def eight_gaussians(radius: float = 5.0, std: float = 1.0) -> Blurred:
-    """Eight Gaussians on a circle (radius 5, std 1 each: the benchmark of arXiv 2302.00482)."""
+    """Return eight Gaussians on a circle (radius 5, std 1 each: the benchmark of arXiv 2302.00482)."""
     angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
     return _points(radius * _curve(angle.cos(), angle.sin()), std)
 
 
 def gaussian_grid(side: int = 5, spacing: float = 2.0, std: float = 0.1) -> Blurred:
-    """side x side Gaussians on a square grid around the origin."""
+    """Return side x side Gaussians on a square grid around the origin."""
     axis = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) * spacing
     return _points(torch.cartesian_prod(axis, axis), std)
 
 
 def moons(noise: float = 0.05, scale: float = 2.0, shift: float = -1.0) -> Blurred:
-    """Two half circles, as scikit-learn's `make_moons` with `noise`, times `scale`, plus `shift` (arXiv 2302.00482)."""
+    """Return two half circles, as scikit-learn's `make_moons` with `noise`, times `scale`, plus `shift` (arXiv
+    2302.00482).
+    """
 
     def skeleton(u: Tensor) -> Tensor:
         k, w = _piece(u, 2)
@@ -209,7 +211,7 @@ def moons(noise: float = 0.05, scale: float = 2.0, shift: float = -1.0) -> Blurr
 
 
 def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0), std: float = 0.1) -> Blurred:
-    """Concentric circles, equally likely."""
+    """Return concentric circles, equally likely."""
 
     def skeleton(u: Tensor) -> Tensor:
         k, w = _piece(u, len(radii))
@@ -220,12 +222,12 @@ def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0), std: float = 0.1) -> 
 
 
 def circles(noise: float = 0.05, factor: float = 0.5, scale: float = 3.0) -> Blurred:
-    """Two circles, as scikit-learn's `make_circles` with `noise` and `factor`, times `scale`."""
+    """Return two circles, as scikit-learn's `make_circles` with `noise` and `factor`, times `scale`."""
     return rings((scale, factor * scale), noise * scale)
 
 
 def spirals(turns: float = 1.5, radius: float = 4.0, std: float = 0.1) -> Blurred:
-    """Two arms of an Archimedean spiral, each from near the origin out to `radius`."""
+    """Return two arms of an Archimedean spiral, each from near the origin out to `radius`."""
 
     def skeleton(u: Tensor) -> Tensor:
         k, w = _piece(u, 2)
@@ -237,7 +239,7 @@ def spirals(turns: float = 1.5, radius: float = 4.0, std: float = 0.1) -> Blurre
 
 
 def swissroll(noise: float = 0.5, scale: float = 0.3) -> Blurred:
-    """The first and last coordinate of scikit-learn's `make_swiss_roll` with `noise`, times `scale`."""
+    """Return the first and last coordinate of scikit-learn's `make_swiss_roll` with `noise`, times `scale`."""
 
     def skeleton(u: Tensor) -> Tensor:
         angle = 1.5 * math.pi * (1 + 2 * u)
@@ -247,7 +249,9 @@ def swissroll(noise: float = 0.5, scale: float = 0.3) -> Blurred:
 
 
 def s_curve(noise: float = 0.05, scale: float = 1.5) -> Blurred:
-    """The first and last coordinate of scikit-learn's `make_s_curve` with `noise`, times `scale` (arXiv 2302.00482)."""
+    """Return the first and last coordinate of scikit-learn's `make_s_curve` with `noise`, times `scale` (arXiv
+    2302.00482).
+    """
 
     def skeleton(u: Tensor) -> Tensor:
         angle = 3 * math.pi * (u - 0.5)

@@ -80,8 +80,9 @@ def list_images(root: Path) -> tuple[list[File], LeftOut]:
 
 
 def _below(root: Path, folder: str) -> tuple[list[File], Counter[str]]:
-    """The images in a class folder, however deep, sorted, and the suffixes of other files; a folder that links lead to
-    again is not read again."""
+    """List the images in a class folder at any depth, sorted, and the suffixes of other files; a folder that links lead
+    back to is not read again.
+    """
     files, others, waiting, seen = list[File](), Counter[str](), [folder], {_identity(root)}
     while waiting:
         current = waiting.pop()
@@ -100,7 +101,9 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _entries(place: Path, below: str) -> tuple[list[File], list[str], Counter[str]]:
-    """The images and the folders right in `place`, as paths that begin with `below`, and the suffixes of others."""
+    """Return the images and the folders directly in `place`, as paths that begin with `below`, and the suffixes of
+    others.
+    """
     files, folders, others = list[File](), list[str](), Counter[str]()
     with os.scandir(place) as entries:
         for entry in entries:
@@ -117,19 +120,19 @@ def _entries(place: Path, below: str) -> tuple[list[File], list[str], Counter[st
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """The bytes of a file; 0 of a link to nothing, which is a broken image; None of pipes and the like."""
+    """Return the bytes of a file; 0 of a link to nothing, which is a broken image; None of pipes and the like."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         return 0
     return entry.stat().st_size if entry.is_file() else None
 
 
 def list_hash(files: list[File]) -> str:
-    """SHA-256 of names and sizes."""
+    """Return the SHA-256 of names and sizes."""
     return hashlib.sha256(b"".join(b"%b\0%d\n" % file[:2] for file in files)).hexdigest()
 
 
 def number(files: list[File]) -> tuple[tuple[str, ...], Tensor | None]:
-    """The classes and the labels."""
+    """Return the classes and the labels."""
     classes = ordered(file.folder for file in files)
     if classes == ("",):
         return (), None

@@ -40,7 +40,7 @@ class Batches:
 
 
 def load_batches(read: Callable[[list[int]], T], batches: Batches, workers: int) -> Iterator[T]:
-    """read(rows) for each of the batches, in order, ahead of time in `workers` processes.
+    """Yield read(rows) for each of the batches, in order, ahead of time in `workers` processes.
 
     In pinned memory where there is CUDA, for which results have a method `pin_memory`.
 
@@ -82,7 +82,7 @@ def _as_it_is(result: T) -> T:
 
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's iterator, whose workers have started.
+    """Yield the loader's iterator once its workers have started.
 
     The loader's handler of signals would raise the death of a worker wherever the program is; without it, it is raised
     where a batch is waited for.
@@ -97,7 +97,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started within never see Ctrl-C: it is for the main process, which ends them."""
+    """Keep Ctrl-C from the processes started within: the main process handles it, and ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -106,5 +106,5 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

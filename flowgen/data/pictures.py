@@ -34,12 +34,12 @@ LABELS = "labels.csv"
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Floats in [0, 1] as 0 to 255, rounded, and clamped outside; uint8 as it is; NaN is 0."""
+    """Convert floats in [0, 1] to 0..255, rounded, and clamped outside; uint8 stays as it is; NaN is 0."""
     return x if x.dtype == torch.uint8 else (x.nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def grid(x: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
-    """Images side by side, row by row, with white gaps: `(height, width, C)` uint8.
+    """Return images side by side, row by row, with white gaps: `(height, width, C)` uint8.
 
     Args:
         columns: images in a row; by default the grid is about square.
@@ -63,7 +63,7 @@ def grid(x: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
 
 
 def write_grid(path: StrPath, x: Tensor, columns: int | None = None, scale: int | None = None) -> None:
-    """Writes a grid of images as PNG; small images are enlarged by a whole factor, unless `scale` says otherwise.
+    """Write a grid of images as PNG; small images are enlarged by a whole factor, unless `scale` says otherwise.
 
     Raises:
         InputError: as `grid`, and if the folder is missing or cannot be written to.
@@ -74,7 +74,7 @@ def write_grid(path: StrPath, x: Tensor, columns: int | None = None, scale: int 
 
 
 def write_strip(path: StrPath, states: Tensor) -> None:
-    """Writes how samples come to be: a row each, time from left to right, in at most ten columns.
+    """Write the states of samples: a row for each sample, time from left to right, in at most ten columns.
 
     Args:
         states: `(steps + 1, N, C, H, W)`.
@@ -87,7 +87,8 @@ def write_strip(path: StrPath, states: Tensor) -> None:
 
 
 def check_empty(path: Path) -> None:
-    """
+    """Refuse a place for a new folder where something exists.
+
     Raises:
         InputError: if there is something at a place where a folder is to be.
     """
@@ -98,7 +99,7 @@ def check_empty(path: Path) -> None:
 def write_folder(
     path: StrPath, chunks: Iterable[Tensor], start: int = 0, labels: Tensor | np.ndarray | None = None
 ) -> None:
-    """Writes each image as PNG as it comes, named by its number: 000000.png, ...
+    """Write each image as PNG as it comes, named by its number: 000000.png, ...
 
     The folder takes its name once it is complete.
 
@@ -137,7 +138,8 @@ def write_npz(
     event: tuple[int, ...],
     labels: Tensor | np.ndarray | None = None,
 ) -> None:
-    """Writes images as they come to the array `arr_0` `(count, H, W, C)` uint8, as guided-diffusion's evaluation reads.
+    """Write images as they come to the array `arr_0` `(count, H, W, C)` uint8, the format of guided-diffusion's
+    evaluation.
 
     Args:
         chunks: together `count` images of shape `event` (C, H, W).
@@ -158,7 +160,7 @@ def write_npz(
 
 
 def _each(chunks: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    """The images, (H, W, C) uint8."""
+    """Yield the images, (H, W, C) uint8."""
     for chunk in chunks:
         yield from to_uint8(chunk).permute(0, 2, 3, 1).numpy()
 

@@ -39,7 +39,8 @@ class Scaling(nn.Module):
 
     @classmethod
     def standardising(cls, x: Tensor) -> Scaling:
-        """Mean 0 and standard deviation 1 for each column of x `(N, D)`; scale 0 for a column whose values are equal.
+        """Return the scaling to mean 0 and standard deviation 1 of each column of x `(N, D)`; scale 0 for a column of
+        equal values.
 
         They are computed in float64, and of the type of x, or float64 where that is of whole numbers.
 
@@ -57,29 +58,29 @@ class Scaling(nn.Module):
 
     @classmethod
     def of_range(cls, lo: float, hi: float) -> Scaling:
-        """[lo, hi] to [-1, 1]."""
+        """Return the scaling of [lo, hi] to [-1, 1]."""
         return cls(torch.tensor((lo + hi) / 2), torch.tensor((hi - lo) / 2))
 
     @property
     def exact(self) -> bool:
-        """Whether it is in float64, as of a table."""
+        """Return whether the scaling is in float64, as that of a table."""
         return self.shift.dtype == torch.float64
 
     def in_model_units(self, x: Tensor) -> Tensor:
-        """x in data units as a net takes it: in model units, float32, on the device of x."""
+        """Convert x in data units to what a net takes: model units, float32, on the device of x."""
         return self.apply_to(x).to(x.device, torch.float32)
 
     def apply_to(self, x: Tensor) -> Tensor:
-        """Data units to model units, in the wider type of x and the scaling."""
+        """Convert data units to model units, in the wider type of x and the scaling."""
         x = self._beside(x)
         return (x - self.shift) / torch.where(self.scale == 0, 1.0, self.scale)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """Images in data units to [0, 1], black to white; beyond is cut off."""
+        """Convert images in data units to [0, 1], black to white; values outside are clamped."""
         return ((self.apply_to(x) + 1) / 2).clamp(0, 1)
 
     def undo(self, z: Tensor) -> Tensor:
-        """Model units to data units."""
+        """Convert model units to data units."""
         return self._beside(z) * self.scale + self.shift
 
     def digits(self) -> list[int] | None:
@@ -96,7 +97,7 @@ class Scaling(nn.Module):
         return found
 
     def _beside(self, x: Tensor) -> Tensor:
-        """x on the device of the scaling; a number on the CPU goes with any."""
+        """Return x on the device of the scaling; a number on the CPU goes with any."""
         return x.to(self.shift.device) if self.shift.ndim or self.shift.device.type != "cpu" else x
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scaling:

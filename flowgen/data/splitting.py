@@ -11,7 +11,7 @@ __all__ = ["hold_out", "split"]
 
 
 def split(x: Tensor, share: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The numbers of the training rows and of the held-out rows of x `(N, *event)`, both increasing.
+    """Return the numbers of the training rows and of the held-out rows of x `(N, *event)`, both increasing.
 
     floor(share times the distinct rows) are held out, by a random draw without replacement; rows that are equal stay
     together, so that no training row is held out too.
@@ -35,7 +35,7 @@ def split(x: Tensor, share: float, seed: int, labels: Tensor | None = None) -> t
 
 
 def hold_out(total: int, count: int, seed: int, labels: Tensor | None = None) -> Tensor:
-    """Which of `total` rows are held out: the numbers of `count` of them, increasing.
+    """Return which of `total` rows are held out: the numbers of `count` of them, increasing.
 
     Args:
         labels: `(total,)` int64 from 0: each class gives its share of `count`, rounded so that they add up, and keeps
@@ -53,8 +53,9 @@ def hold_out(total: int, count: int, seed: int, labels: Tensor | None = None) ->
 
 
 def _quotas(rows: Tensor, count: int, order: Tensor) -> Tensor:
-    """How many rows each class gives of `count`, in proportion to its rows and fewer than it has: by largest
-    remainders, of which equal ones come in `order`."""
+    """Return how many of `count` rows each class gives, in proportion to its rows and fewer than it has: by largest
+    remainders, of which equal ones come in `order`.
+    """
     ideal = rows.double() * (count / max(int(rows.sum()), 1))
     most = (rows - 1).clamp(min=0)
     quota = ideal.floor().long().minimum(most)
@@ -65,8 +66,9 @@ def _quotas(rows: Tensor, count: int, order: Tensor) -> Tensor:
 
 
 def _without_lost(held: Tensor, group: Tensor, labels: Tensor) -> Tensor:
-    """The held-out rows, less those whose class would have none to train on: equal rows of several labels may be all
-    that a class has."""
+    """Return the held-out rows, less those whose class would have none to train on: equal rows of several labels may be
+    all that a class has.
+    """
     trained = labels[~held].bincount(minlength=int(labels.max()) + 1)
     for label in labels.unique()[trained[labels.unique()] == 0]:
         own = labels == label
@@ -76,7 +78,7 @@ def _without_lost(held: Tensor, group: Tensor, labels: Tensor) -> Tensor:
 
 
 def _first_equal(x: Tensor) -> Tensor:
-    """For each row, the number of the first row that is equal, `(N,)`."""
+    """Return, for each row, the number of the first row that is equal, `(N,)`."""
     distinct, group = x.unique(dim=0, return_inverse=True)
     first = torch.full((len(distinct),), len(x)).scatter_reduce(0, group, torch.arange(len(x)), "amin")
     return first[group]

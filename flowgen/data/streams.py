@@ -26,8 +26,9 @@ class Listed(Law, Protocol):
     """A law of given rows, which training goes through in epochs."""
 
     def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = ...) -> Iterator[Labelled]:
-        """The part's rows of endless chunks of `size`: chunk k has the positions k size, ..., (k + 1) size - 1 of a
-        walk through all rows, one epoch after another, in orders that are functions of the seed."""
+        """Yield the part's rows of endless chunks of `size`: chunk k has the positions k size, ..., (k + 1) size - 1 of
+        epochs over all rows, in orders that are functions of the seed.
+        """
         ...
 
 
@@ -62,7 +63,7 @@ class OfLaw:
 
 
 def chunks(law: Law | Tensor, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
-    """Endless chunks of `size` rows of a law, from chunk `start` on; of each, the rows of a part.
+    """Yield endless chunks of `size` rows of a law, from chunk `start` on; of each, the rows of a part.
 
     Chunk k is a function of (seed, k). A law of given rows goes through all of them in each epoch, others draw anew.
     """
@@ -75,12 +76,12 @@ def chunks(law: Law | Tensor, size: int, *, seed: int, start: int = 0, part: Par
 
 
 def floats(x: Tensor) -> Tensor:
-    """8-bit pixels as float32 in [0, 1]; other values as they are."""
+    """Return 8-bit pixels as float32 in [0, 1]; other values as they are."""
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 def _as_floats(x: Tensor) -> Tensor:
-    """Whole numbers as float32, or as float64 where there are some that float32 does not hold."""
+    """Return whole numbers as float32, or as float64 where float32 does not hold some of them."""
     return x.float() if torch.equal(x.float().double(), x.double()) else x.double()
 
 
@@ -128,15 +129,15 @@ class Rows:
 
     @property
     def values(self) -> Tensor:
-        """All rows, `(N, *event)`; pixels as float32."""
+        """Return all rows, `(N, *event)`; pixels as float32."""
         return floats(self.x)
 
     def take(self, index: Tensor | slice) -> Rows:
-        """The law of some of the rows."""
+        """Return the law of some of the rows."""
         return Rows(self.x[index], None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device) -> Rows:
-        """The same law with its rows on a device, from where chunks come then."""
+        """Return the same law with its rows on a device; its chunks are then on that device."""
         return Rows(self.x.to(device), self.labels)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:

@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
     @property
     def numbered(self) -> Labels | None:
-        """The labels as numbers of classes, in order and without gaps, and the names of all of these."""
+        """Return the labels as numbers of classes, in order and without gaps, and the names of all of these."""
         if self.labels is None or self.classes:
             return self.labels if self.labels is None else Labels(self.labels, self.classes)
         return read_labels(self.labels.numpy(), len(self.x), "labels")

@@ -33,7 +33,7 @@ def write_rows(
     label_column: str = "label",
     digits: Sequence[int] | None = None,
 ) -> None:
-    """Writes rows as they come to `.npz` (array `x`), `.npy`, `.csv` or `.csv.gz`, without holding them all.
+    """Write rows as they come to `.npz` (array `x`), `.npy`, `.csv` or `.csv.gz`, without holding them all.
 
     The file takes its name once it is complete. An open file gets a CSV, and stays open.
 
@@ -65,7 +65,7 @@ def write_rows(
 
 @contextmanager
 def new_file(path: StrPath) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its name once it is complete.
+    """Yield a file to write to, which takes its name once it is complete.
 
     Raises:
         InputError: if there is no such folder, or it cannot be written to.
@@ -88,7 +88,7 @@ def new_file(path: StrPath) -> Iterator[IO[bytes]]:
 
 
 def counted(chunks: Iterable[Tensor], shape: Sequence[int]) -> Iterator[np.ndarray]:
-    """The chunks as arrays.
+    """Yield the chunks as arrays, and check that they are as many rows as promised.
 
     Raises:
         InputError: if they do not add up to `shape`.
@@ -116,7 +116,7 @@ def write_labels(archive: zipfile.ZipFile, name: str, labels: Tensor | np.ndarra
 
 
 def write_array(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[int], kind: str = "<f4") -> None:
-    """Writes chunks as one `.npy` array of the type `kind`."""
+    """Write chunks as one `.npy` array of the type `kind`."""
     np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": tuple(shape)})
     for chunk in chunks:
         file.write(np.ascontiguousarray(chunk, kind).tobytes())
