@@ -21,7 +21,7 @@ Spread = Callable[[Coeffs], Tensor]
 
 
 def unit_variance(c: Coeffs) -> Tensor:
-    """r^2 of data N(m, I): sigma^2 / (alpha^2 + sigma^2)."""
+    """Return r^2 of data N(m, I): sigma^2 / (alpha^2 + sigma^2)."""
     return c.sigma**2 / (c.alpha**2 + c.sigma**2)
 
 

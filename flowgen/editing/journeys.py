@@ -17,7 +17,8 @@ __all__ = ["from_time", "inverted", "noised", "slerp"]
 
 
 def noised(path: Path, x1: Tensor, x0: Tensor, t: float) -> Tensor:
-    """Data at time t of the path, alpha(t) x1 + sigma(t) x0, `(B, *event)`: where SDEdit (arXiv 2108.01073) sets out.
+    """Return data at time t of the path, alpha(t) x1 + sigma(t) x0, `(B, *event)`: where SDEdit (arXiv 2108.01073)
+    starts.
 
     At t = 0 it is where sampling starts, sigma(0) x0, though a diffusion has alpha(0) > 0: nothing is left of x1.
     """
@@ -26,7 +27,7 @@ def noised(path: Path, x1: Tensor, x0: Tensor, t: float) -> Tensor:
 
 
 def from_time(grid: Tensor, t: float) -> Tensor:
-    """The rest of a grid from time t: t, and all later times of the grid. Only t, where there are none.
+    """Return the rest of a grid from time t: t, and all later times of the grid; t alone where there are none.
 
     >>> from_time(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 0.2).tolist()
     [0.2, 0.5, 1.0]
@@ -40,7 +41,8 @@ def from_time(grid: Tensor, t: float) -> Tensor:
 
 
 def inverted(field: Field, x1: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None) -> Tensor:
-    """Where the flow has data x1 `(B, *event)` from, at grid[0]: its ODE walked back along an increasing grid.
+    """Return where the flow reaches data x1 `(B, *event)` from, at grid[0]: its ODE solved backwards along an
+    increasing grid.
 
     `solve` on the same grid leads back to x1, to the solver's precision. On diffusions, whose velocity is infinite at
     t = 1, the grid ends at 1 - path.margin, and x1 is taken as the point there: alpha is nearly 1, and the little noise
@@ -50,7 +52,8 @@ def inverted(field: Field, x1: Tensor, grid: Tensor, solver: Solver | str, cond:
 
 
 def slerp(x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
-    """The great circle from x to y, rows of noise `(*event)`, at shares u `(frames,)` of the way, `(frames, *event)`:
+    """Return the great circle from x to y, rows of noise `(*event)`, at shares u `(frames,)` of the arc, `(frames,
+    *event)`:
 
         sin((1 - u) w) / sin(w) x + sin(u w) / sin(w) y,  w the angle between x and y
 

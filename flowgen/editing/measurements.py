@@ -22,7 +22,7 @@ class Measurement(Protocol):
 
 
 def project(measurement: Measurement, x: Tensor, y: Tensor) -> Tensor:
-    """The point of {x1 : A x1 = y} that is nearest to x `(B, *event)`: (x - A^+ A x) + A^+ y.
+    """Return the point of {x1 : A x1 = y} that is nearest to x `(B, *event)`: (x - A^+ A x) + A^+ y.
 
     So written, the known entries of a `Mask` are those of y to the last bit, and the others those of x.
     """
@@ -93,7 +93,8 @@ class Grey:
 
 
 def framed(x: Tensor, height: int, width: int) -> tuple[Tensor, Mask]:
-    """Images `(B, C, h, w)` in the middle of frames `(B, C, height, width)` of zeros, and the mask that knows them.
+    """Return images `(B, C, h, w)` in the middle of frames `(B, C, height, width)` of zeros, and the mask of their
+    pixels.
 
     Raises:
         InputError: for an image that is larger than the frame.

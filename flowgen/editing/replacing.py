@@ -93,7 +93,7 @@ class Replaced(Solver):
 
 
 def resampled(grid: Tensor, times: int, jump: int = 1) -> Tensor:
-    """The grid in which each `jump` steps are walked `times` times, with steps back between (arXiv 2201.09865).
+    """Return the grid in which each `jump` steps are taken `times` times, with steps back between (arXiv 2201.09865).
 
     >>> resampled(torch.tensor([0.0, 0.5, 1.0]), times=2).tolist()
     [0.0, 0.5, 0.0, 0.5, 1.0, 0.5, 1.0]

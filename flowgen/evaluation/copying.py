@@ -26,8 +26,8 @@ class Suspects(NamedTuple):
 
 
 def suspects(subject: Subject, settings: Settings) -> Suspects | None:
-    """The samples of the first repeat, of the most steps, that are nearest to a training image against the second
-    nearest, as the view of the subject has them. None unless these are images in memory.
+    """Return the samples of the first repeat, of the most steps, that are nearest to a training image relative to the
+    second nearest, in the view of the subject; None unless these are images in memory.
     """
     if subject.trained_on is None or subject.seen is None or len(subject.seen.event) != 3:
         return None

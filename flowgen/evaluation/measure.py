@@ -65,12 +65,13 @@ class Settings(NamedTuple):
 
     @property
     def named(self) -> str:
-        """What its solver is called on the command line."""
+        """Return the name of its solver on the command line."""
         known = (name for name, made in SOLVERS.items() if made == self.solver)
         return "jump" if self.solver.jumps else self.called or next(known, repr(self.solver))
 
     def check(self, subject: Subject) -> None:
-        """
+        """Refuse numbers that are not positive, or fewer rows than neighbours.
+
         Raises:
             InputError: for numbers that are not positive, or fewer rows than neighbours.
         """
@@ -94,7 +95,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean with Student's interval: mean +- t(0.975, n - 1) std / sqrt(n). NaN where a value is not finite."""
+    """Return the mean with Student's interval: mean +- t(0.975, n - 1) std / sqrt(n). NaN where a value is not
+    finite.
+    """
     from scipy.stats import t
 
     if not all(map(math.isfinite, values)):
@@ -105,7 +108,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def _estimates(repeats: Sequence[dict[str, float]]) -> dict[str, Estimate]:
-    """The estimate of each figure."""
+    """Return the estimate of each figure."""
     return {name: estimate([values[name] for values in repeats]) for name in repeats[0]}
 
 
@@ -125,7 +128,7 @@ class Quality(NamedTuple):
 
 
 def floor(subject: Subject, settings: Settings) -> dict[str, Estimate]:
-    """The figures of true rows beside other true rows: a model that is the truth has these."""
+    """Return the figures of true rows beside other true rows: a perfect model has these."""
     settings.check(subject)
     repeats = []
     for index in range(settings.repeats):
@@ -135,7 +138,7 @@ def floor(subject: Subject, settings: Settings) -> dict[str, Estimate]:
 
 
 def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
-    """The quality at each number of steps. The samples are of the same starts at all of them."""
+    """Yield the quality at each number of steps, all from the same starts."""
     settings.check(subject)
     model, repeats = subject.model, range(settings.repeats)
     starts = [draw_start(subject, settings, index) for index in repeats]
@@ -160,7 +163,7 @@ def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
 
 
 def draw_truth(subject: Subject, settings: Settings, index: int) -> tuple[Tensor, ...]:
-    """Two sets of true rows, in data units."""
+    """Draw two sets of true rows, in data units."""
     return subject.reference.draw(subject.size(settings.num), settings.seed, index)
 
 
@@ -178,20 +181,20 @@ class Start(NamedTuple):
         return Start(self.x0[index], None if self.cond is None else self.cond[index], self.first)
 
     def chunks(self) -> Iterator[Start]:
-        """As many at a time as are followed together."""
+        """Yield the chunks of starts that are followed together."""
         for index in torch.arange(len(self.x0)).split(sampling.chunk_rows(tuple(self.x0.shape[1:]))):
             yield self.take(index)
 
 
 def draw_start(subject: Subject, settings: Settings, index: int) -> Start:
-    """As many starts as there are true rows in a set, and the labels that are asked for."""
+    """Draw as many starts as there are true rows in a set, with the labels that are asked for."""
     (x0,), labels = subject.source.draw(subject.size(settings.num), settings.seed, index), subject.labels
     cond = None if labels is None else labels.sample(len(x0), generator(settings.seed, "evaluate labels", index))
     return Start(x0, cond, index * sampling.whole_blocks(len(x0)))
 
 
 def _compare(subject: Subject, x: Tensor, truth: Tensor, settings: Settings) -> dict[str, float]:
-    """All figures of samples beside true rows, in what the view makes of both."""
+    """Return all figures of samples beside true rows, both in the features of the view."""
     seen, real = subject.view.apply(x), subject.view.apply(truth)
     if subject.view.features:
         figures = {"frechet": metrics.frechet_distance(seen, real), "kernel": metrics.kernel_distance(seen, real)}
@@ -220,12 +223,12 @@ class _Followed(NamedTuple):
 
 
 def fine_steps(subject: Subject) -> int:
-    """The steps of RK4 that stand for the exact flow."""
+    """Return the steps of RK4 that stand for the exact flow."""
     return FINE_IMAGES if len(subject.source.law.event) == 3 else FINE
 
 
 def follow(subject: Subject, start: Start, steps: int, solver: Solver, spacing: Spacing = even) -> _Followed:
-    """Where the model takes starts in so many steps."""
+    """Return where the model takes starts in so many steps."""
     model, done = subject.model, start.first
     grid, counted = sampling.grid_of(model, solver, steps, spacing), sampling.Counted(sampling.asked(model, solver))
     field = subject.guided(counted)
@@ -238,10 +241,11 @@ def follow(subject: Subject, start: Start, steps: int, solver: Solver, spacing: 
 
 
 def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
-    """The geometry of 100 Euler steps, in model units: path energy, straightness, curvature; transport_cost, W2^2 from
-    where trajectories start to data; transport_noise, W2^2 of two true sets, which is in that cost too;
-    normalised_path_energy, only where the noise is less than NOISE of the cost, since else the cost says little of the
-    laws. Nothing of a model that has no velocity."""
+    """Return the geometry of 100 Euler steps, in model units: path energy, straightness, curvature; transport_cost,
+    W2^2 from where trajectories start to data; transport_noise, W2^2 of two true sets, which is part of that cost too;
+    normalised_path_energy, only where the noise is less than NOISE of the cost, since otherwise the cost says little of
+    the laws. Empty for a model without a velocity.
+    """
     settings.check(subject)
     if not subject.fields:
         return {}
@@ -263,7 +267,7 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
 
 
 def trajectories(subject: Subject, start: Start) -> dict[str, float]:
-    """The mean geometry of trajectories, a chunk of them at a time, since each keeps its states."""
+    """Return the mean geometry of trajectories, a chunk of them at a time, since each keeps its states."""
     model = subject.model
     grid, field = grids.uniform(FINE, *model.span), subject.guided(model.velocity)
     parts = []
@@ -275,8 +279,9 @@ def trajectories(subject: Subject, start: Start) -> dict[str, float]:
 
 
 def kl_divergence(subject: Subject, settings: Settings) -> Estimate | None:
-    """KL(data || model) = E log p_data(x) - log p_model(x) over data x, in nats; None unless the densities of both ends
-    are known, and the model has a velocity."""
+    """Return KL(data || model) = E log p_data(x) - log p_model(x) over data x, in nats; None unless the densities of
+    both ends are known, and the model has a velocity.
+    """
     model, source, law = subject.model, subject.source.law, subject.reference.law
     if not (subject.fields and isinstance(source, Density) and isinstance(law, Density)):
         return None
@@ -289,5 +294,5 @@ def kl_divergence(subject: Subject, settings: Settings) -> Estimate | None:
 
 
 def density_points(settings: Settings) -> int:
-    """The rows of each repeat of a KL divergence, whose likelihoods are dear."""
+    """Return the rows of each repeat of a KL divergence, whose likelihoods are expensive."""
     return min(settings.num, DENSITY_POINTS)

@@ -48,19 +48,19 @@ class Trial(NamedTuple):
 
     @property
     def group(self) -> int | None:
-        """The most rows that are solved together; None where nothing is solved."""
+        """Return the most rows that are solved together; None where nothing is solved."""
         rows = self.config.train.batch_size * self.config.pool.batches
         group = getattr(self.config.coupling, "group", None)
         return None if group is None else min(group or rows, rows)
 
     @property
     def draws(self) -> bool:
-        """Whether the coupling draws the ends of its pairs itself."""
+        """Return whether the coupling draws the ends of its pairs itself."""
         return isinstance(self.config.coupling, SemidiscreteConfig)
 
 
 def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
-    """The experiments of a tree with each of some couplings, first the independent one.
+    """Return the experiments of a tree with each of some couplings, first the independent one.
 
     Without names they are all that the tree allows, but the semidiscrete one, which learns from all rows for minutes or
     more, first.
@@ -99,13 +99,13 @@ def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
 
 
 def left_out(made: Sequence[Trial]) -> list[str]:
-    """The couplings that `trials` without names has left out, since the tree does not allow them."""
+    """Return the couplings that `trials` without names has left out, since the tree does not allow them."""
     names = {trial.name for trial in made}
     return [name for name, kind in COUPLINGS.items() if kind is not SemidiscreteConfig and name not in names]
 
 
 def default_of(tree: Mapping[str, Any]) -> str:
-    """The name of the coupling that training takes where none is named."""
+    """Return the name of the coupling that training takes where none is named."""
     coupling = make_config({key: value for key, value in tree.items() if key != "coupling"}).coupling
     return next(name for name, made in COUPLINGS.items() if made is type(coupling))
 
@@ -161,8 +161,9 @@ Say = Callable[[str], None]
 
 
 def stream_of(config: Config, data: LoadedData, ends: Ends, preparing: Clock, say: Say) -> Stream:
-    """The batches that training reads, each pair once, solved in their turn; `preparing` runs while the coupling learns
-    what it needs before the first of them."""
+    """Return the batches that training reads, each pair once, solved pool by pool; `preparing` runs while the coupling
+    learns what it needs before the first of them.
+    """
     coupling, size = config.coupling, config.train.batch_size
     if isinstance(coupling, SemidiscreteConfig):
         with preparing.running():
@@ -174,7 +175,7 @@ def stream_of(config: Config, data: LoadedData, ends: Ends, preparing: Clock, sa
 
 
 def _semidiscrete(config: Config, data: LoadedData, ends: Ends, say: Say) -> tuple[Semidiscrete, dict[str, float]]:
-    """The pairs of potentials that are found first, and the chi-square of these."""
+    """Return the pairs of potentials that are found first, and the chi-square of these."""
     settings: SemidiscreteConfig = config.coupling
     rows, labels = settings.rows(data, find_device(config.device), config.seed)
     for state in settings.ascend(ends.source, rows, labels, config.seed):
@@ -205,7 +206,7 @@ class Measured(NamedTuple):
 
 
 def measure(trial: Trial, data: LoadedData, ends: Ends, pools: int, say: Say = lambda text: None) -> Measured:
-    """Makes so many pools, after a small one that loads what is needed."""
+    """Make so many pools, after a small one that loads what is needed, and measure them."""
     config, preparing = trial.config, Clock()
     with warnings.catch_warnings(record=True) as caught:
         for kind in (RuntimeWarning, UserWarning):
@@ -228,7 +229,7 @@ def measure(trial: Trial, data: LoadedData, ends: Ends, pools: int, say: Say = l
 
 
 def _told(caught: Sequence[warnings.WarningMessage]) -> list[str]:
-    """The first warning from each place, and how many came after it."""
+    """Return the first warning from each place, and how many came after it."""
     places = Counter((each.filename, each.lineno) for each in caught)
     first = {(each.filename, each.lineno): str(each.message) for each in reversed(caught)}
     return [text + (f" (and {places[at] - 1} times more)" if places[at] > 1 else "") for at, text in first.items()]
@@ -254,7 +255,7 @@ def _pool(config: Config, stream: Iterator[Pair], preparing: Clock) -> _Pool:
 
 
 def _facts(trial: Trial, ends: Ends) -> dict[str, float]:
-    """What a coupling says of its plan for ends that are not coupled yet."""
+    """Return what a coupling says of its plan for ends that are not coupled yet."""
     config = trial.config
     if not isinstance(config.coupling, Reporting):
         return {}
@@ -281,26 +282,29 @@ class Comparison(NamedTuple):
 
     @property
     def config(self) -> Config:
-        """The experiment of the independent coupling; the others differ in their coupling and the reuse of pairs."""
+        """Return the experiment of the independent coupling; the others differ in their coupling and the reuse of
+        pairs.
+        """
         return self.measured[0].trial.config
 
     @property
     def rows(self) -> int:
-        """The pairs that each coupling made."""
+        """Return the number of pairs that each coupling made."""
         return self.pools * self.config.pool.batches * self.config.train.batch_size
 
     def ratio(self, of: Measured) -> float:
-        """A transport cost over that of independent pairs; NaN where all points are one."""
+        """Return a transport cost over that of independent pairs; NaN where all points are one."""
         return of.cost / self.measured[0].cost if self.measured[0].cost else math.nan
 
     def used(self, of: Measured) -> float | None:
-        """The share of the data rows that were drawn that the pairs hold, a row that was drawn twice being two; None
-        of a coupling with draws of its own."""
+        """Return the share of the drawn data rows that the pairs hold, where a row that was drawn twice counts as two;
+        None of a coupling with draws of its own.
+        """
         drawn = self.measured[0].data
         return None if of.trial.draws else (drawn & of.data).total() / drawn.total()
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON holds it; None for what a coupling does not have."""
+        """Return everything as JSON values; None for what a coupling does not have."""
         config = self.config
         return {
             "data": config.data,

@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
     kl: Estimate | None
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON holds it: what was compared, how, and what came out; None for what is not finite."""
+        """Return everything as JSON values: what was compared, how, and the results; None for what is not finite."""
         subject, settings = self.subject, self.settings
         law, size = subject.reference.law, subject.size(settings.num)
         return {
@@ -89,7 +89,7 @@ def _plain(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]
 
 
 def curves(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Curve]]:
-    """For each figure of the chart, the curve of each run."""
+    """Return, for each figure of the chart, the curve of each run."""
     return {
         TITLES[figure]: {
             e.subject.name: Curve(

@@ -73,25 +73,28 @@ class Round(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """How much straighter than its parent the flow is, as a share of what there was to straighten:
-        (parent - made) / first, of their straightness. A parent that is straight leaves nothing to gain."""
+        """Return how much straighter the flow is than its parent, relative to the first flow: (parent - made) / first,
+        of their straightness; 0 where the parent is straight already.
+        """
         first, parent, made = (fmean(run.straightness) for run in (self.first, self.parent, self.made))
         return (parent - made) / first
 
     @property
     def drift(self) -> Estimate:
-        """How much farther from the data the flow is than the first one was, set by set."""
+        """Return how much farther from the data the flow is than the first one was, set by set."""
         return estimate([x - y for x, y in zip(self.made.marginal, self.first.marginal, strict=True)])
 
     @property
     def drifted(self) -> bool:
-        """Whether it is a share of WORSE farther, and farther than true data, and not by chance; or not finite."""
+        """Return whether the flow is more than WORSE farther, and farther than true data, beyond chance; or not
+        finite.
+        """
         base = max(fmean(self.first.marginal), fmean(self.floor))
         near = fmean(self.made.marginal) <= (1 + WORSE) * base
         return not (near or self.drift.mean <= self.drift.ci95)
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON holds it, runs by their names; None for what is not finite."""
+        """Return everything as JSON values, runs by their names; None for what is not finite."""
         figures = {name: getattr(self, name) for name in ("first", "parent", "made")}
         runs = {name: {**each._asdict(), "run": Path(each.run).resolve().name} for name, each in figures.items()}
         facts = {"gain": self.gain, "drift": self.drift._asdict(), "drifted": self.drifted}
@@ -111,7 +114,7 @@ Say = Callable[[str], None]
 
 
 def measure_round(run: Run, say: Say = lambda text: None) -> Round:
-    """Measures a reflow that is trained, its parent, and the first flow of all, and keeps the figures in its folder.
+    """Measure a trained reflow, its parent, and the first flow of all, and keep the figures in its folder.
 
     What is kept there, or with its parent, of the same weights and data, is not measured again.
 
@@ -132,8 +135,9 @@ def measure_round(run: Run, say: Say = lambda text: None) -> Round:
 
 
 def _line(run: Run) -> list[tuple[Path, float]]:
-    """The run and those that it comes from, nearest first, each with its guidance: the parent, and the last that is
-    there as it was."""
+    """Return the run and its ancestors, nearest first, each with its guidance: the parent, and the last that is still
+    as it was.
+    """
     line = [(run.folder, 1.0)]
     while (reflow := run.config.reflow) is not None:
         folder = Path(reflow.parent)
@@ -150,7 +154,7 @@ def _settings(subject: Subject) -> Settings:
 
 
 def _how(subject: Subject) -> dict[str, Any]:
-    """What is compared with what.
+    """Return what is compared with what.
 
     Raises:
         InputError: for sets of less than two rows.
@@ -172,7 +176,7 @@ def _how(subject: Subject) -> dict[str, Any]:
 
 
 def _distance(subject: Subject, x: Tensor, truth: Tensor) -> float:
-    """Between rows in data units, in what the view makes of both."""
+    """Return the distance between rows in data units, in the features of the view."""
     seen, real = subject.view.apply(x), subject.view.apply(truth)
     return (metrics.frechet_distance if subject.view.features else metrics.energy_distance)(seen, real)
 
@@ -186,7 +190,7 @@ def _floor(subject: Subject) -> Repeats:
 def _figures(
     folder: Path, guidance: float, known: dict[tuple[str, float], Figures], places: Places, say: Say
 ) -> Figures:
-    """The figures of a run, whose data and source have these places, measured unless they are known."""
+    """Return the figures of a run, whose data and source have these places, measured unless they are known."""
     found = checkpoints.file_hash(Run.open(folder).weights)
     if (found, guidance) in known:
         return known[found, guidance]._replace(run=str(folder))
@@ -206,7 +210,7 @@ def _figures(
 
 
 def _known(folder: Path, how: dict[str, Any]) -> dict[tuple[str, float], Figures]:
-    """What is kept in a folder of figures that were measured in this way; nothing where there is none, or not whole."""
+    """Return the figures kept in a folder that were measured in this way; empty where there are none, or not whole."""
     try:
         kept = json.loads(round_file(folder).read_text())
         if kept["how"] != how:
@@ -218,7 +222,7 @@ def _known(folder: Path, how: dict[str, Any]) -> dict[tuple[str, float], Figures
 
 
 def _read(plain: dict[str, Any]) -> Figures:
-    """The figures that JSON holds."""
+    """Read the figures from JSON values."""
     values = {
         name: tuple(math.nan if value is None else float(value) for value in plain[name])
         for name in ("straightness", "one_step", "marginal")

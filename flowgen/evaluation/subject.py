@@ -41,11 +41,11 @@ class Reference:
         self.name, self.law, self.sets = name, law, sets
 
     def size(self, num: int) -> int:
-        """How many rows each set has that should have `num`."""
+        """Return how many rows each set has that should have `num`."""
         return min(num, len(self.law) // self.sets) if isinstance(self.law, Rows) else num
 
     def draw(self, size: int, seed: int, index: int) -> tuple[Tensor, ...]:
-        """The sets, each `(size, *event)`: a function of the arguments and the number of sets alone."""
+        """Draw the sets, each `(size, *event)`: a function of the arguments and the number of sets alone."""
         rng, total = generator(seed, f"evaluate {self.sets}", index), self.sets * size
         if isinstance(self.law, Rows):
             return self.law.take(torch.randperm(len(self.law), generator=rng)[:total]).values.split(size)
@@ -87,7 +87,7 @@ class Subject(NamedTuple):
     def suited(
         self, solver: Solver | None, steps: Sequence[int] | None, seed: int = 0
     ) -> tuple[Solver, tuple[int, ...]]:
-        """A solver and its numbers of steps; where they are left open, those to measure this model with.
+        """Return a solver and its numbers of steps; where they are left open, those to measure this model with.
 
         Raises:
             InputError: for what the model has not learned.
@@ -103,7 +103,7 @@ class Subject(NamedTuple):
         return solver, tuple(steps)
 
     def size(self, num: int) -> int:
-        """How many rows a set has that should have `num`."""
+        """Return how many rows a set has that should have `num`."""
         return min(self.source.size(num), self.reference.size(num))
 
 
@@ -125,7 +125,7 @@ def load_subject(
     header: str | None = None,
     places: Places = Places(),  # noqa: B008
 ) -> Subject:
-    """The run in a folder, to be measured: `subject_of` what `load_sound` reads."""
+    """Load the run in a folder, to be measured: `subject_of` what `load_sound` reads."""
     return subject_of(load_sound(folder, device, places), against, features, weights, guidance, header)
 
 
@@ -214,7 +214,7 @@ def _of_file(path: Path, trained: Trained, data: LoadedData, header: str | None)
 
 
 def _each(x: Tensor) -> Iterator[bytes]:
-    """Each row, so that equal rows are equal; 0 added, since -0 is 0."""
+    """Yield the bytes of each row, so that equal rows are equal; 0 is added, since -0 is 0."""
     return (row.tobytes() for row in (x + 0.0).numpy())
 
 
@@ -248,7 +248,7 @@ def _inception(folder: Path, trained: Trained, data: LoadedData, weights: Path |
 
 
 def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
-    """A classifier of the training rows, which is kept beside the run."""
+    """Return a classifier of the training rows, which is kept beside the run."""
     config, scaling = trained.config, trained.model.scaling
     law, held_out = data.law, data.held_out
     if isinstance(law, ImageFolder):
@@ -272,7 +272,9 @@ def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path 
 
 
 def _kept(path: Path, net: Classifier, of: dict[str, Any]) -> float | None:
-    """The accuracy of the classifier in a file, whose weights `net` takes; None if there is none of this data."""
+    """Return the accuracy of the classifier in a file, and load its weights into `net`; None if there is none of this
+    data.
+    """
     try:
         tensors, metadata = checkpoints.read_tensors(path)
         kept = json.loads(metadata["flowgen"])

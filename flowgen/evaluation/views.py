@@ -43,23 +43,27 @@ class View(NamedTuple):
 
     @property
     def chart(self) -> tuple[str, ...]:
-        """The figures of its chart."""
+        """Return the figures of its chart."""
         return CHARTS[self.features]
 
 
 def in_model_units(scaling: Scaling, x: Tensor) -> Tensor:
-    """x in data units, on the CPU, in those of a model that may be on another device."""
+    """Convert x in data units, on the CPU, to those of a model that may be on another device."""
     return deepcopy(scaling).cpu().in_model_units(x)
 
 
 def rows(scaling: Scaling) -> View:
-    """Rows in the model's units: a table's columns, each over its standard deviation; toys as they are."""
+    """Return the view of rows in the model's units: a table's columns, each over its standard deviation; toys as they
+    are.
+    """
     name = "columns over their standard deviations" if scaling.scale.ndim else "points as they are"
     return View(name, False, lambda x: in_model_units(scaling, x).flatten(1))
 
 
 def principal(scaling: Scaling, data: Tensor, components: int = 20) -> View:
-    """The first principal components of the training data in the model's units, `(N, components)`."""
+    """Return the view of the first principal components of the training data in the model's units, `(N,
+    components)`.
+    """
     from sklearn.decomposition import PCA
 
     inner = rows(scaling).apply
@@ -72,7 +76,7 @@ def principal(scaling: Scaling, data: Tensor, components: int = 20) -> View:
 
 
 def classified(scaling: Scaling, net: Classifier, accuracy: float) -> View:
-    """The last hidden layer of a classifier of the model's units."""
+    """Return the view of the last hidden layer of a classifier in the model's units."""
 
     @torch.no_grad()
     def apply(x: Tensor) -> Tensor:
@@ -84,12 +88,13 @@ def classified(scaling: Scaling, net: Classifier, accuracy: float) -> View:
 
 @torch.no_grad()
 def labels_by(scaling: Scaling, net: Classifier, x: Tensor) -> Tensor:
-    """The labels `(N,)` that a classifier of the model's units gives to rows in data units."""
+    """Return the labels `(N,)` that a classifier in the model's units gives to rows in data units."""
     return torch.cat([net(part).argmax(1) for part in in_model_units(scaling, x).split(4096)])
 
 
 def check_image(event: tuple[int, ...]) -> None:
-    """
+    """Refuse events that are not images of 1 or 3 channels.
+
     Raises:
         InputError: unless events are images of 1 or 3 channels.
     """
@@ -98,7 +103,7 @@ def check_image(event: tuple[int, ...]) -> None:
 
 
 def inception(scaling: Scaling, weights: Path | None) -> View:
-    """The 2048 features of torch-fidelity's Inception, for images `(N, 1 or 3, H, W)`.
+    """Return the view of the 2048 features of torch-fidelity's Inception, for images `(N, 1 or 3, H, W)`.
 
     Args:
         scaling: takes data to [-1, 1], black to white.

@@ -30,13 +30,15 @@ class Compared(NamedTuple):
 
     @property
     def tolerance(self) -> float:
-        """SHARE times the rounding, which of few values may be small by luck: at least that of the last 4 places."""
+        """Return SHARE times the rounding, but at least that of the last 4 places: of few values it may be small by
+        luck.
+        """
         return SHARE * max(self.rounding, 4 * torch.finfo(torch.float32).eps * self.largest)
 
 
 @torch.no_grad()
 def compare(graph: Graph, other: Callable[..., Tensor]) -> Compared:
-    """How far `other(*inputs)` is from the graph, on random inputs of two batch sizes.
+    """Measure how far `other(*inputs)` is from the graph, on random inputs of two batch sizes.
 
     An export computes the same sums in another order. What that may change is measured: by how much the model in
     float32 differs from the same in float64.
@@ -66,5 +68,5 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor) -> float:
-    """max |x|; infinite where a value is not a number."""
+    """Return max |x|; infinite where a value is not a number."""
     return x.double().abs().nan_to_num(torch.inf, posinf=torch.inf).max().item()

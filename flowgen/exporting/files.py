@@ -17,7 +17,8 @@ __all__ = ["check_new", "need", "new_place", "size"]
 
 
 def need(*packages: str) -> None:
-    """
+    """Refuse to go on without packages that are not installed.
+
     Raises:
         InputError: for packages that are not installed.
     """
@@ -27,7 +28,8 @@ def need(*packages: str) -> None:
 
 
 def check_new(path: Path, overwrite: bool, mark: str | None = None) -> None:
-    """
+    """Refuse a place that is taken, unless it may be overwritten.
+
     Args:
         mark: a file within a folder of this kind; None for a file.
 
@@ -47,7 +49,7 @@ def check_new(path: Path, overwrite: bool, mark: str | None = None) -> None:
 
 @contextmanager
 def new_place(path: Path) -> Iterator[Path]:
-    """A path beside `path`: the file or folder that is made there takes its name if the block ends well.
+    """Yield a path beside `path`: the file or folder made there takes its name if the block ends well.
 
     Raises:
         InputError: if the folder cannot be written to.
@@ -73,5 +75,5 @@ def new_place(path: Path) -> Iterator[Path]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())

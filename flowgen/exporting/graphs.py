@@ -84,7 +84,7 @@ class Graph:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def draw(self, rows: int) -> tuple[Tensor, ...]:
-        """Random inputs of a batch of so many rows: a function of their number."""
+        """Draw random inputs of a batch of so many rows: a function of their number."""
         made = {"x": self._source, "noise": self._noise, "t": self._times, "labels": self._labels}
         return tuple(made[name](rows) for name in self.inputs)
 
@@ -105,7 +105,7 @@ class Graph:
 
 
 def sampler(trained: Trained, grid: Tensor, solver: Solver) -> Graph:
-    """The map from source points to samples that a solver makes on a grid.
+    """Return the map from source points to samples that a solver makes on a grid.
 
     Raises:
         InputError: for a solver that chooses its steps by what it meets, or draws noise between them.
@@ -124,7 +124,7 @@ def sampler(trained: Trained, grid: Tensor, solver: Solver) -> Graph:
 
 
 def velocity(trained: Trained) -> Graph:
-    """The velocity of the flow. The facts say how to take its ends to data units: x scale + shift."""
+    """Return the velocity of the flow. The facts say how to take its ends to data units: x scale + shift."""
     scaling = trained.model.scaling
     facts = {"span": trained.model.span, "shift": scaling.shift.tolist(), "scale": scaling.scale.tolist()}
     module = Velocity(trained.model).eval()
@@ -136,7 +136,7 @@ def _labelled(trained: Trained) -> tuple[str, ...]:
 
 
 def _scaled(trained: Trained) -> bool:
-    """Whether the source is data, whose units are those of the samples."""
+    """Return whether the source is data, whose units are those of the samples."""
     return not isinstance(trained.source, Gaussian)
 
 

@@ -58,7 +58,7 @@ def export_run(
     overwrite: bool = False,
     places: Places = Places(),  # noqa: B008
 ) -> Exported:
-    """Exports the model of a run folder, and compares what was written with it.
+    """Export the model of a run folder, and compare what was written with it.
 
     Args:
         name: of FORMATS.
@@ -90,7 +90,7 @@ def export_run(
 
 
 def _graph(trained: Trained, steps: int | None, solver: str | None) -> Graph:
-    """The sampler; of a flow for which no steps are given, the velocity."""
+    """Return the sampler; of a flow for which no steps are given, the velocity."""
     if steps is None and not trained.config.objective.maps:
         if solver is not None:
             raise InputError("--solver is for a sampler: give its --steps too, or neither for the velocity")
@@ -105,7 +105,7 @@ def _graph(trained: Trained, steps: int | None, solver: str | None) -> Graph:
 
 
 def _velocity(trained: Trained, steps: int | None, solver: str | None) -> Graph:
-    """The velocity, for diffusers, whose scheduler takes Euler's steps."""
+    """Return the velocity, for diffusers, whose scheduler takes Euler's steps."""
     if solver not in (None, "euler"):
         raise InputError(f"diffusers takes Euler steps, and no {solver}: leave --solver out")
     check(trained)

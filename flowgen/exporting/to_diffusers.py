@@ -28,7 +28,7 @@ __all__ = ["check", "diffusers_parts", "write_diffusers"]
 
 
 def check(trained: Trained) -> dict[str, Any]:
-    """The arguments of the UNet2DModel of a run.
+    """Return the arguments of the UNet2DModel of a run.
 
     Raises:
         InputError: if there is none.
@@ -46,7 +46,7 @@ def check(trained: Trained) -> dict[str, Any]:
 
 
 def write_diffusers(graph: Graph, folder: Path, steps: int) -> Compared:
-    """Writes the velocity of a run as a folder of diffusers, and compares what diffusers loads from it.
+    """Write the velocity of a run as a folder of diffusers, and compare what diffusers loads from it.
 
     Raises:
         InputError: if diffusers is missing, or has no such net.
@@ -67,13 +67,15 @@ def write_diffusers(graph: Graph, folder: Path, steps: int) -> Compared:
 
 
 def _velocity(theirs: Any, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    """Our velocity data - noise at time t, by a net that predicts noise - data at the timestep of sigma = 1 - t."""
+    """Return our velocity data - noise at time t, by a net that predicts noise - data at the timestep of sigma
+    = 1 - t.
+    """
     return -theirs(x, TIMESTEPS * (1 - t), labels).sample
 
 
 def diffusers_parts() -> tuple[Any, Any]:
-    """UNet2DModel and FlowMatchEulerDiscreteScheduler, imported without torchvision: nothing here needs it, and one
-    that was made for another torch breaks the import.
+    """Import UNet2DModel and FlowMatchEulerDiscreteScheduler without torchvision: nothing here needs it, and one that
+    was made for another torch breaks the import.
 
     Raises:
         Failure: if they cannot be imported.
@@ -93,7 +95,7 @@ def diffusers_parts() -> tuple[Any, Any]:
 
 
 def _card(trained: Trained, steps: int) -> str:
-    """How to sample with diffusers."""
+    """Return the card of an export, which says how to sample with diffusers."""
     shape, classes = ", ".join(map(str, trained.source.event)), len(trained.classes)
     names = ", ".join(map(repr, trained.classes[:10])) + ", ..." * (classes > 10)
     labels = f"labels = torch.arange(16) % {classes}  # in order {names}; {classes} says that there is none\n"

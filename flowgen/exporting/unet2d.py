@@ -35,7 +35,7 @@ GROUPS = 32
 
 
 def arguments(net: UNetConfig, event: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """The arguments of the UNet2DModel that has the shape of a U-Net.
+    """Return the arguments of the UNet2DModel that has the shape of a U-Net.
 
     Raises:
         InputError: for a U-Net of which diffusers has none.
@@ -75,7 +75,7 @@ def arguments(net: UNetConfig, event: tuple[int, ...], classes: int) -> dict[str
 
 
 def fill(theirs: Any, net: UNet) -> None:
-    """Gives a UNet2DModel of the same shape the weights of a U-Net."""
+    """Fill a UNet2DModel of the same shape with the weights of a U-Net."""
     _fill_conditioning(theirs, net.conditioning)
     ours = [part for block in (*net.down, net.middle, *net.up) for part in block]
     for part, other in zip(ours, _in_order(theirs), strict=True):
@@ -97,14 +97,14 @@ def _fill_conditioning(theirs: Any, ours: Conditioning) -> None:
 
 
 def _turned(weight: Tensor, w: Tensor) -> Tensor:
-    """The layer on cos(w t) and sin(w t) as one on cos(w sigma) and sin(w sigma), w falling."""
+    """Return the layer on cos(w t) and sin(w t) as one on cos(w sigma) and sin(w sigma), w falling."""
     c, s = weight.double().chunk(2, dim=1)
     cosines, sines = c * w.double().cos() + s * w.double().sin(), c * w.double().sin() - s * w.double().cos()
     return torch.cat([cosines.flip(1), sines.flip(1)], dim=1).to(weight)
 
 
 def _in_order(theirs: Any) -> Iterator[nn.Module]:
-    """The parts of a UNet2DModel in the order in which they are run, which is that of ours."""
+    """Yield the parts of a UNet2DModel in the order in which they run, which is that of ours."""
     yield theirs.conv_in
     for block in theirs.down_blocks:
         yield from _within(block)
@@ -127,7 +127,7 @@ def _within(block: Any) -> Iterator[nn.Module]:
 
 
 def _copy(ours: Any, theirs: Any) -> None:
-    """The weights of one part."""
+    """Copy the weights of one part."""
     kind = type(ours).__name__
     if kind == "ResBlock":
         _copy_resnet(ours, theirs)

@@ -29,7 +29,7 @@ LARGEST = 1.5e9
 
 
 def write_onnx(graph: Graph, path: Path) -> Compared:
-    """Writes an ONNX file, and compares what onnxruntime makes of it.
+    """Write an ONNX file, and compare what onnxruntime makes of it.
 
     Raises:
         InputError: if onnx, onnxscript or onnxruntime is missing, or one file cannot hold the weights.
@@ -58,7 +58,7 @@ def write_onnx(graph: Graph, path: Path) -> Compared:
 
 
 def write_torch(graph: Graph, path: Path) -> Compared:
-    """Writes a `.pt2` file of torch.export, and compares what is loaded from it.
+    """Write a `.pt2` file of torch.export, and compare what is loaded from it.
 
     Raises:
         Failure: if it is not the graph.
@@ -82,7 +82,7 @@ def _shapes(graph: Graph) -> dict[str, Any]:
 
 
 def _running(path: Path) -> Callable[..., Tensor]:
-    """The function in an ONNX file."""
+    """Return the function in an ONNX file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -97,7 +97,7 @@ def _running(path: Path) -> Callable[..., Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what PyTorch says of its own code."""
+    """Silence what PyTorch reports of its own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -24,7 +24,7 @@ EXACT = 10_000
 
 
 def wasserstein2(x: Tensor, y: Tensor) -> float:
-    """The exact 2-Wasserstein distance between two sets of equally many points,
+    """Return the exact 2-Wasserstein distance between two sets of equally many points,
 
     W2 = sqrt(min over permutations pi of mean_i |x_i - y_pi(i)|^2),
 
@@ -55,7 +55,8 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
 
 
 def sliced_wasserstein2(x: Tensor, y: Tensor, generator: torch.Generator, projections: int = 256) -> float:
-    """The 2-Wasserstein distance of one-dimensional shadows, in the mean over directions (arXiv 1902.00434 for more):
+    """Return the 2-Wasserstein distance of one-dimensional projections, averaged over directions (arXiv 1902.00434 for
+    more):
 
     SW2 = sqrt(mean over theta of W2^2(<theta, x>, <theta, y>)),  theta uniform on the unit sphere.
 
@@ -81,7 +82,7 @@ def sliced_wasserstein2(x: Tensor, y: Tensor, generator: torch.Generator, projec
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """The energy distance of Szekely and Rizzo (doi 10.1016/j.jspi.2013.03.018),
+    """Return the energy distance of Szekely and Rizzo (doi 10.1016/j.jspi.2013.03.018),
 
     D = sqrt(2 E|x - y| - E|x - x'| - E|y - y'|),
 
@@ -105,7 +106,7 @@ OCTAVES = 5
 
 
 def mmd(x: Tensor, y: Tensor, width: float | None = None) -> float:
-    """The maximum mean discrepancy of Gaussian kernels of several widths (Gretton et al., JMLR 13, 2012),
+    """Return the maximum mean discrepancy of Gaussian kernels of several widths (Gretton et al., JMLR 13, 2012),
 
     MMD = sqrt(E k(x, x') + E k(y, y') - 2 E k(x, y)),  k(x, y) = mean over s of exp(-|x - y|^2 / (2 s^2)),
     s = width times 1/4, 1/2, 1, 2, 4,

@@ -11,7 +11,7 @@ __all__ = ["frechet_distance", "kernel_distance"]
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """The squared 2-Wasserstein distance of the Gaussians with the means and covariances of both sets,
+    """Return the squared 2-Wasserstein distance of the Gaussians with the means and covariances of both sets,
 
     FD = |m - n|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2)),
 
@@ -32,12 +32,12 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def _factor(x: Tensor) -> Tensor:
-    """R, of no more rows than columns, with R^T R the covariance of x."""
+    """Return R, of no more rows than columns, with R^T R the covariance of x."""
     return torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> float:
-    """The squared MMD of the cubic kernel k(x, y) = (x.y / d + 1)^3, without the bias of the sets' size,
+    """Return the squared MMD of the cubic kernel k(x, y) = (x.y / d + 1)^3, without the bias of the sets' size,
 
     KD = mean over i != j of k(x_i, x_j) + the same of y - 2 mean over all i, j of k(x_i, y_j),
 

@@ -24,13 +24,13 @@ class Geometry(NamedTuple):
 
     @property
     def end(self) -> Tensor:
-        """Where the trajectories end, `(N, *event)`."""
+        """Return where the trajectories end, `(N, *event)`."""
         return self.states[-1]
 
 
 @torch.no_grad()
 def geometry(field: Field, x0: Tensor, grid: Tensor, cond: Tensor | None = None) -> Geometry:
-    """Follows Euler's steps of a field along the grid, with h_k their lengths and v_k their velocities.
+    """Follow Euler's steps of a field along the grid, with h_k their lengths and v_k their velocities.
 
     path energy  = mean_i sum_k h_k |v_k|^2               of int |v|^2 dt (arXiv 2302.00482)
     straightness = mean_i sum_k h_k |(x1 - x0) - v_k|^2   of int |(x1 - x0) - v|^2 dt (arXiv 2209.03003)
@@ -54,19 +54,21 @@ def geometry(field: Field, x0: Tensor, grid: Tensor, cond: Tensor | None = None)
 
 
 def _square(x: Tensor) -> Tensor:
-    """|x_i|^2 of each row, float64: a difference of two energies needs the digits."""
+    """Return |x_i|^2 of each row, float64: a difference of two energies needs the digits."""
     return x.double().flatten(1).square().sum(1)
 
 
 def _angle(u: Tensor, v: Tensor) -> Tensor:
-    """The angle between the rows of u and v in radians, 0 where one of them is zero (Kahan's formula: exact near 0)."""
+    """Return the angle between the rows of u and v in radians, 0 where one of them is zero (Kahan's formula: exact near
+    0).
+    """
     u, v = u.double().flatten(1), v.double().flatten(1)
     u, v = u * v.norm(dim=1, keepdim=True), v * u.norm(dim=1, keepdim=True)
     return 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
 
 
 def endpoint_error(ends: Tensor, reference: Tensor) -> float:
-    """sqrt(mean_i |x_i - y_i|^2) between where a few steps end and where a fine solve of the same starts does.
+    """Return sqrt(mean_i |x_i - y_i|^2) between the ends of a few steps and of a fine solve from the same starts.
 
     It is the error of the solver alone, whatever the model is worth. Shapes: both `(N, *event)`. Units: those of x.
 
@@ -79,7 +81,8 @@ def endpoint_error(ends: Tensor, reference: Tensor) -> float:
 
 
 def normalised_path_energy(path_energy: float, transport_cost: float) -> float:
-    """NPE = |path energy - W2^2| / W2^2 (arXiv 2302.00482): 0 for the flow of optimal transport. No units.
+    """Return NPE = |path energy - W2^2| / W2^2 (arXiv 2302.00482): 0 for the flow of optimal transport. It has no
+    units.
 
     Args:
         path_energy: of `geometry`.

@@ -34,7 +34,7 @@ class Manifold(NamedTuple):
 
 
 def manifold(x: Tensor, data: Tensor, k: int = 5) -> Manifold:
-    """Precision, recall, density and coverage of samples x against data, by k-th nearest neighbours.
+    """Return precision, recall, density and coverage of samples x against data, by k-th nearest neighbours.
 
     Shapes: x `(N, *event)`, data `(M, *event)`, or features of both.
 
@@ -61,7 +61,7 @@ def manifold(x: Tensor, data: Tensor, k: int = 5) -> Manifold:
 
 
 def _reach(x: Tensor, k: int) -> Tensor:
-    """The distance of each row to its k-th nearest other row, `(N,)`."""
+    """Return the distance of each row to its k-th nearest other row, `(N,)`."""
     reach = x.new_empty(len(x))
     for rows, block in distances(x, x):  # the row itself is the first of k + 1
         reach[rows] = block.kthvalue(k + 1, dim=1).values
@@ -81,7 +81,8 @@ class Nearest(NamedTuple):
 
 
 def nearest(x: Tensor, data: Tensor) -> Nearest:
-    """The nearest row of data of each sample, and how near it is against the second nearest: near 0 for a copy.
+    """Return the nearest row of data of each sample, and its distance over that of the second nearest: near 0 for a
+    copy.
 
     The ratio is 0 where the nearest is met exactly. Rows of data that are equal count as one, the first.
 
@@ -106,14 +107,14 @@ def nearest(x: Tensor, data: Tensor) -> Nearest:
 
 
 def _distinct(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that differ, and the number of the first row that each of them is."""
+    """Return the distinct rows, and the number of the first row that equals each."""
     rows, which = x.unique(dim=0, return_inverse=True)
     numbers = torch.arange(len(x), device=x.device)
     return rows, numbers.new_full((len(rows),), len(x)).scatter_reduce(0, which, numbers, "amin")
 
 
 def nearest_ratio(x: Tensor, data: Tensor) -> Tensor:
-    """The ratios d1 / d2 of `nearest`, `(N,)`.
+    """Return the ratios d1 / d2 of `nearest`, `(N,)`.
 
     Raises:
         InputError: as `nearest`.
@@ -122,8 +123,8 @@ def nearest_ratio(x: Tensor, data: Tensor) -> Tensor:
 
 
 def copies(x: Tensor, data: Tensor, threshold: float = 1 / 3) -> float:
-    """The memorisation ratio: the share of samples whose nearest row of the training data is nearer than `threshold`
-    times the second nearest (arXiv 2310.02664). Rows that were not trained on are its floor.
+    """Return the memorisation ratio: the share of samples whose nearest row of the training data is nearer than
+    `threshold` times the second nearest (arXiv 2310.02664). Rows that were not trained on give its floor.
 
     Raises:
         InputError: as `nearest_ratio`.

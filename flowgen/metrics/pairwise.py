@@ -18,7 +18,7 @@ DIRECT = 25
 
 
 def checked(*sets: Tensor, rows: int = 1) -> list[Tensor]:
-    """The sets as float64 rows `(N, D)` of one device.
+    """Return the sets as float64 rows `(N, D)` of one device.
 
     Raises:
         InputError: for fewer than `rows` rows, NaN or infinite values, or sets of different events.
@@ -36,12 +36,12 @@ def checked(*sets: Tensor, rows: int = 1) -> list[Tensor]:
 
 
 def per_block(length: int) -> int:
-    """How many rows of that length make a block, one at least."""
+    """Return how many rows of that length make a block, at least one."""
     return max(1, BLOCK // length)
 
 
 def distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of |x_i - y_j|, each with the rows i that it is of: x `(N, D)`, y `(M, D)` float64, blocks `(n, M)`."""
+    """Yield blocks of |x_i - y_j|, each with its rows i: x `(N, D)`, y `(M, D)` float64, blocks `(n, M)`."""
     size = per_block(len(y))
     centre = y.mean(0)  # |x|^2 + |y|^2 - 2 x.y loses digits far from the origin
     x, y = x - centre, y - centre
@@ -52,5 +52,5 @@ def distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def mean_over_pairs(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor]) -> float:
-    """mean_ij kernel(|x_i - y_j|)."""
+    """Return mean_ij kernel(|x_i - y_j|)."""
     return sum(kernel(block).sum().item() for _, block in distances(x, y)) / (len(x) * len(y))

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
 
 
 def fit_classifier(net: Classifier, x: Tensor, labels: Tensor, steps: int = 2000, *, seed: int) -> None:
-    """Trains a classifier on x `(N, *event)` and labels `(N,)` in [0, classes) by cross-entropy, 128 rows a step."""
+    """Train a classifier on x `(N, *event)` and labels `(N,)` in [0, classes) by cross-entropy, 128 rows a step."""
     device = next(net.parameters()).device
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)

@@ -24,21 +24,23 @@ DIT_SIZES: dict[str, dict[str, Any]] = {
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """`(B, C, H, W)` to `(B, patches, C patch patch)`, the patches row by row."""
+    """Convert `(B, C, H, W)` to `(B, patches, C patch patch)`, the patches row by row."""
     batch, channels, height, width = x.shape
     x = x.reshape(batch, channels, height // patch, patch, width // patch, patch)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
 
 
 def unpatchify(h: Tensor, patch: int, event: tuple[int, ...]) -> Tensor:
-    """The inverse of `patchify`, for images of shape (C, H, W)."""
+    """Invert `patchify`, for images of shape (C, H, W)."""
     channels, height, width = event
     h = h.reshape(h.shape[0], height // patch, width // patch, channels, patch, patch)
     return h.permute(0, 3, 1, 4, 2, 5).reshape(h.shape[0], *event)
 
 
 def positions(height: int, width: int, size: int) -> Tensor:
-    """Sines and cosines of the row and of the column of each patch, `(height width, size)`; 4 must divide the size."""
+    """Return sines and cosines of the row and of the column of each patch, `(height width, size)`; 4 must divide the
+    size.
+    """
     w = 10000.0 ** -(torch.arange(size // 4) / (size // 4))
     rows, columns = (torch.arange(n).unsqueeze(1) * w for n in (height, width))
     row = torch.cat([rows.sin(), rows.cos()], dim=1).unsqueeze(1).expand(-1, width, -1)
@@ -65,7 +67,7 @@ class _Block(nn.Module):
         return h + gate_mlp * self.mlp(modulate(self.norm(h), shift_mlp, scale_mlp))
 
     def attention(self, h: Tensor) -> Tensor:
-        """Of every patch to every patch, `(B, patches, width)`."""
+        """Return the attention of every patch to every patch, `(B, patches, width)`."""
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.merge(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 

@@ -40,7 +40,7 @@ class Waves(nn.Module):
 
 
 def labels_or_null(cond: Tensor | None, classes: int, like: Tensor) -> Tensor:
-    """The labels `(B,)`; without any, the null label `classes` for each row of `like`."""
+    """Return the labels `(B,)`; without any, the null label `classes` for each row of `like`."""
     return torch.full(like.shape[:1], classes, device=like.device) if cond is None else row_labels(cond, like.shape[0])
 
 
@@ -77,7 +77,8 @@ class Conditioning(nn.Module):
 
 
 def check_event(net: nn.Module, event: tuple[int, ...], x: Tensor) -> None:
-    """
+    """Refuse x of another shape than `(B, *event)`, for which the net was made.
+
     Raises:
         InputError: for x of another shape than `(B, *event)`, for which the net was made.
     """
@@ -86,12 +87,12 @@ def check_event(net: nn.Module, event: tuple[int, ...], x: Tensor) -> None:
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """h (1 + scale) + shift."""
+    """Return h (1 + scale) + shift."""
     return h * (1 + scale) + shift
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer with weight and bias zero."""
+    """Return the layer with weight and bias set to zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -86,7 +86,7 @@ class NoisyClassifier(nn.Module):
 
 
 def _pyramid(event: tuple[int, ...], width: int) -> tuple[nn.ModuleList, int]:
-    """The convolutions of images, and how many numbers come out of them."""
+    """Return the convolutions of images, and how many numbers come out of them."""
     channels, *size = event
     layers, out, stride = [_Halved(channels, 32, 1, width)], 32, 2
     while max(size) > SIDE:

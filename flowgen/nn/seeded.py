@@ -12,8 +12,9 @@ __all__ = ["seeded"]
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """First weights and dropout are drawn from the global generators of the CPU and of a device: inside they have this
-    seed, and after they are as before."""
+    """Seed the global generators of the CPU and of a device inside, for first weights and dropout; restore them
+    after.
+    """
     cuda = device is not None and device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if cuda else []):
         torch.default_generator.manual_seed(seed)

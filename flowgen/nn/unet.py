@@ -116,7 +116,7 @@ class UNet(nn.Module):
 
 
 def check_size(event: tuple[int, ...], factor: int, who: str) -> None:
-    """Raises InputError unless the event is an image whose height and width `factor` divides."""
+    """Refuse, with InputError, an event that is not an image whose height and width `factor` divides."""
     if len(event) != 3:
         raise InputError(f"{who} reads images (channels, height, width), not events of shape {event}")
     height, width = event[1:]
@@ -126,7 +126,7 @@ def check_size(event: tuple[int, ...], factor: int, who: str) -> None:
 
 
 def _around(size: int, factor: int) -> list[int]:
-    """The multiples of a factor just below and above a size, but for 0."""
+    """Return the multiples of a factor just below and above a size, except 0."""
     below = size // factor * factor
     return [multiple for multiple in (below, below + factor) if multiple]
 
@@ -140,7 +140,9 @@ class _GroupNorm(nn.GroupNorm):
 
 
 def _normalised(part: nn.Module) -> Any:
-    """The module with our group norms in place of torchcfm's, which know no float64 and no groups of few channels."""
+    """Return the module with our group norms in place of torchcfm's, which support no float64 and no groups of few
+    channels.
+    """
     for name, child in part.named_children():
         if isinstance(child, nn.GroupNorm):
             setattr(part, name, _GroupNorm(min(32, child.num_channels // GROUP), child.num_channels))

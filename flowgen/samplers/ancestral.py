@@ -93,12 +93,12 @@ class Ancestral(Random):
         return _noisy(self, kept * x + after.alpha * gone * x1, self._width(before, after, gone), t, s), None
 
     def _width(self, before: Mark, after: Mark, gone: float) -> float:
-        """The standard deviation of a step."""
+        """Return the standard deviation of a step."""
         if not self.large or after.sigma == 0:
             return after.sigma * math.sqrt(gone)
         return before.sigma * math.sqrt(gone) * math.hypot(*after) / math.hypot(*before)
 
 
 def _noisy(solver: Random, mean: Tensor, width: float, t: float, s: float) -> Tensor:
-    """mean + width z, with the noise of a step from t to s."""
+    """Return mean + width z, with the noise of a step from t to s."""
     return torch.add(mean, solver.normal(mean, f"noise from {t!r} to {s!r}"), alpha=width) if width else mean

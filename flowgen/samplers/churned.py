@@ -70,7 +70,7 @@ class Churned(Random):
         return torch.add(end, turn, alpha=after.alpha * (after.level - before.level) / 2), None
 
     def _churned(self, x: Tensor, t: float) -> tuple[Tensor, float]:
-        """x with more noise, and the earlier time at which it has that much."""
+        """Return x with more noise, and the earlier time at which it has that much."""
         before = self.path.mark(t)
         level = self._raised(before)
         if level == before.level:
@@ -81,7 +81,7 @@ class Churned(Random):
         return self.path.mark(sooner).alpha * y, sooner
 
     def _raised(self, before: Mark) -> float:
-        """The level (1 + gamma) l, where l is among those that are churned."""
+        """Return the level (1 + gamma) l, where l is among those that are churned."""
         if not self.lo <= before.level <= self.hi or math.isinf(before.level):
             return before.level
         return min(before.level * (1 + min(self.churn, math.sqrt(2) - 1)), self.path.mark(0.0).level)

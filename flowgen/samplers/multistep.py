@@ -37,29 +37,35 @@ def _seen(field: Field, path: Path, x: Tensor, t: float, cond: Tensor | None) ->
 
 
 def _length(before: Mark, after: Mark) -> float:
-    """h = lambda_s - lambda_t."""
+    """Return h = lambda_s - lambda_t."""
     return after.half_log_snr - before.half_log_snr
 
 
 def _step(x: Tensor, before: Mark, after: Mark, x1: Tensor) -> Tensor:
-    """The step with an x1 that stays, (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x1, also where h is infinite."""
+    """Return the step with a constant x1, (sigma_s / sigma_t) x + alpha_s (1 - exp(-h)) x1, also where h is
+    infinite.
+    """
     kept = after.sigma / before.sigma
     return kept * x + (after.alpha - kept * before.alpha) * x1
 
 
 def _change(now: _Seen, before: _Seen, h: float) -> Tensor:
-    """h times the slope of x1 in lambda between two times; 0 where one of them is at alpha = 0, infinitely far."""
+    """Return h times the slope of x1 in lambda between two times; 0 where one of them is at alpha = 0,
+    infinitely far.
+    """
     return h / _length(before.mark, now.mark) * (now.x1 - before.x1)
 
 
 def _second(x: Tensor, after: Mark, past: tuple[_Seen, ...]) -> Tensor:
-    """DPM-Solver++(2M): the step with x1 half a step ahead, by the line through two values."""
+    """Take a step of DPM-Solver++(2M), with x1 half a step ahead, by the line through two values."""
     now, before = past
     return _step(x, now.mark, after, now.x1 + _change(now, before, _length(now.mark, after)) / 2)
 
 
 def _third(x: Tensor, after: Mark, past: tuple[_Seen, ...]) -> Tensor:
-    """The integral over the parabola through three values, x1(lambda_t + u) = x1 + (u / h) first + (u / h)^2 second."""
+    """Return the integral over the parabola through three values, x1(lambda_t + u) = x1 + (u / h) first + (u / h)^2
+    second.
+    """
     now, before, first_seen = past
     h = _length(now.mark, after)
     here, there = _change(now, before, h), _change(before, first_seen, h)
@@ -103,7 +109,9 @@ class DPMSolverPP(Solver):
 
 
 def _ahead(x: Tensor, after: Mark, past: tuple[_Seen, ...]) -> Tensor:
-    """The step of the order that the past allows; away from sigma = 0, where x says nothing of x0, one between ends."""
+    """Take the step of the order that the past allows; away from sigma = 0, where x says nothing of x0, one between
+    ends.
+    """
     if past[0].mark.sigma == 0:
         return after.alpha * past[0].x1 + after.sigma * past[0].x0
     if len(past) == 1 or math.isinf(_length(past[0].mark, after)):
@@ -141,7 +149,7 @@ class UniPC(Solver):
 
 
 def _corrected(x: Tensor, now: _Seen, past: tuple[_Seen, ...]) -> Tensor:
-    """The step from past[0] to now, with x1 at both its ends, and before it where that is known (UniC)."""
+    """Take the step from past[0] to now, with x1 at both its ends, and before it where that is known (UniC)."""
     before = past[0]
     h, rise = _length(before.mark, now.mark), now.x1 - before.x1
     if len(past) == 1:

@@ -17,7 +17,8 @@ __all__ = ["Random", "decay"]
 
 
 def decay(before: Mark, after: Mark) -> float:
-    """What a step leaves of the noise level: level(s) / level(t), in [0, 1], 0 where either end has no choice.
+    """Return the factor by which a step reduces the noise level: level(s) / level(t), in [0, 1]; 0 where an end leaves
+    no choice.
 
     Raises:
         InputError: for a step away from the data.
@@ -47,5 +48,5 @@ class Random(Solver):
         return replace(self, first=self.first + row)
 
     def normal(self, x: Tensor, stream: str) -> Tensor:
-        """z ~ N(0, I) of the shape of x."""
+        """Draw z ~ N(0, I) of the shape of x."""
         return starts(Gaussian(x.shape[1:]), self.first, self.first + len(x), self.seed, stream).to(x)
