@@ -22,19 +22,19 @@ TENSORS, DIGEST = "state.safetensors", "state.json"
 
 
 def find(folder: StrPath) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
+    """Return the checkpoints in `folder`, oldest first."""
     folder = Path(folder)
     return sorted(folder.glob("step-*"))
 
 
 def step(checkpoint: StrPath) -> int:
-    """The step of a checkpoint."""
+    """Return the step of a checkpoint."""
     checkpoint = Path(checkpoint)
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def save(folder: StrPath, step: int, tensors: Mapping[str, Tensor], keep: int) -> Path:
-    """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints.
+    """Write `folder/step-<step>` and remove all but the newest `keep` checkpoints.
 
     The files are written to a temporary folder, synced, and renamed: whatever interrupts it, the checkpoints of other
     steps stay whole, and that of this step is complete or absent.
@@ -67,7 +67,7 @@ def save(folder: StrPath, step: int, tensors: Mapping[str, Tensor], keep: int) -
 
 
 def load(checkpoint: StrPath) -> dict[str, Tensor]:
-    """The tensors of a checkpoint.
+    """Load the tensors of a checkpoint.
 
     Raises:
         InputError: if it is damaged; the message names the checkpoint and the one before it.
@@ -85,7 +85,7 @@ def load(checkpoint: StrPath) -> dict[str, Tensor]:
 
 
 def write_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file at `path` in one motion: readers see the old file or the new one, never a part.
+    """Write a safetensors file at `path` atomically: readers see the old file or the new one, never a part.
 
     Raises:
         OSError: if the disk is full or not writable; the old file is still there then.
@@ -107,7 +107,7 @@ def write_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mappin
 
 
 def read_tensors(path: StrPath) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """Read the tensors and the metadata of a safetensors file.
 
     Raises:
         InputError: if it is missing or not a safetensors file.
@@ -122,14 +122,14 @@ def read_tensors(path: StrPath) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def file_hash(path: StrPath) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     path = Path(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the one layout that a file has, each with memory of its own.
+    """Return the tensors in the one layout that a file has, each with memory of its own.
 
     Weights may be stored channels last, and be tied to one another: all names of a tied weight are in the file.
     """
@@ -142,7 +142,7 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,7 +18,7 @@ __all__ = ["Labelling", "Posterior", "log_prior"]
 
 
 def log_prior(counts: Sequence[float]) -> Tensor:
-    """The log of each label's share, `(K,)`, of how often it was seen and once more: none is impossible."""
+    """Return the log of each label's share, `(K,)`, of its count plus one: no label is impossible."""
     seen = torch.tensor(counts, dtype=torch.float64) + 1
     return (seen / seen.sum()).log()
 
@@ -43,7 +43,7 @@ class Posterior:
     log_prior: Tensor
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of all labels: x `(B, *event)` and t `(B,)` to `(B, K)`."""
+        """Return unnormalised log-probabilities of all labels: x `(B, *event)` and t `(B,)` to `(B, K)`."""
         c, f = self.model.path.coeffs(t), self.model.raw(x, t)
         if f.shape != (len(x), count := len(self.log_prior)):
             raise InputError(f"the net of a classifier must return ({len(x)}, {count}), not {tuple(f.shape)}")

@@ -156,7 +156,7 @@ class Named(Generic[T]):
 
 
 def _kind_of(value: Any) -> str:
-    """What an object is, in a few words."""
+    """Return what an object is, in a few words."""
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
@@ -199,24 +199,24 @@ class Pair(NamedTuple):
         return self
 
     def take(self, index: Tensor | slice) -> Pair:
-        """The rows at `index`, ends and condition together."""
+        """Return the rows at `index`, ends and condition together."""
         return Pair(self.x0[index], self.x1[index], None if self.cond is None else self.cond[index])
 
     @staticmethod
     def cat(pairs: Sequence[Pair]) -> Pair:
-        """The rows of all pairs, in order."""
+        """Return the rows of all pairs, in order."""
         x0, x1, cond = zip(*pairs, strict=True)
         return Pair(torch.cat(x0), torch.cat(x1), None if cond[0] is None else torch.cat(cond))
 
     @staticmethod
     def stack(rows: Sequence[Pair]) -> Pair:
-        """The batch of pairs of one row each, ends `(*event)`: a `collate_fn` for a DataLoader of pairs."""
+        """Return the batch of pairs of one row each, ends `(*event)`: a `collate_fn` for a DataLoader of pairs."""
         x0, x1, cond = zip(*rows, strict=True)
         stacked = None if cond[0] is None else torch.stack([torch.as_tensor(c) for c in cond])
         return Pair(torch.stack(x0), torch.stack(x1), stacked)
 
     def to(self, device: torch.device | str) -> Pair:
-        """The same pair on `device`."""
+        """Return the same pair on `device`."""
         return Pair(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
 
 
@@ -229,7 +229,7 @@ class Part:
     of: int = 1
 
     def rows(self, n: int) -> slice:
-        """Its rows among n; the parts of n rows follow one another, and are together all of them."""
+        """Return its rows among n; the parts of n rows follow one another, and are together all of them."""
         return slice(n * self.index // self.of, n * (self.index + 1) // self.of)
 
 
@@ -271,7 +271,7 @@ def is_utf8(text: str) -> bool:
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
-    """Times `(B,)` shaped `(B, 1, ..., 1)`, so that they multiply x `(B, *event)`."""
+    """Return times `(B,)` shaped `(B, 1, ..., 1)`, so that they multiply x `(B, *event)`."""
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -325,7 +325,7 @@ def numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def row_labels(cond: Tensor, rows: int) -> Tensor:
-    """The labels `(rows,)` as int64.
+    """Return the labels `(rows,)` as int64.
 
     Raises:
         InputError: for another shape, or numbers that are not whole.
@@ -338,7 +338,7 @@ def row_labels(cond: Tensor, rows: int) -> Tensor:
 
 
 def check_labels(labels: Tensor, last: int) -> None:
-    """Raises InputError if a label is not 0, ..., last. A GPU is waited for."""
+    """Refuse, with InputError, a label that is not 0, ..., last. It waits for a GPU."""
     if not labels.numel():
         return
     least, most = torch.stack(torch.aminmax(labels)).tolist()
@@ -359,7 +359,7 @@ def fixed(x: Tensor) -> Tensor:
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """A CPU generator that is a function of (seed, stream, index) alone.
+    """Return a CPU generator that is a function of (seed, stream, index) alone.
 
     Every random draw of flowgen comes from one of these, so that draw `index` of a stream never depends on what was
     drawn before it: a resumed run, a sample in the middle of a million, or another worker sees the same numbers.

@@ -38,11 +38,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and speaks to the user."""
+        """Return whether this is the process that writes files and prints."""
         return self.part.index == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the sum over the processes in the place of each tensor, by one reduction of all of them."""
+        """Replace each tensor by its sum over the processes, by one reduction of all of them."""
         if self.part.of > 1:
             flat = self._flat(tensors)
             with _answered():
@@ -50,13 +50,13 @@ class Processes:
             _unflatten(flat, tensors)
 
     def mean(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the mean over the processes in the place of each tensor, by one reduction of all of them."""
+        """Replace each tensor by its mean over the processes, by one reduction of all of them."""
         self.sum(tensors)
         if self.part.of > 1:
             torch._foreach_div_(list(tensors), self.part.of)
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the first process's numbers in the place of each tensor."""
+        """Replace each tensor by that of the first process."""
         if self.part.of > 1:
             flat = self._flat(tensors)
             with _answered():
@@ -64,7 +64,7 @@ class Processes:
             _unflatten(flat, tensors)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is raised at any process: the same answer at all."""
+        """Return whether the flag is set at any process: the same answer at all."""
         if self.part.of == 1:
             return flag
         raised = torch.tensor(float(flag), device=self.device)
@@ -73,11 +73,12 @@ class Processes:
             return raised.item() > 0
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Wait until all processes are here."""
         self.any(False)
 
     def gathered(self, x: Tensor) -> Tensor | None:
-        """The rows of all processes, `(B_0, ...)`, `(B_1, ...)` and so on, in order on the CPU, at the first process.
+        """Return the rows of all processes, `(B_0, ...)`, `(B_1, ...)` and so on, in order on the CPU, at the first
+        process.
 
         Processes may have different numbers of rows, none too, but rows of one shape and type. None at the others.
         """
@@ -96,7 +97,7 @@ class Processes:
         return torch.cat([rows[:count].cpu() for rows, count in zip(into, counts.tolist(), strict=True)])
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        """All numbers in a row, in the widest of their types."""
+        """Return all numbers in a row, in the widest of their types."""
         return torch.cat([x.detach().reshape(-1).to(self.device) for x in tensors])
 
 
@@ -106,7 +107,7 @@ ALONE = Processes()
 
 @contextmanager
 def processes(device: torch.device | str = "cpu", timeout: float = 600) -> Iterator[Processes]:
-    """The processes that `torchrun` or `accelerate launch` have started, connected while the context lasts.
+    """Yield the processes that `torchrun` or `accelerate launch` have started, connected while the context lasts.
 
     They are known by the environment: WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without WORLD_SIZE, or
     where it is 1, there is this process alone, and nothing is started or imported. On "cuda", process i of a machine
@@ -141,7 +142,7 @@ def processes(device: torch.device | str = "cpu", timeout: float = 600) -> Itera
 
 
 def _number(name: str, least: int, end: int) -> int:
-    """A number of the environment, in [least, end)."""
+    """Read a number of the environment, in [least, end)."""
     text = os.environ.get(name, "")
     if not text.isdecimal() or not least <= int(text) < end:
         raise InputError(
@@ -152,7 +153,7 @@ def _number(name: str, least: int, end: int) -> int:
 
 
 def _check(device: torch.device, local: int) -> None:
-    """Raises InputError where this process cannot meet the others, or has no device."""
+    """Refuse, with InputError, a process that cannot meet the others, or has no device."""
     if not os.environ.get("MASTER_ADDR"):
         raise InputError("MASTER_ADDR is not set: start several processes with torchrun or accelerate launch")
     _number("MASTER_PORT", 0, 65536)
@@ -164,7 +165,7 @@ def _check(device: torch.device, local: int) -> None:
 
 @contextmanager
 def _answered(message: str = "another process has died or does not answer") -> Iterator[None]:
-    """Makes the errors of a conversation a Failure of one line."""
+    """Turn the errors of communication into a Failure of one line."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -175,7 +176,7 @@ def _answered(message: str = "another process has died or does not answer") -> I
 
 @torch.no_grad()
 def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Puts the numbers of a row back into the tensors that it was made of."""
+    """Copy the numbers of a row back into the tensors that it was made of."""
     parts = flat.split([x.numel() for x in tensors])
     for x, part in zip(tensors, parts, strict=True):
         x.copy_(part.view(x.shape))

@@ -17,7 +17,7 @@ __all__ = ["Buffers", "average", "exponent"]
 
 @cache
 def exponent(width: float) -> float:
-    """The gamma whose average has standard deviation `width` relative to the training time.
+    """Return the gamma whose average has standard deviation `width` relative to the training time.
 
     The largest root of width = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)), as a cubic; gamma = 6.94 for 0.1.
 
@@ -31,7 +31,7 @@ def exponent(width: float) -> float:
 
 @torch.no_grad()
 def average(averages: Sequence[Tensor], parameters: Sequence[Tensor], step: int, width: float) -> None:
-    """Moves the averages towards the parameters after step `step` = 1, 2, ...:
+    """Move the averages towards the parameters after step `step` = 1, 2, ...:
 
     avg <- lerp(parameters, avg, (1 - 1/step)^(gamma + 1)), so that step k weighs about k^gamma in the average.
 
@@ -80,7 +80,7 @@ def _alike(x: Tensor, y: Tensor) -> bool:
 
 
 def _check_persistent(part: nn.Module, path: str, name: str, old: Tensor | None, new: Tensor | None) -> None:
-    """Raises InputError if a buffer that checkpoints hold is no longer what it was."""
+    """Refuse, with InputError, a buffer of checkpoints that was changed."""
     if name not in part._non_persistent_buffers_set:
         was, now = (f"{x.dtype} {tuple(x.shape)}" if x is not None else "missing" for x in (old, new))
         raise InputError(

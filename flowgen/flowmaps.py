@@ -111,11 +111,11 @@ class _OverIntervals(ABC):
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Spans:
-        """The times of each pair."""
+        """Draw the times of each pair."""
         return self.intervals(shape[0], generator)
 
     def loss(self, model: Model, pair: Pair, drawn: Spans) -> Tensor:
-        """The losses `(B,)` between given times."""
+        """Return the losses `(B,)` between given times."""
         (point, s), moving = _point(model, pair, drawn), drawn.s > drawn.t  # told on the CPU, where times are drawn
         target = torch.empty_like(point.x)
         with torch.no_grad():
@@ -128,12 +128,12 @@ class _OverIntervals(ABC):
         return self._weighed(self.distance(model.average(point.x, point.t, s, pair.cond) - target), moving.to(s.device))
 
     def _still(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
-        """What u(x_t, t, t) should be."""
+        """Return the target of u(x_t, t, t)."""
         return self.velocity(model, point, cond)
 
     @abstractmethod
     def _moving(self, model: Model, point: Point, s: Tensor, cond: Tensor | None) -> Tensor:
-        """What u(x_t, t, s) should be, for t < s."""
+        """Return the target of u(x_t, t, s), for t < s."""
 
     def _weighed(self, losses: Tensor, moving: Tensor) -> Tensor:
         return losses
@@ -265,17 +265,17 @@ class EndPoint:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Spans:
-        """The whole way, for each pair."""
+        """Return the whole interval, for each pair."""
         return Spans(torch.zeros(shape[0]), torch.ones(shape[0]))
 
     def loss(self, model: Model, pair: Pair, drawn: Spans) -> Tensor:
-        """The losses `(B,)`."""
+        """Return the losses `(B,)`."""
         point, s = _point(model, pair, drawn)
         return self.distance(model.average(point.x, point.t, s, pair.cond) - (pair.x1 - point.x))
 
 
 def _point(model: Model, pair: Pair, drawn: Spans) -> tuple[Point, Tensor]:
-    """Where each pair is at the first of its times, and the other one, on the device."""
+    """Return the point of each pair at the first of its times, and the other time, on the device."""
     t, s = (time.to(pair.x1.device) for time in drawn)
     return model.path.at(pair, t), s
 
@@ -306,10 +306,10 @@ class Annealed:
             raise InputError(f"the least share of the way must be above 0 and at most 1, not {self.last}")
 
     def share(self, step: int) -> float:
-        """After so many steps."""
+        """Return the share after so many steps."""
         parts = math.ceil(-math.log2(self.last)) + 1
         return max(self.last, 2.0 ** -(step * parts // max(1, self.steps)))
 
     def at(self, step: int) -> AlphaFlow:
-        """The objective of a step."""
+        """Return the objective of a step."""
         return replace(self.objective, share=self.share(step))

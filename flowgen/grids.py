@@ -30,7 +30,7 @@ __all__ = [
 
 
 def uniform(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
-    """steps + 1 evenly spaced times from lo to hi.
+    """Return steps + 1 evenly spaced times from lo to hi.
 
     >>> uniform(4).tolist()
     [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -58,7 +58,7 @@ def checked(grid: Tensor | Sequence[float]) -> Tensor:
 
 
 def log_snr(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, margin: float = 1e-3) -> Tensor:
-    """steps + 1 times from lo to hi, evenly spaced in log(alpha^2 / sigma^2) between them (arXiv 2206.00927).
+    """Return steps + 1 times from lo to hi, evenly spaced in log(alpha^2 / sigma^2) between them (arXiv 2206.00927).
 
     The log-SNR is infinite at the ends of most paths: the even spacing runs from lo + margin to hi - margin, and the
     first and last time are then moved to lo and hi. It never runs on beyond 1 - path.margin, where no net was asked.
@@ -71,7 +71,8 @@ def log_snr(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, margin: fl
 
 
 def quadratic(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
-    """steps + 1 times from lo to hi, evenly spaced in sqrt(1 - t): the nearer to the data, the shorter the steps.
+    """Return steps + 1 times from lo to hi, evenly spaced in sqrt(1 - t): the nearer to the data, the shorter the
+    steps.
 
     That is the quadratic spacing of DDIM (arXiv 2010.02502), k_i = floor(c i^2), before it is rounded.
 
@@ -83,7 +84,7 @@ def quadratic(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
 
 
 def karras(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, rho: float = 7.0) -> Tensor:
-    """steps + 1 times from lo to hi, evenly spaced in (sigma / alpha)^(1 / rho) between them (arXiv 2206.00364).
+    """Return steps + 1 times from lo to hi, evenly spaced in (sigma / alpha)^(1 / rho) between them (arXiv 2206.00364).
 
     Where hi has no noise it is a step of its own, as there: the spacing runs to hi - path.margin, and hi follows.
     Where lo has an infinite level, the spacing runs from lo + path.margin, and its first time is then moved to lo. The
@@ -107,7 +108,8 @@ def karras(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, rho: float 
 
 
 def shifted(grid: Tensor, shift: float) -> Tensor:
-    """A grid with its steps moved towards the noise (shift > 1) or the data, and the same ends (arXiv 2403.03206).
+    """Return a grid with its steps moved towards the noise (shift > 1) or the data, and the same ends (arXiv
+    2403.03206).
 
     With r = (1 - t) from 1 to 0 along the grid, r becomes shift r / (1 + (shift - 1) r). On the straight path from 0 to
     1 that takes sigma / alpha times shift, which keeps the noise of larger images where that of smaller ones was.
@@ -126,7 +128,7 @@ def shifted(grid: Tensor, shift: float) -> Tensor:
 
 
 def discrete(path: DDPM, grid: Tensor) -> Tensor:
-    """A grid with each time moved to the nearest that is a step of the path: 1 - k / path.steps, k an integer.
+    """Return a grid with each time moved to the nearest that is a step of the path: 1 - k / path.steps, k an integer.
 
     Raises:
         InputError: if two times are moved to the same step.
@@ -138,19 +140,21 @@ def discrete(path: DDPM, grid: Tensor) -> Tensor:
 
 
 def trailing(path: DDPM, steps: int) -> Tensor:
-    """Steps of the path from its first, T, every T / steps of them: `uniform` in its steps (arXiv 2305.08891)."""
+    """Return steps of the path from its first, T, every T / steps of them: `uniform` in its steps (arXiv
+    2305.08891).
+    """
     return discrete(path, uniform(steps))
 
 
 def linspaced(path: DDPM, steps: int) -> Tensor:
-    """Steps of the path evenly from its first to its last, and then the data (arXiv 2102.09672)."""
+    """Return steps of the path evenly from its first to its last, and then the data (arXiv 2102.09672)."""
     if steps < 2:
         return uniform(steps)
     return discrete(path, torch.cat([uniform(steps - 1, 0, 1 - path.margin), torch.ones(1, dtype=torch.float64)]))
 
 
 def leading(path: DDPM, steps: int) -> Tensor:
-    """Steps of the path counted from the data, k = 1, 1 + c, 1 + 2 c, ... with c = floor(T / steps).
+    """Return steps of the path counted from the data, k = 1, 1 + c, 1 + 2 c, ... with c = floor(T / steps).
 
     The spacing of DDIM's code (arXiv 2010.02502). It does not begin at t = 0, where the noise does that it is given
     (arXiv 2305.08891): it is here to repeat what was made with it.
@@ -165,6 +169,6 @@ def leading(path: DDPM, steps: int) -> Tensor:
 
 
 def _between(grid: Tensor, lo: float, hi: float) -> Tensor:
-    """The grid with its ends at lo and hi to the last bit."""
+    """Return the grid with its ends exactly lo and hi."""
     grid[0], grid[-1] = lo, hi
     return grid

@@ -50,7 +50,7 @@ class Rescale:
             raise InputError(f"the share of a rescaled guidance must be from 0 to 1, not {self.share}")
 
     def __call__(self, guided: Tensor, bare: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The guided velocity, rescaled; all `(B, *event)` but t `(B,)`."""
+        """Return the guided velocity, rescaled; all `(B, *event)` but t `(B,)`."""
         c = self.path.coeffs(like(t, x))
         made, plain = (targets.ends(v, x, c, targets.velocity).x1 for v in (guided, bare))
         wide, narrow = _covariance(made, made).sqrt(), _covariance(plain, plain).sqrt()
@@ -60,7 +60,7 @@ class Rescale:
 
 
 def _covariance(a: Tensor, b: Tensor) -> Tensor:
-    """The covariance over the values of each row: `(B, *event)` twice, to `(B,)`."""
+    """Return the covariance over the values of each row: `(B, *event)` twice, to `(B,)`."""
     a, b = a.flatten(1), b.flatten(1)
     return ((a - a.mean(1, keepdim=True)) * (b - b.mean(1, keepdim=True))).mean(1)
 
@@ -183,7 +183,7 @@ class ClassifierGuided:
         return v + like(force, x).to(x.dtype) * self._gradient(x, t, cond)
 
     def _gradient(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """grad_x log p(cond | x_t, t), `(B, *event)`."""
+        """Return grad_x log p(cond | x_t, t), `(B, *event)`."""
         with gradients():
             x = fixed(x).requires_grad_(True)
             return torch.autograd.grad(self.log_prob(x, fixed(t), fixed(cond)).sum(), x)[0]
@@ -192,7 +192,7 @@ class ClassifierGuided:
 def _beyond(
     by: Guided | AutoGuided, weak: Callable[[], Tensor], strong: Callable[[], Tensor], x: Tensor, t: Tensor
 ) -> Tensor:
-    """weak + weight (strong - weak) inside the interval and strong outside, each asked only where it is needed."""
+    """Return weak + weight (strong - weak) inside the interval and strong outside, each evaluated only where needed."""
     inside = _inside(by.interval, t)
     if by.weight == 1 or not inside.any():
         return strong()
@@ -207,7 +207,7 @@ def _beyond(
 
 
 def _inside(interval: Interval, t: Tensor) -> Tensor:
-    """Which of the times `(B,)` lie in an interval, both of whose ends belong to it."""
+    """Return which of the times `(B,)` lie in an interval, which includes both ends."""
     return (t >= interval[0]) & (t <= interval[1])
 
 

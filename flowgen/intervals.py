@@ -35,7 +35,8 @@ class IntervalLaw(Protocol):
 
 
 def _check_times(law: TimeLaw) -> None:
-    """
+    """Refuse a law of noise, whose times are those of a path.
+
     Raises:
         InputError: for a law of noise, whose times are those of a path.
     """

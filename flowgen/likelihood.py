@@ -33,7 +33,7 @@ class Density(Law, Protocol):
     """A law whose density is known."""
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p(x) in nats: `(B, *event)` to `(B,)`."""
+        """Return log p(x) in nats: `(B, *event)` to `(B,)`."""
         ...
 
 
@@ -60,7 +60,8 @@ class _Unit:
 
 
 def probes(law: Law, rows: int, count: int, seed: int, first: int = 0) -> Tensor:
-    """`count` probes for each row, `(count, rows, *event)`: those of a row are a function of the seed and its number.
+    """Draw `count` probes for each row, `(count, rows, *event)`: those of a row are a function of the seed and its
+    number.
 
     Args:
         law: of mean 0 and covariance I: `Signs` or `Gaussian`.
@@ -75,7 +76,9 @@ def probes(law: Law, rows: int, count: int, seed: int, first: int = 0) -> Tensor
 
 
 def divergence(field: Field, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The field v `(B, *event)` and its divergence sum_d dv_d / dx_d `(B,)`, exact, by a backward pass a dimension."""
+    """Return the field v `(B, *event)` and its divergence sum_d dv_d / dx_d `(B,)`, exact, by a backward pass a
+    dimension.
+    """
     with gradients():
         x, v = _traced(field, x, t, cond)
         rows = v.flatten(1).sum(0).unbind()
@@ -86,8 +89,9 @@ def divergence(field: Field, x: Tensor, t: Tensor, cond: Tensor | None = None) -
 def estimated_divergence(
     field: Field, x: Tensor, t: Tensor, cond: Tensor | None, probes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The field v and Hutchinson's estimate of its divergence, the mean of e^T (dv/dx) e over probes e
-    (arXiv 1810.01367): unbiased, by a backward pass a probe. Shapes: as of `divergence`, probes `(P, B, *event)`."""
+    """Return the field v and Hutchinson's estimate of its divergence, the mean of e^T (dv/dx) e over probes e (arXiv
+    1810.01367): unbiased, by a backward pass a probe. Shapes: as of `divergence`, probes `(P, B, *event)`.
+    """
     with gradients():
         x, v = _traced(field, x, t, cond)
         slopes = [(torch.autograd.grad(v, x, e, retain_graph=True)[0] * e).flatten(1).sum(1) for e in fixed(probes)]
@@ -95,7 +99,7 @@ def estimated_divergence(
 
 
 def _traced(field: Field, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x and the field at x, to be differentiated."""
+    """Return x and the field at x, to be differentiated."""
     x, t, cond = fixed(x).requires_grad_(True), fixed(expand_time(t, x)), None if cond is None else fixed(cond)
     v = shaped(field(x, t, cond), x, "the field")
     return x, v + 0 * x  # a field that does not depend on x has a divergence too
@@ -128,7 +132,7 @@ def log_likelihood(
     cond: Tensor | None = None,
     probes: Tensor | None = None,
 ) -> Tensor:
-    """log p(x) in nats of data under the model's flow (arXiv 1806.07366),
+    """Return log p(x) in nats of data under the model's flow (arXiv 1806.07366),
 
     log p(x_1) = log p_0(x_0) - int_0^1 div v(x_t, t) dt,
 
@@ -178,7 +182,7 @@ class _Double:
 
 
 def dequantised(x: Tensor, step: float, seed: int, first: int = 0) -> Tensor:
-    """Images whose shades are `step` apart, each value anywhere within half a step of its shade: x + step (u - 1/2).
+    """Draw each value of images whose shades are `step` apart uniformly within half a step: x + step (u - 1/2).
 
     By Jensen's inequality the mean of log p(x + step (u - 1/2)) + dim log step over u ~ U[0, 1) is at most the
     log-probability of the image, among all images of such shades, when what the model draws is rounded to the nearest
@@ -195,7 +199,7 @@ def dequantised(x: Tensor, step: float, seed: int, first: int = 0) -> Tensor:
 
 
 def bits_per_dim(log_probability: Tensor, dim: int) -> Tensor:
-    """-log P / (dim log 2) of images of so many values, whose log-probabilities are in nats: `(B,)` to `(B,)`.
+    """Return -log P / (dim log 2) of images of so many values, whose log-probabilities are in nats: `(B,)` to `(B,)`.
 
     log P = log p + dim log step of a density p of dequantised images: for 8-bit images, log2(255) - log2 p / dim bits.
     """

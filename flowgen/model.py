@@ -63,8 +63,9 @@ class Model(nn.Module):
 
     @property
     def trainable(self) -> frozenset[str]:
-        """The names of the parameters that training moves: those that require gradients, or did so before
-        `for_inference`."""
+        """Return the names of the parameters that training moves: those that require gradients, or did so before
+        `for_inference`.
+        """
         now = frozenset(name for name, p in self.named_parameters() if p.requires_grad)
         models = (
             (prefix, part) for prefix, part in self.named_modules() if isinstance(part, Model)
@@ -72,7 +73,7 @@ class Model(nn.Module):
         return now or frozenset(f"{prefix}.{name}".lstrip(".") for prefix, part in models for name in part._trainable)
 
     def for_inference(self) -> Model:
-        """The model itself, in evaluation mode, with no gradients of its parameters.
+        """Return the model itself, in evaluation mode, with no gradients of its parameters.
 
         A `State` made from it trains those that required gradients before.
         """
@@ -104,7 +105,7 @@ class Model(nn.Module):
         return copied
 
     def forward(self, x: Tensor, t: Times, s: Times | None = None, cond: Tensor | None = None) -> Tensor:
-        """The raw prediction of the target at x_t, `(B, *event)`.
+        """Return the raw prediction of the target at x_t, `(B, *event)`.
 
         Raises:
             InputError: if the net gives another shape, or the condition has other rows than x.
@@ -112,7 +113,7 @@ class Model(nn.Module):
         return shaped(self.raw(x, t, s, cond), x, "the net")
 
     def raw(self, x: Tensor, t: Times, s: Times | None = None, cond: Tensor | None = None) -> Tensor:
-        """What the net gives for x_t, of any shape: a classifier's is no end of a path."""
+        """Return what the net gives for x_t, of any shape: that of a classifier is no end of a path."""
         if cond is not None and cond.shape[:1] != x.shape[:1]:
             raise InputError(f"{len(x)} rows need a condition for each, not one of shape {tuple(cond.shape)}")
         t = expand_time(t, x)
@@ -127,12 +128,12 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; of a net without any, its buffers, or the scaling."""
+        """Return where the weights are; of a net without any, its buffers, or the scaling."""
         return next(chain(self.net.parameters(), self.net.buffers(), self.scaling.buffers())).device
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The type of the first floating-point parameter of the net; None where it has none."""
+        """Return the type of the first floating-point parameter of the net; None where it has none."""
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
 
     def admit(self, x: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ class Model(nn.Module):
         return self.admit(cond) if cond.is_floating_point() else cond.to(self.device)
 
     def check_labels(self, cond: Tensor, wait: bool = True) -> None:
-        """Raises InputError for labels that a net with `classes` labels, and one for none, does not know.
+        """Refuse, with InputError, labels that a net with `classes` labels, and one for none, does not know.
 
         Args:
             wait: whether to look at labels that are on a GPU, which is then waited for.
@@ -175,15 +176,16 @@ class Model(nn.Module):
             check_labels(row_labels(cond, len(cond)), classes)
 
     def start(self, x0: Tensor) -> Tensor:
-        """Where sampling starts: sigma x0 at the first time, on the model's device."""
+        """Return where sampling starts: sigma x0 at the first time, on the model's device."""
         return self.path.mark(self.span[0]).sigma * x0.to(self.device)
 
     def velocity(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Tensor:
-        """The velocity dx/dt at x_t: a Field."""
+        """Return the velocity dx/dt at x_t: a Field."""
         return self._as(targets.velocity, x, t, cond)
 
     def average(self, x: Tensor, t: Times, s: Times, cond: Tensor | None = None) -> Tensor:
-        """The average velocity from t to s of a model that learned it, x_s = x_t + (s - t) u(x_t, t, s): a FlowMap.
+        """Return the average velocity from t to s of a model that learned it, x_s = x_t + (s - t) u(x_t, t, s): a
+        FlowMap.
 
         Raises:
             InputError: of another target than the velocity.
@@ -193,11 +195,11 @@ class Model(nn.Module):
         return self(x, t, s, cond)
 
     def score(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Tensor:
-        """The score grad log p_t(x), for a Gaussian source and independent pairs."""
+        """Return the score grad log p_t(x), for a Gaussian source and independent pairs."""
         return self._as(targets.score, x, t, cond)
 
     def ends(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Pair:
-        """The expected source and data ends given x_t."""
+        """Return the expected source and data ends given x_t."""
         t = expand_time(t, x)
         return targets.ends(self(x, t, t, cond), x, self.path.coeffs(like(t, x)), self.target)
 
@@ -208,13 +210,14 @@ class Model(nn.Module):
 
 
 def _frozen(module: nn.Module) -> bool:
-    """Whether a module has parameters, and all of them are frozen."""
+    """Return whether a module has parameters, and all of them are frozen."""
     flags = [p.requires_grad for p in module.parameters()]
     return bool(flags) and not any(flags)
 
 
 def _copied(model: Model) -> Model:
-    """
+    """Return a copy of a module.
+
     Raises:
         InputError: for a module that cannot be copied; the message names it.
     """
@@ -227,7 +230,7 @@ def _copied(model: Model) -> Model:
 
 
 def _uncopied(model: Model) -> str:
-    """The innermost module that cannot be copied."""
+    """Return the innermost module that cannot be copied."""
     for name, part in reversed(list(model.named_modules())):  # parts come after what they are part of
         try:
             deepcopy(part)
@@ -237,14 +240,15 @@ def _uncopied(model: Model) -> str:
 
 
 def check_model(given: object) -> None:
-    """Raises InputError for what is no model, such as its net or a State of it."""
+    """Refuse, with InputError, what is not a model, such as its net or a State of it."""
     if not isinstance(given, Model):
         kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
         raise InputError(f"expected a flowgen.Model, not {kind}: Model(net) makes one of a net, state.ema is a State's")
 
 
 def _check_call(net: nn.Module) -> None:
-    """
+    """Refuse what is not a module, or does not take the four arguments that a net is called with.
+
     Raises:
         InputError: for what is no module, or does not take the four arguments that a net is called with.
     """

@@ -52,10 +52,12 @@ class Splittable(Objective, Protocol):
     """
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Any:
-        """The draws for a batch of shape `(B, *event)`: a NamedTuple of tensors `(B, ...)` on the CPU, or None."""
+        """Return the draws for a batch of shape `(B, *event)`: a NamedTuple of tensors `(B, ...)` on the CPU,
+        or None.
+        """
 
     def loss(self, model: Model, pair: Pair, drawn: Any) -> Tensor:
-        """One loss for each pair `(B,)`, given its rows of what was drawn."""
+        """Return one loss for each pair `(B,)`, given its rows of what was drawn."""
 
 
 @runtime_checkable
@@ -63,7 +65,7 @@ class Scheduled(Protocol):
     """An objective that changes as training goes on."""
 
     def at(self, step: int) -> Objective:
-        """The objective after so many steps."""
+        """Return the objective after so many steps."""
 
 
 class TimeLaw(ABC):
@@ -71,7 +73,7 @@ class TimeLaw(ABC):
 
     @abstractmethod
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
-        """n times `(n,)` float32 on the CPU."""
+        """Draw n times `(n,)` float32 on the CPU."""
 
 
 @final
@@ -143,7 +145,7 @@ class LogNormal(TimeLaw):
         return torch.rand(n, generator=generator)
 
     def times(self, quantiles: Tensor, path: Path, span: tuple[float, float]) -> Tensor:
-        """The times of quantiles `(n,)`, those beyond the span at its ends."""
+        """Return the times of quantiles `(n,)`; those beyond the span are moved to its ends."""
         ends = path.log_snr(torch.tensor(span, dtype=torch.float64)).tolist()
         # the more noise, the earlier: the highest quantile of time is the lowest of noise
         log_noise = self.mean - self.std * torch.special.ndtri(quantiles)
@@ -151,7 +153,7 @@ class LogNormal(TimeLaw):
 
 
 def on_path(law: TimeLaw, drawn: Tensor, path: Path, span: tuple[float, float]) -> Tensor:
-    """Draws of a law as times within a span of a path: stretched over it, unless the law is of noise."""
+    """Return draws of a law as times within a span of a path: stretched over it, unless the law is of noise."""
     if isinstance(law, LogNormal):
         return law.times(drawn, path, span)
     lo, hi = span
@@ -228,12 +230,12 @@ class FlowMatching:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Times, and the noise of the bridge if there is one."""
+        """Draw times, and the noise of the bridge if there is one."""
         times = self.times(shape[0], generator)
         return Draws(times, None if self.bridge is None else torch.randn(*shape, generator=generator))
 
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
-        """The losses `(B,)` at given times and noise."""
+        """Return the losses `(B,)` at given times and noise."""
         point = _point(model, pair, drawn, self.times, self.bridge)
         if model.target is targets.velocity:
             y = point.dx
@@ -266,17 +268,17 @@ class BridgeNoise:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Times and the noise of the bridge."""
+        """Draw times and the noise of the bridge."""
         return FlowMatching(self.times, self.bridge).draw(shape, generator)
 
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
-        """The losses `(B,)` at given times and noise."""
+        """Return the losses `(B,)` at given times and noise."""
         point = _point(model, pair, drawn, self.times, self.bridge)
         return Squared()(model(point.x, point.t, point.t, pair.cond) - drawn.noise.to(point.x))  # type: ignore[union-attr]
 
 
 def _point(model: Model, pair: Pair, drawn: Draws, times: TimeLaw, bridge: Bridge | None) -> Point:
-    """Where each pair is at its time, which is within the spans of the model and of the bridge."""
+    """Return the point of each pair at its time, which is within the spans of the model and of the bridge."""
     lo, hi = model.span
     if bridge is not None:
         lo, hi = max(lo, bridge.span[0]), min(hi, bridge.span[1])
@@ -285,7 +287,7 @@ def _point(model: Model, pair: Pair, drawn: Draws, times: TimeLaw, bridge: Bridg
 
 
 def widened(point: Point, bridge: Bridge, noise: Tensor) -> Point:
-    """A point of the path, with the noise z `(B, *event)` of a bridge: x + gamma z and dx + gamma' z."""
+    """Return a point of the path with the noise z `(B, *event)` of a bridge: x + gamma z and dx + gamma' z."""
     z = noise.to(point.x)
     gamma, d_gamma = bridge.gamma(like(point.t, point.x))
     return Point(point.x + gamma * z, point.t, point.dx + d_gamma * z)

@@ -102,13 +102,13 @@ class AdamW:
         ]
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clear the gradients."""
         for weight in self.weights:
             weight.grad = None
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
-        """Moves the weights that have a gradient, at the rate `lr`, or at that of the optimizer."""
+        """Move the weights that have a gradient, at the rate `lr`, or at that of the optimizer."""
         rows = [(w, w.grad, *m) for w, m in zip(self.weights, self.moments, strict=True) if w.grad is not None]
         weights, grads, averages, squares, steps = map(list, zip(*rows, strict=True))
         adamw(

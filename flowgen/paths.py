@@ -48,7 +48,7 @@ class Coeffs(NamedTuple):
 
     @property
     def size(self) -> Tensor:
-        """sqrt(alpha^2 + sigma^2), the size of x_t where both ends are of size 1."""
+        """Return sqrt(alpha^2 + sigma^2), the size of x_t where both ends are of size 1."""
         return (self.alpha**2 + self.sigma**2).sqrt()  # torch.hypot has no ONNX
 
 
@@ -60,12 +60,12 @@ class Mark(NamedTuple):
 
     @property
     def level(self) -> float:
-        """The noise level sigma / alpha, inf where alpha is 0."""
+        """Return the noise level sigma / alpha, inf where alpha is 0."""
         return self.sigma / self.alpha if self.alpha else math.inf
 
     @property
     def half_log_snr(self) -> float:
-        """lambda = log(alpha / sigma), -inf and inf at the ends."""
+        """Return lambda = log(alpha / sigma), -inf and inf at the ends."""
         return -math.log(self.level) if 0 < self.level < math.inf else math.inf if self.alpha else -math.inf
 
 
@@ -77,32 +77,35 @@ class Path(ABC):
 
     @property
     def margin(self) -> float:
-        """The share of the time axis that is left out at a singular end t = 1: one step in the thousand of DDPM."""
+        """Return the share of the time axis that is left out at a singular end t = 1: one step in the thousand
+        of DDPM.
+        """
         return 1e-3
 
     @abstractmethod
     def coeffs(self, t: Tensor) -> Coeffs:
-        """alpha, sigma, d alpha/dt and d sigma/dt at times t in [0, 1], any shape."""
+        """Return alpha, sigma, d alpha/dt and d sigma/dt at times t in [0, 1], any shape."""
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
-        """The time at which log(alpha^2 / sigma^2) = log_snr; the inverse of `log_snr`."""
+        """Return the time at which log(alpha^2 / sigma^2) = log_snr; the inverse of `log_snr`."""
 
     @final
     def mark(self, t: float) -> Mark:
-        """alpha and sigma at one time, as numbers of float64."""
+        """Return alpha and sigma at one time, as numbers of float64."""
         c = self.coeffs(torch.tensor(t, dtype=torch.float64))
         return Mark(c.alpha.item(), c.sigma.item())
 
     @final
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha(t)^2 / sigma(t)^2), increasing in t, +inf at t = 1."""
+        """Return log(alpha(t)^2 / sigma(t)^2), increasing in t, +inf at t = 1."""
         c = self.coeffs(t)
         return 2 * (c.alpha.log() - c.sigma.log())
 
     @final
     def diffusion(self, t: Tensor) -> Tensor:
-        """g(t) of the diffusion whose marginals these are, any shape: g^2 = 2 sigma (alpha' sigma / alpha - sigma').
+        """Return g(t) of the diffusion whose marginals these are, any shape: g^2 = 2 sigma (alpha' sigma / alpha -
+        sigma').
 
         The equation dx = (u + g^2 / 2 score) dt + g dW has the marginals of the flow u, and is the time reversal of
         the one that takes data to noise, without a score (arXiv 2011.13456). g^2 is beta of VP, and infinite where
@@ -113,7 +116,7 @@ class Path(ABC):
 
     @final
     def at(self, pair: Pair, t: Tensor | float) -> Point:
-        """The point of each pair at its time, or of all at one.
+        """Return the point of each pair at its time, or of all at one.
 
         x_t = alpha x1 + sigma x0,  dx_t/dt = alpha' x1 + sigma' x0.
 
@@ -205,7 +208,7 @@ class OffsetCosine(Path):
 
 
 def _remaining(integral: Tensor, alpha: Tensor) -> Tensor:
-    """sqrt(1 - exp(-integral)) beside alpha = exp(-integral / 2).
+    """Return sqrt(1 - exp(-integral)) beside alpha = exp(-integral / 2).
 
     By tanh, which keeps the digits of small ones where expm1 is exp less 1, as in ONNX.
     """
@@ -274,7 +277,7 @@ class DDPM(Path):
 
     @cached_property
     def _table(self) -> Tensor:
-        """Of each step: -log alpha^2 before it, what it adds, and the slopes at both its ends, `(4, steps)`."""
+        """Return for each step: -log alpha^2 before it, what it adds, and the slopes at both its ends, `(4, steps)`."""
         betas = torch.linspace(self.beta_min, self.beta_max, self.steps, dtype=torch.float64)
         added = -torch.log1p(-betas)
         slopes = torch.cat([added[:1], 2 / (1 / added[1:] + 1 / added[:-1]), added[-1:]])
@@ -305,7 +308,7 @@ NEWTON = 6
 
 
 def _cubic(u: Tensor, before: Tensor, added: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The cubic from `before` at u = 0 to `before + added` at 1 with these slopes there, and its slope at u."""
+    """Return the cubic from `before` at u = 0 to `before + added` at 1 with these slopes there, and its slope at u."""
     v = 1 - u
     value = before + u * (u * (1 + 2 * v) * added + v * (v * first - u * last))
     return value, 6 * u * v * added + v * (1 - 3 * u) * first + u * (3 * u - 2) * last

@@ -47,7 +47,7 @@ def plain(text: str) -> str:
 
 
 def figure(rows: int = 1, columns: int = 1, size: float = 3.6) -> tuple[object, np.ndarray]:
-    """A figure and its axes, `(rows, columns)`, each `size` inches wide and high."""
+    """Return a figure and its axes, `(rows, columns)`, each `size` inches wide and high."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,7 +56,7 @@ def figure(rows: int = 1, columns: int = 1, size: float = 3.6) -> tuple[object, 
 
 
 def write(path: StrPath, made: object) -> None:
-    """Writes a figure as PNG."""
+    """Write a figure as PNG."""
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
@@ -66,7 +66,7 @@ def write(path: StrPath, made: object) -> None:
 
 
 def losses(path: StrPath, steps: Sequence[int], values: Sequence[float]) -> None:
-    """The loss against the step."""
+    """Plot the loss against the step."""
     made, axes = figure(size=4.5)
     axes[0, 0].plot(steps, values, color=INK, linewidth=1)
     axes[0, 0].set(xlabel="step", ylabel="loss")
@@ -75,7 +75,7 @@ def losses(path: StrPath, steps: Sequence[int], values: Sequence[float]) -> None
 
 
 def samples(path: StrPath, x: Tensor, truth: Tensor | None = None, columns: Sequence[str] = ()) -> None:
-    """Samples beside true data: points in the plane, or histograms of the first twelve columns of a table.
+    """Draw samples beside true data: points in the plane, or histograms of the first twelve columns of a table.
 
     Shapes: x and truth `(N, D)`.
     """
@@ -119,14 +119,14 @@ def _histograms(path: StrPath, x: Tensor, truth: Tensor | None, columns: Sequenc
 
 
 def trajectories(path: StrPath, states: Tensor) -> None:
-    """Trajectories in the plane: states `(steps + 1, N, 2)`, from source to sample."""
+    """Draw trajectories in the plane: states `(steps + 1, N, 2)`, from source to sample."""
     made, axes = figure(size=5)
     draw_trajectories(axes[0, 0], states, _limits(states.flatten(0, 1)))
     write(path, made)
 
 
 def ways(path: StrPath, panels: Mapping[str, Tensor]) -> None:
-    """Trajectories in the plane by several ways, a panel for each: states `(steps + 1, N, 2)` of any steps."""
+    """Draw trajectories in the plane of several samplers, a panel for each: states `(steps + 1, N, 2)` of any steps."""
     made, axes = figure(1, len(panels))
     limits = _limits(torch.cat([states[[0, -1]].flatten(0, 1) for states in panels.values()]))
     for axis, (name, states) in zip(axes[0], panels.items(), strict=True):
@@ -145,7 +145,7 @@ class FewSteps(NamedTuple):
 
 
 def few_steps(path: StrPath, flows: Mapping[str, Sequence[FewSteps]], truth: Tensor) -> None:
-    """A row for each flow: the trajectories of its finest walk, then where each number of steps ends.
+    """Draw a row for each flow: the trajectories with the most steps, then where each number of steps ends.
 
     Shapes: truth `(N, 2)`, whose extent frames the samples.
     """
@@ -171,7 +171,7 @@ class Curve(NamedTuple):
 
 
 def quality(path: StrPath, panels: Mapping[str, Mapping[str, Curve]], shares: Sequence[str] = ()) -> None:
-    """A panel for each figure, with a curve for each run; the dashed lines are what true data reach.
+    """Draw a panel for each figure, with a curve for each run; the dashed lines are what true data reach.
 
     Args:
         panels: the title of each figure, to the curve of each run.
@@ -208,7 +208,7 @@ def quality(path: StrPath, panels: Mapping[str, Mapping[str, Curve]], shares: Se
 
 
 def copies(path: StrPath, samples: Tensor, images: Tensor, ratios: Tensor) -> None:
-    """Each sample on the left of the training image nearest to it, with the ratio of `metrics.nearest` above.
+    """Draw each sample on the left of the training image nearest to it, with the ratio of `metrics.nearest` above.
 
     Shapes: samples and images `(N, C, H, W)` in [0, 1], ratios `(N,)`.
     """
@@ -231,8 +231,9 @@ JOINED = 200
 
 
 def pairs(path: StrPath, panels: Mapping[str, Pair]) -> None:
-    """A panel for each coupling, with its title: all points of its pairs `(N, 2)`, and lines from x0 (grey) to x1 (red)
-    for the first of them."""
+    """Draw a panel for each coupling, with its title: all points of its pairs `(N, 2)`, and lines from x0 (grey) to x1
+    (red) for the first of them.
+    """
     across = min(len(panels), 4)
     made, axes = figure(-(-len(panels) // across), across, size=3)
     limits = _limits(torch.cat([x for pair in panels.values() for x in pair[:2]]))
@@ -250,7 +251,7 @@ def pairs(path: StrPath, panels: Mapping[str, Pair]) -> None:
 
 
 def beside(path: StrPath, panels: Mapping[str, Tensor]) -> None:
-    """A panel for each set of points `(N, 2)`, with its title, all in one frame."""
+    """Draw a panel for each set of points `(N, 2)`, with its title, all in one frame."""
     made, axes = figure(1, len(panels), size=3)
     limits = _limits(torch.cat(list(panels.values())))
     for axis, (title, x) in zip(axes[0], panels.items(), strict=True):
@@ -260,13 +261,13 @@ def beside(path: StrPath, panels: Mapping[str, Tensor]) -> None:
 
 
 def draw_points(axis: Axes, x: Tensor, limits: Limits, colour: str = INK) -> None:
-    """Points of the plane in a frame."""
+    """Draw points of the plane in a frame."""
     axis.plot(*x.T.numpy(), ".", color=colour, markersize=2, alpha=0.5, markeredgewidth=0)
     _frame(axis, limits)
 
 
 def draw_trajectories(axis: Axes, states: Tensor, limits: Limits) -> None:
-    """The way from the source (grey) to the sample (red) of each point; states `(steps + 1, N, 2)`."""
+    """Draw the trajectory of each point from the source (grey) to the sample (red); states `(steps + 1, N, 2)`."""
     axis.plot(*states.unbind(2), color=INK, linewidth=0.5, alpha=0.35)
     axis.plot(*states[0].T, ".", color=GREY, markersize=3)
     axis.plot(*states[-1].T, ".", color=ACCENT, markersize=3)
@@ -274,7 +275,7 @@ def draw_trajectories(axis: Axes, states: Tensor, limits: Limits) -> None:
 
 
 def _limits(x: Tensor) -> Limits:
-    """A frame that holds all but a few far points of x `(N, 2)`: square, if its columns are of one scale."""
+    """Return a frame that holds all but a few far points of x `(N, 2)`: square, if its columns are of one scale."""
     lo, hi = np.percentile(x.numpy(), [0.1, 99.9], axis=0)
     half = np.maximum(0.6 * (hi - lo), 1e-6 * np.abs(hi) + 1e-12)  # some room around a constant column
     if 0.25 < half[0] / half[1] < 4:

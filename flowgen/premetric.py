@@ -54,11 +54,11 @@ class Premetric:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Times."""
+        """Draw times."""
         return FlowMatching(self.times).draw(shape, generator)
 
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
-        """The losses `(B,)` at given times, which are stretched over the model's span."""
+        """Return the losses `(B,)` at given times, which are stretched over the model's span."""
         point = model.path.at(pair, on_path(self.times, drawn.times, model.path, model.span).to(pair.x1.device))
         coeffs = model.path.coeffs(like(point.t, pair.x1))
         y = model(point.x, point.t, point.t, pair.cond)

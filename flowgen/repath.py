@@ -67,7 +67,7 @@ class _Retimed(nn.Module):
 
 
 def repath(model: Model, path: Path | str) -> Model:
-    """The same model on another path, as far as that has noise that the model has seen.
+    """Return the same model on another path, as far as that has noise that the model has seen.
 
     Where the old path starts with alpha(0) > 0, as VP and VE do, the new one starts a little after 0, too. Up to its
     end the model is asked no later than it was trained.

@@ -53,7 +53,7 @@ __all__ = [
 def walk(
     field: Evaluated, x: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None
 ) -> Iterator[Tensor]:
-    """Yields x at each time of the grid after the first.
+    """Yield x at each time of the grid after the first.
 
     Args:
         solver: an object or its name, such as "heun".
@@ -71,7 +71,7 @@ def walk(
 
 
 def solve(field: Evaluated, x: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None) -> Tensor:
-    """x at the last time of the grid. Differentiable; call it under `torch.no_grad()` to sample."""
+    """Return x at the last time of the grid. It is differentiable; call it under `torch.no_grad()` to sample."""
     for end in walk(field, x, grid, solver, cond):
         x = end
     return x
@@ -86,7 +86,7 @@ def flow(
     cond: Tensor | None = None,
     field: Evaluated | None = None,
 ) -> Tensor:
-    """Where the model's flow takes source points `(B, *event)`, in model units.
+    """Return where the model's flow takes source points `(B, *event)`, in model units.
 
     Args:
         grid: the times of the steps, or how many even steps to take over the model's span.
@@ -97,7 +97,7 @@ def flow(
 
 
 def asked(model: Model, solver: Solver | str) -> Evaluated:
-    """What a solver asks of a model: its velocity, or its average velocity, to jump."""
+    """Return what a solver evaluates of a model: its velocity, or its average velocity, to jump."""
     return model.average if SOLVERS(solver).jumps else model.velocity
 
 
@@ -106,18 +106,20 @@ Spacing = Callable[[Path, int, float, float], Tensor]
 
 
 def even(path: Path, steps: int, lo: float, hi: float) -> Tensor:
-    """`grids.uniform`, on any path."""
+    """Return `grids.uniform`, on any path."""
     return uniform(steps, lo, hi)
 
 
 def grid_of(model: Model, solver: Solver | str, steps: int, spacing: Spacing = even) -> Tensor:
-    """The grid on which a solver walks a model: over its span, and on to the data for a solver that lands there."""
+    """Return the grid on which a solver walks a model: over its span, and on to the data for a solver that
+    lands there.
+    """
     lo, hi = model.span
     return spacing(model.path, steps, lo, 1.0 if SOLVERS(solver).lands else hi)
 
 
 def _grid(model: Model, grid: Tensor | int, solver: Solver) -> Tensor:
-    """The times of a grid, or of so many even steps; of two times at least, and from the source to the data."""
+    """Return the times of a grid, or of so many even steps; of two times at least, and from the source to the data."""
     times = grid_of(model, solver, int(grid)) if isinstance(grid, int | Integral) else checked(grid)
     if len(times) < 2 or times[-1] <= times[0]:
         raise InputError(f"a grid to sample on runs from the source to the data, not from {times[0]} to {times[-1]}")
@@ -186,17 +188,17 @@ another order, and the last bit of a sample would depend on how many were asked 
 
 
 def whole_blocks(rows: int) -> int:
-    """The least multiple of BLOCK that holds so many rows."""
+    """Return the least multiple of BLOCK that holds so many rows."""
     return -(-rows // BLOCK) * BLOCK
 
 
 def chunk_rows(event: tuple[int, ...]) -> int:
-    """How many rows of an event to follow at a time: 8192 points, a few hundred small images."""
+    """Return how many rows of an event to follow at a time: 8192 points, a few hundred small images."""
     return max(BLOCK, min(8192, 2**18 // math.prod(event)))
 
 
 def starts(law: Law | Tensor, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
-    """Draws start..stop-1 of a law, `(stop - start, *event)`: draw i is a function of (seed, stream, i)."""
+    """Return draws start..stop-1 of a law, `(stop - start, *event)`: draw i is a function of (seed, stream, i)."""
     law, first = as_law(law), start // BLOCK
     blocks = range(first, whole_blocks(stop) // BLOCK)
     rows = torch.cat([law.sample(BLOCK, generator(seed, stream, block)) for block in blocks])
@@ -217,7 +219,7 @@ def pair_chunks(
     field: Evaluated | None = None,
     cond: Tensor | None = None,
 ) -> Iterator[Pair]:
-    """Source points and where the flow takes them, in model units on the CPU: pairs of at most `chunk` rows.
+    """Yield source points and where the flow takes them, in model units on the CPU: pairs of at most `chunk` rows.
 
     Pair i is a function of (seed, stream, i, its condition), whatever num, chunk and start are; memory is that of one
     chunk. For that, a solver whose rows are joint walks one block and one condition at a time. A stream of its own
@@ -268,7 +270,7 @@ class _Drawn:
         return cls(model, source, _grid(model, grid, solver), solver, whole("the seed", seed, None), stream, field)
 
     def pairs(self, first: int, stop: int, cond: Tensor | None) -> Pair:
-        """Pairs first..stop-1 with their conditions; the first is at a block."""
+        """Return pairs first..stop-1 with their conditions; the first is at a block."""
         x0 = numbers(starts(self.source, first, whole_blocks(stop), self.seed, self.stream), self.model.dtype)
         given = None
         if cond is not None:
@@ -282,7 +284,9 @@ class _Drawn:
 def _jointly(
     model: Model, x0: Tensor, grid: Tensor, solver: Solver, cond: Tensor | None, field: Evaluated | None
 ) -> Tensor:
-    """As `flow`, but a block at a time, and once for each of its conditions, so that no row sees what others are."""
+    """Return the result of `flow`, but a block at a time, and once for each of its conditions, so that no row sees what
+    others are.
+    """
     ends = []
     for rows in (slice(row, row + BLOCK) for row in range(0, len(x0), BLOCK)):
         if cond is None:
@@ -297,7 +301,7 @@ def _jointly(
 def _sizes(
     model: Model, source: Law, num: int, chunk: int | None, cond: Tensor | None, start: int = 0
 ) -> tuple[int, int]:
-    """Where rows end, and how many to follow at a time, once it is known that each has a condition."""
+    """Return where rows end, and how many to follow at a time, after checking that each has a condition."""
     check_model(model)
     rows = whole("the number of samples", whole("the number of samples", num) - start)
     size = chunk_rows(source.event) if chunk is None else whole("the chunk size", chunk)
@@ -315,7 +319,7 @@ def _rows(cond: Tensor | None, first: int, count: int) -> Tensor | None:
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
-    """x with its last row repeated, `(rows, ...)`."""
+    """Return x with its last row repeated, `(rows, ...)`."""
     return torch.cat([x, x[-1:].expand(rows - len(x), *x.shape[1:])])
 
 

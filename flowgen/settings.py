@@ -14,7 +14,7 @@ __all__ = ["check_texts", "dump_toml", "flat", "merged", "override", "parse_sett
 
 
 def read_toml(path: StrPath) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Read the tables of a TOML file.
 
     Raises:
         InputError: if it is missing or not TOML.
@@ -29,7 +29,7 @@ def read_toml(path: StrPath) -> dict[str, Any]:
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
-    """`a.b=value` as a key and a value; the value is read as TOML, and as text where it is not TOML.
+    """Parse `a.b=value` to a key and a value; the value is read as TOML, and as text where it is not TOML.
 
     >>> parse_setting("train.lr=3e-4"), parse_setting("path=vp")
     (('train.lr', 0.0003), ('path', 'vp'))
@@ -44,7 +44,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
 
 
 def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The tree with `value` at the dotted `key`.
+    """Return the tree with `value` at the dotted `key`.
 
     A name given where the tree has a table of that name keeps the table's parameters; a parameter given where the tree
     has a name makes a table of it. Another size of what has a name takes the parameters of the old size away.
@@ -66,7 +66,8 @@ def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree `over` with what it lacks taken from `under`; a part that is another one's name or table is not mixed.
+    """Return the tree `over` with what it lacks taken from `under`; a part that is another one's name or table is not
+    mixed.
 
     >>> merged({"net": {"name": "unet", "size": "small"}, "train": {"lr": 1}}, {"net": "dit", "train": {"steps": 2}})
     {'net': 'dit', 'train': {'lr': 1, 'steps': 2}}
@@ -82,7 +83,8 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_texts(tree: Mapping[str, Any]) -> None:
-    """
+    """Refuse a text that is empty, or that TOML cannot hold: names of files need not be UTF-8.
+
     Raises:
         InputError: for a text that says nothing, or that TOML cannot hold: names of files need not be UTF-8.
     """
@@ -94,7 +96,7 @@ def check_texts(tree: Mapping[str, Any]) -> None:
 
 
 def dump_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
-    """Nested tables of numbers, texts and flags as TOML; keys without a value are left out."""
+    """Return nested tables of numbers, texts and flags as TOML; keys without a value are left out."""
     plain = {key: x for key, x in tree.items() if x is not None and not isinstance(x, Mapping)}
     tables = {key: x for key, x in tree.items() if isinstance(x, Mapping)}
     lines = [f"{key} = {json.dumps(x, ensure_ascii=False)}\n" for key, x in plain.items()]
@@ -103,7 +105,7 @@ def dump_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys.
+    """Return nested tables as one, with dotted keys.
 
     >>> flat({"seed": 0, "train": {"lr": 0.1}})
     {'seed': 0, 'train.lr': 0.1}

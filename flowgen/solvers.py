@@ -35,19 +35,19 @@ class Solver(ABC):
     lands: ClassVar[bool] = False
 
     def at(self, row: int) -> Solver:
-        """The solver of a batch whose first row has this number: itself, unless a row's noise is its own."""
+        """Return the solver of a batch whose first row has this number: itself, unless a row's noise is its own."""
         return self
 
     @property
     def draws(self) -> bool:
-        """Whether it draws noise of its own, which pairs that are not independent do not allow."""
+        """Return whether it draws noise of its own, which pairs that are not independent do not allow."""
         return False
 
     @abstractmethod
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, Any]:
-        """x at t to x at s.
+        """Move x from t to s.
 
         Args:
             x: `(B, *event)` at time t.
@@ -88,7 +88,7 @@ class RungeKutta(Solver):
 
     @property
     def c(self) -> tuple[float, ...]:
-        """The times of the stages, as shares of the step: the row sums of a."""
+        """Return the times of the stages, as shares of the step: the row sums of a."""
         return tuple(sum(row) for row in self.a)
 
     def step(
@@ -102,7 +102,7 @@ class RungeKutta(Solver):
 
 
 def _advance(x: Tensor, h: float, weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
-    """x + h sum_i weights_i stages_i."""
+    """Return x + h sum_i weights_i stages_i."""
     for weight, stage in zip(weights, stages, strict=True):
         if weight:
             x = torch.add(x, stage, alpha=h * weight)

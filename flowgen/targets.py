@@ -55,27 +55,29 @@ class Target(Protocol):
 
 
 def velocity(c: Coeffs) -> Row:
-    """y = dx_t/dt: the row (alpha', sigma')."""
+    """Return y = dx_t/dt: the row (alpha', sigma')."""
     return c.d_alpha, c.d_sigma
 
 
 def data(c: Coeffs) -> Row:
-    """y = x1: the row (1, 0)."""
+    """Return y = x1: the row (1, 0)."""
     return torch.ones_like(c.alpha), torch.zeros_like(c.alpha)
 
 
 def noise(c: Coeffs) -> Row:
-    """y = x0: the row (0, 1) (arXiv 2006.11239)."""
+    """Return y = x0: the row (0, 1) (arXiv 2006.11239)."""
     return torch.zeros_like(c.alpha), torch.ones_like(c.alpha)
 
 
 def v(c: Coeffs) -> Row:
-    """y = alpha x0 - sigma x1: the row (-sigma, alpha), never singular (arXiv 2202.00512)."""
+    """Return y = alpha x0 - sigma x1: the row (-sigma, alpha), never singular (arXiv 2202.00512)."""
     return -c.sigma, c.alpha
 
 
 def score(c: Coeffs) -> Row:
-    """y = grad log p(x_t | x1) = -x0 / sigma: the row (0, -1 / sigma). Needs Gaussian x0 and independent pairs."""
+    """Return y = grad log p(x_t | x1) = -x0 / sigma: the row (0, -1 / sigma). Needs Gaussian x0 and independent
+    pairs.
+    """
     return torch.zeros_like(c.alpha), -1 / c.sigma
 
 
@@ -106,7 +108,7 @@ class EDM:
         return "edm"
 
     def size(self, c: Coeffs) -> Tensor:
-        """n, the size of x_t."""
+        """Return n, the size of x_t."""
         return torch.sqrt(c.sigma**2 + (self.sigma_data * c.alpha) ** 2)
 
     def __call__(self, c: Coeffs) -> Row:
@@ -122,42 +124,45 @@ class Sized(Target, Protocol):
 
 
 def size(path: Path, target: Target) -> Callable[[Coeffs], Tensor] | None:
-    """By what x_t is divided before a net sees it: as the target says, or |(alpha, sigma)| where that grows."""
+    """Return what x_t is divided by before a net sees it: as the target says, or |(alpha, sigma)| where that grows."""
     if isinstance(target, Sized):
         return target.size
     return (lambda c: c.size) if path.exploding else None
 
 
 def determinant(c: Coeffs, target: Target) -> Tensor:
-    """det = alpha b - sigma a, of the shape of c."""
+    """Return det = alpha b - sigma a, of the shape of c."""
     a, b = target(c)
     return c.alpha * b - c.sigma * a
 
 
 def encode(pair: Pair, c: Coeffs, target: Target) -> Tensor:
-    """The target of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c of `path.coeffs(like(t, x))`."""
+    """Return the target of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c of `path.coeffs(like(t,
+    x))`.
+    """
     a, b = target(c)
     return a * pair.x1 + b * pair.x0
 
 
 def ends(y: Tensor, x: Tensor, c: Coeffs, target: Target) -> Pair:
-    """Both ends from a prediction y at x_t: the 2x2 system of this module, solved."""
+    """Return both ends from a prediction y at x_t: the 2x2 system of this module, solved."""
     (a, b), det = target(c), determinant(c, target)
     return Pair((c.alpha * y - a * x) / det, (b * x - c.sigma * y) / det)
 
 
 def convert(y: Tensor, x: Tensor, c: Coeffs, source: Target, to: Target) -> Tensor:
-    """The prediction y of target `source` at x_t, as target `to`."""
+    """Return the prediction y of target `source` at x_t, as target `to`."""
     return y if source is to else encode(ends(y, x, c, source), c, to)
 
 
 def expected(field: Field, path: Path, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
-    """Both ends that a velocity field expects at x_t `(B, *event)`, t `(B,)`: E[x0 | x_t] and E[x1 | x_t]."""
+    """Return both ends that a velocity field expects at x_t `(B, *event)`, t `(B,)`: E[x0 | x_t] and E[x1 | x_t]."""
     return ends(field(x, t, cond), x, path.coeffs(like(t, x)), velocity)
 
 
 def span(path: Path, target: Target, start: float = 0.0) -> tuple[float, float]:
-    """The times (lo, hi) on which `target` determines a finite velocity on `path`; grids and time laws stay inside.
+    """Return the times (lo, hi) on which `target` determines a finite velocity on `path`; grids and time laws stay
+    inside.
 
     hi is 1, or 1 - path.margin where the system is singular at the data end (target data everywhere; every target on
     diffusions, whose velocity is infinite there).

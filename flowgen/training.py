@@ -71,25 +71,25 @@ class State:
         self._buffers = Buffers(self.model.net, [copy.net for copy in self.averages.values()])
 
     def average(self) -> None:
-        """Moves the averages towards the weights, and gives them the network's buffers, which are not averaged."""
+        """Move the averages towards the weights, and copy the network's buffers, which are not averaged."""
         for width, averaged in self._averaged.items():
             average(averaged, self.parameters, self.step, width)
         self._buffers.copy()
 
     def check_frozen(self) -> None:
-        """Raises InputError if a parameter that was frozen when the state was made has a gradient now."""
+        """Refuse, with InputError, a gradient of a parameter that was frozen when the state was made."""
         if any(p.grad is not None for p in self._frozen):
             raise InputError(
                 "a parameter was frozen when the State was made, and is not now: make a State of the model"
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything as named tensors, for a checkpoint."""
+        """Return everything as named tensors, for a checkpoint."""
         models = {f"{prefix}{name}": x for prefix, m in self._models().items() for name, x in m.state_dict().items()}
         return {**models, **self._moments(), "step": torch.tensor(self.step)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Takes the place of the state that gave `tensors`.
+        """Restore the state that gave `tensors`.
 
         Raises:
             InputError: if the tensors are of another model.
@@ -107,30 +107,34 @@ class State:
             raise InputError(f"these tensors are of another model: {error}") from error
 
     def _moments(self) -> dict[str, Tensor]:
-        """What the optimizer remembers of each trained parameter, by its place among all parameters of the model."""
+        """Return what the optimizer stores for each trained parameter, by its place among all parameters of the
+        model.
+        """
         places = [place for place, (name, _) in enumerate(self.model.named_parameters()) if name in self._trained]
         moments = zip(places, self.optimizer.moments, strict=True)
         return {f"optimizer.{place}.{name}": x for place, m in moments for name, x in m._asdict().items()}
 
     def _models(self) -> dict[str, Model]:
-        """Prefix of the names of its tensors to model: the trained one, the first average, and the others."""
+        """Map the prefix of the names of its tensors to each model: the trained one, the first average, and the
+        others.
+        """
         others = {f"ema-{width}.": copy for width, copy in self.averages.items() if copy is not self.ema}
         return {"model.": self.model, "ema.": self.ema, **others}
 
 
 def _named(model: Model, names: Sequence[str]) -> list[Tensor]:
-    """The parameters of these names."""
+    """Return the parameters of these names."""
     parameters = dict(model.named_parameters())
     return [parameters[name] for name in names]
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with a prefix, under the rest of their names."""
+    """Return the tensors whose names start with a prefix, under the rest of their names."""
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def compile_net(state: State, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compiles the network that is trained, in place, at its first step; the names of its tensors stay as they are.
+    """Compile the network that is trained, in place, at its first step; the names of its tensors stay as they are.
 
     Args:
         backend: that of `torch.compile`.
@@ -139,7 +143,7 @@ def compile_net(state: State, backend: str | Callable[..., Any] = "inductor") ->
 
 
 def channels_last(model: Model) -> Model:
-    """The model itself, with the weights of its two-dimensional convolutions stored channels last.
+    """Store the weights of the model's two-dimensional convolutions channels last; return the model itself.
 
     A layout and not a change of numbers; convolutions in half precision are faster in it. A `State` made from the model
     keeps it.
@@ -160,7 +164,7 @@ def fit(
     rate: Rate | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[float]:
-    """Trains until `state.step` is `steps`, and yields the mean loss of each batch once the weights have moved.
+    """Train until `state.step` is `steps`, and yield the mean loss of each batch once the weights have moved.
 
     Logging, previews and stopping early are the caller's: the loop can be left at any time. The draws of the objective
     at step k are a function of (seed, k), so a loop on a restored state and on `batches(..., start=state.step)` goes on
@@ -216,7 +220,8 @@ def fit(
 
 
 def _check_arguments(state: object, objective: object, steps: object, clip: object, rate: object) -> None:
-    """
+    """Refuse arguments of `fit` of the wrong type or value.
+
     Raises:
         InputError: for arguments of `fit` of another kind.
     """
@@ -280,7 +285,7 @@ class _Gradient:
         return loss
 
     def _share(self, objective: Splittable, model: Model, pair: Pair, draws: torch.Generator) -> Tensor:
-        """What these rows add to the mean loss of the whole batch, and to its gradient."""
+        """Return what these rows add to the mean loss of the whole batch, and to its gradient."""
         rows, part = len(pair.x1), self.processes.part
         if rows < self.accumulate:
             raise InputError(f"{rows} rows cannot be split into accumulate = {self.accumulate}")
@@ -298,7 +303,7 @@ class _Gradient:
 
     @contextmanager
     def _forward(self, pair: Pair, draws: torch.Generator, index: int) -> Iterator[None]:
-        """Where the losses of a part of a batch are computed."""
+        """Set the context in which the losses of a part of a batch are computed."""
         device = pair.x1.device
         with ExitStack() as stack:
             if self.precision is not None:
@@ -311,7 +316,7 @@ class _Gradient:
 
 
 def _each(losses: Tensor, rows: int) -> Tensor:
-    """The losses themselves, if there is one for each row.
+    """Return the losses, after checking that there is one for each row.
 
     Raises:
         InputError: for another shape.
@@ -322,7 +327,7 @@ def _each(losses: Tensor, rows: int) -> Tensor:
 
 
 def _differentiable(loss: Tensor) -> Tensor:
-    """The loss itself.
+    """Return the loss, after checking that it has a gradient.
 
     Raises:
         InputError: if it has no gradient.
@@ -334,18 +339,18 @@ def _differentiable(loss: Tensor) -> Tensor:
 
 
 def _drops(model: Model) -> bool:
-    """Whether layers of the model drop values at random."""
+    """Return whether layers of the model drop values at random."""
     return any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in model.modules())
 
 
 def _rows(drawn: Any, rows: slice) -> Any:
-    """Some rows of what an objective has drawn, a NamedTuple of tensors or None."""
+    """Return some rows of what an objective has drawn, a NamedTuple of tensors or None."""
     return drawn._make(None if x is None else x[rows] for x in drawn)
 
 
 @torch.no_grad()
 def _add_up(weights: Sequence[Tensor], loss: Tensor, rows: int, processes: Processes) -> None:
-    """Adds up the losses and gradients of all processes, in place.
+    """Add up the losses and gradients of all processes, in place.
 
     A weight that has a gradient at any of them then has one at all.
 
@@ -365,7 +370,7 @@ def _add_up(weights: Sequence[Tensor], loss: Tensor, rows: int, processes: Proce
 
 
 def _check_same(state: State, processes: Processes) -> None:
-    """Raises InputError, at all processes, where one of them has other weights, or has done other steps."""
+    """Refuse, with InputError at all processes, where one of them has other weights, or has done other steps."""
     if processes.part.of == 1:
         return
     mine = [torch.tensor(state.step), torch.cat([w.detach().reshape(-1) for w in state.model.parameters()])]

@@ -32,7 +32,7 @@ class Weight(Protocol):
 
 
 def _of(c: Coeffs, target: Target, noise: Tensor) -> Tensor:
-    """A weight from alpha^2 times that of noise, which is finite where alpha or sigma is zero."""
+    """Return a weight from alpha^2 times that of noise, which is finite where alpha or sigma is zero."""
     return noise / determinant(c, target) ** 2
 
 

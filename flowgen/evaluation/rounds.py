@@ -74,7 +74,7 @@ class Round(NamedTuple):
     @property
     def gain(self) -> float:
         """Return how much straighter the flow is than its parent, relative to the first flow: (parent - made) / first,
-        of their straightness; 0 where the parent is straight already.
+        of their straightness.
         """
         first, parent, made = (fmean(run.straightness) for run in (self.first, self.parent, self.made))
         return (parent - made) / first

@@ -13,7 +13,7 @@ __all__ = ["card"]
 
 
 def card(config: Config, command: str) -> str:
-    """The model card, which names files and runs, and not their places."""
+    """Return the model card, which names files and runs without their places."""
     data, source = named(config.data), named(config.source)
     return f"""# {Path(data).stem}
 
@@ -49,7 +49,7 @@ x = sampling.sample(trained.model, trained.source, 64, grid, solver, cond=traine
 
 
 def _origin(config: Config) -> str:
-    """What the run is, and where it comes from."""
+    """Return what the run is, and where it comes from."""
     name, teacher = config.model_dump()["objective"]["name"], config.teacher
     if teacher is None:
         what = "flow map" if config.objective.maps else "flow"
@@ -63,6 +63,6 @@ def _origin(config: Config) -> str:
 
 
 def _told(named: dict[str, Any]) -> str:
-    """What has a name, with its parameters."""
+    """Return the name of an object, with its parameters."""
     parameters = ", ".join(f"{key} {value}" for key, value in named.items() if key != "name")
     return f"{named['name']} ({parameters})" if parameters else named["name"]

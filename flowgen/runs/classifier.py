@@ -54,12 +54,12 @@ class Right(NamedTuple):
 
 
 def classifier_file(folder: StrPath) -> Path:
-    """The classifier's place in a run folder."""
+    """Return the classifier's place in a run folder."""
     return Path(folder) / "noisy-classifier.safetensors"
 
 
 def labelled_data(trained: Trained) -> LoadedData:
-    """The data of a run with their labels, also of a run that does not use them.
+    """Return the data of a run with their labels, also for a run that does not use them.
 
     Raises:
         InputError: if they have none, or have changed since the run began, or a classifier could not guide the run.
@@ -78,7 +78,7 @@ def labelled_data(trained: Trained) -> LoadedData:
 def train_classifier(
     folder: StrPath, trained: Trained, data: LoadedData, steps: int, batch_size: int, seed: int, device: torch.device
 ) -> Iterator[float]:
-    """Trains a classifier of the training rows on a run's own path, yields the losses, and keeps it in the folder.
+    """Train a classifier of the training rows on a run's own path, yield the losses, and keep it in the folder.
 
     Batch k and its noise are functions of the seed and of k.
 
@@ -100,7 +100,7 @@ def train_classifier(
 
 
 def load_classifier(folder: StrPath, trained: Trained) -> Known:
-    """The classifier in the folder of a run, on the run's device.
+    """Load the classifier in the folder of a run, on the run's device.
 
     Raises:
         InputError: if there is none, or it is of other data or another path than the run.
@@ -129,7 +129,7 @@ def load_classifier(folder: StrPath, trained: Trained) -> Known:
 
 @torch.no_grad()
 def right(known: Known, rows: Rows, seed: int = 0) -> Iterator[Right]:
-    """How often the classifier is right of rows with labels, in data units, at some times of its path."""
+    """Yield how often the classifier is right on rows with labels, in data units, at some times of its path."""
     model, labels = known.posterior.model, rows.labels
     assert labels is not None, "rows to measure by have labels"
     x1 = model.scaling.in_model_units(rows.values).to(model.device)
@@ -144,12 +144,12 @@ def right(known: Known, rows: Rows, seed: int = 0) -> Iterator[Right]:
 
 
 def _model(trained: Trained, net: NoisyClassifier) -> Model:
-    """A classifier on the path, and in the units, of a run."""
+    """Return a classifier on the path, and in the units, of a run."""
     return Model(net, trained.model.path, trained.model.target, trained.model.scaling).cpu()
 
 
 def _facts(config: Config, trained: Trained) -> dict[str, Any]:
-    """What a classifier and its run must agree in."""
+    """Return what a classifier and its run must agree in."""
     tree = json.loads(json.dumps(config.model_dump()))  # as it reads from a file, where tuples are lists
     return {
         "data": trained.data_hash or config.data,

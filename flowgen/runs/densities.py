@@ -48,7 +48,8 @@ class Asked(NamedTuple):
 
 
 def check_density(trained: Trained) -> None:
-    """
+    """Refuse a run without a velocity, a source without a known density, or data without one.
+
     Raises:
         InputError: if a run has no velocity, its source no density that is known, or its data none.
     """
@@ -65,8 +66,8 @@ def check_density(trained: Trained) -> None:
 def asked_rows(
     trained: Trained, file: Path | None, num: int | None, label: int | None, seed: int, header: str | None = None
 ) -> Asked:
-    """What is measured: the first `num` rows of a file, or as many that the run never saw, all of them by default, or
-    5000 new draws. Their labels are those that they have, or `label`, or none.
+    """Return the rows to measure: the first `num` rows of a file, or as many that the run never saw, by default all of
+    them, or 5000 new draws. Their labels are their own, or `label`, or none.
 
     Args:
         header: whether the first line of a table holds names, `yes` or `no`; None for what the run's data have.
@@ -91,7 +92,7 @@ def asked_rows(
 
 
 def _some(law: Law, name: str, num: int | None, seed: int) -> tuple[Rows, str]:
-    """Rows that a run never saw: held-out ones, all or some at random, or new draws."""
+    """Return rows that a run never saw: held-out ones, all or some at random, or new draws."""
     rng = generator(seed, "likelihood")
     if not isinstance(law, Rows):
         x = law.sample(num or DRAWS, rng)
@@ -101,7 +102,7 @@ def _some(law: Law, name: str, num: int | None, seed: int) -> tuple[Rows, str]:
 
 
 def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) -> tuple[Rows, str]:
-    """The rows of a file, with the labels that the run knows by the same names."""
+    """Read the rows of a file, with the labels that the run knows by the same names."""
     if len(trained.source.event) == 3:
         found = _images(file, trained.config.images)
         x, names, labels = found.pixels, found.classes, found.labels
@@ -131,7 +132,7 @@ def _images(file: Path, settings: ImagesConfig) -> Images:
 
 
 def _labels(trained: Trained, rows: Rows, label: int | None) -> Tensor | None:
-    """The label of each row, of a run that knows labels."""
+    """Return the label of each row, for a run that knows labels."""
     if not trained.classes:
         return None
     if label is not None:
@@ -145,7 +146,7 @@ def _labels(trained: Trained, rows: Rows, label: int | None) -> Tensor | None:
 
 
 def _step(law: Law) -> float | None:
-    """How far apart the shades of the images of training are; None where these are more than 256, or uneven."""
+    """Return the distance between the shades of the training images; None where these are more than 256, or uneven."""
     if not isinstance(law, Rows) or law.x.dtype == torch.uint8:
         return 1 / 255
     shades = law.x.unique().double()
@@ -159,8 +160,8 @@ def _step(law: Law) -> float | None:
 def log_likelihoods(
     trained: Trained, asked: Asked, solver: Solver, steps: int, count: int, seed: int
 ) -> Iterator[Tensor]:
-    """The log-likelihoods in nats, float64, of chunks of rows in order: those of a row do not depend on the others,
-    unless the solver is adaptive.
+    """Yield the log-likelihoods in nats, float64, of chunks of rows in order: those of a row do not depend on the
+    others, unless the solver is adaptive.
 
     Of images with shades it is the log-probability of the image: its lower bound, by one dequantisation of each.
 

@@ -44,7 +44,7 @@ class Editor(NamedTuple):
         return self.trained.model
 
     def fill(self, measurement: Measurement, y: Tensor, num: int = 1, times: int = 1, first: int = 0) -> Tensor:
-        """`num` rows with A x1 = y: guided there, set there after each step, and exact in the end.
+        """Return `num` rows with A x1 = y: guided towards it, set after each step, and exact at the end.
 
         Args:
             y: `(1, *measured)`; or of each row, where they are no more than are walked together.
@@ -63,7 +63,7 @@ class Editor(NamedTuple):
         return project(measurement, self.walk(self.model.start(self._noise(num, first)), walked, field, first), y)
 
     def redraw(self, x: Tensor, strength: float, num: int = 1) -> Tensor:
-        """SDEdit of x `(1, *event)`: noise to the time 1 - strength, and `num` ways back.
+        """Redraw x `(1, *event)` by SDEdit: add noise to the time 1 - strength, and sample `num` times from there.
 
         Raises:
             InputError: as `fill`.
@@ -76,7 +76,7 @@ class Editor(NamedTuple):
         return self.walk(noised(self.model.path, begun, self._noise(num), t), self.sampler._replace(grid=grid))
 
     def invert(self, x: Tensor) -> Tensor:
-        """Where the flow has x from, x_0 `(B, *event)` at t = 0; `back` leads from there to x.
+        """Return where the flow reaches x from, x_0 `(B, *event)` at t = 0; `back` leads from there to x.
 
         Raises:
             InputError: for a solver that draws noise.
@@ -89,20 +89,22 @@ class Editor(NamedTuple):
         return torch.cat(ends)
 
     def back(self, latent: Tensor) -> Tensor:
-        """Where the flow leads from t = 0: x of its `invert`, to the solver's precision."""
+        """Return where the flow leads from t = 0: x of its `invert`, to the solver's precision."""
         return self.walk(latent, self._there_and_back)
 
     def between(self, x: Tensor, frames: int) -> Tensor:
-        """From x[0] to x[1] by way of their noise, `(frames, *event)`."""
+        """Interpolate from x[0] to x[1] through their noise, `(frames, *event)`."""
         one, other = self.invert(x)
         return self.back(slerp(one, other, torch.linspace(0, 1, frames, dtype=torch.float64)))
 
     def together(self, event: tuple[int, ...]) -> int:
-        """How many rows are walked together."""
+        """Return how many rows are solved together."""
         return 1 if self.sampler.solver.joint else chunk_rows(event)
 
     def walk(self, x: Tensor, walked: Sampler, field: Field | None = None, first: int = 0) -> Tensor:
-        """Where a field, by default that of the run, takes x from the first time of a grid; a few rows at a time."""
+        """Return where a field, by default that of the run, takes x from the first time of a grid; a few rows at a
+        time.
+        """
         size, ends = self.together(tuple(x.shape[1:])), []
         with torch.no_grad():
             for row in range(0, len(x), size):
@@ -112,7 +114,9 @@ class Editor(NamedTuple):
 
     @property
     def _there_and_back(self) -> Sampler:
-        """On diffusions to the end of the span, where the velocity is still finite: a solver that lands goes beyond."""
+        """Return the sampler that inverts: on diffusions to the end of the span, where the velocity is still finite,
+        since a solver that lands goes beyond.
+        """
         return self.sampler._replace(grid=self.sampler.grid.clamp(max=self.model.span[1]).unique())
 
     def _noise(self, num: int, first: int = 0) -> Tensor:

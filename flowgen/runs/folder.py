@@ -54,7 +54,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: StrPath, config: Config, command: str, overwrite: bool = False) -> Run:
-        """Makes the folder, with the configuration and the model card, once the configuration is known to work.
+        """Make the folder, with the configuration and the model card, once the configuration is known to work.
 
         Raises:
             InputError: for data, a source or a device that training could not use; if there is something at `folder`
@@ -81,7 +81,8 @@ class Run:
 
     @classmethod
     def open(cls, folder: StrPath, places: Places = Places()) -> Run:  # noqa: B008
-        """The run in a folder. The files that it names are looked for from there, and then from the current folder.
+        """Open the run in a folder. The files that it names are looked for from there, and then from the current
+        folder.
 
         Args:
             places: where its data and its source are now.
@@ -99,8 +100,8 @@ class Run:
         return cls(folder, make_config(tree))
 
     def extended(self, tree: Mapping[str, Any], parent: Path | None = None) -> Run:
-        """The same run, to go on with under the settings of `tree`: how long, on what device, how often it is saved,
-        and where its data and its source are now, as far as their hashes are known.
+        """Return the same run, to be resumed under the settings of `tree`: how long, on what device, how often it is
+        saved, and where its data and its source are now, as far as their hashes are known.
 
         Args:
             parent: where the run to learn from is now; None for where it says.
@@ -138,7 +139,7 @@ class Run:
         return run
 
     def _adopted(self, tree: Mapping[str, Any], parent: Path) -> dict[str, Any]:
-        """The tree with another place of the run to learn from.
+        """Return the tree with another place of the run to learn from.
 
         Raises:
             InputError: if that is none that it learns from.
@@ -150,7 +151,7 @@ class Run:
         return replaced(tree, lambda name, _: name, lambda name, hash: absolute(parent) if hash == known else name)
 
     def write_config(self) -> None:
-        """Writes config.toml, in one motion: other processes may be reading it."""
+        """Write config.toml atomically: other processes may be reading it."""
         with new_file(self.folder / "config.toml") as file:
             tree = self.config.model_dump()
             file.write(dump_toml(written_in(tree, self.folder)).encode())
@@ -172,7 +173,7 @@ class Run:
         return self.folder / "potentials.safetensors"
 
     def averaged(self, width: float | None = None) -> Path:
-        """The weights averaged with a width of `train.ema`; with the first of them where it is None.
+        """Return the weights averaged with a width of `train.ema`; with the first of them where it is None.
 
         Raises:
             InputError: if the run has no such average.
@@ -189,11 +190,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def newest(self) -> int:
-        """The step of the newest checkpoint, 0 where there is none."""
+        """Return the step of the newest checkpoint, 0 where there is none."""
         return max(map(checkpoints.step, checkpoints.find(self.checkpoints)), default=0)
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a line that was cut short is left out."""
+        """Return the lines of metrics.jsonl; a line that was cut short is left out."""
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text().splitlines(keepends=True)
@@ -201,7 +202,8 @@ class Run:
 
 
 def check_vacant(folder: StrPath, overwrite: bool = False) -> None:
-    """
+    """Refuse a folder for a new run that is not empty, unless it is a run that may be replaced.
+
     Raises:
         InputError: if there is something at a folder where a run is to be, unless that is a run, and may be replaced;
             for a name that files of weights cannot have.
@@ -235,13 +237,15 @@ class Trained(NamedTuple):
     data_hash: str | None
 
     def draw_labels(self, num: int, seed: int, stream: str = "labels") -> Tensor | None:
-        """Labels by their shares in the data, `(num,)`: label i is a function of (seed, i). None without labels."""
+        """Draw labels by their shares in the data, `(num,)`: label i is a function of (seed, i). None without
+        labels.
+        """
         return None if self.labels is None else starts(self.labels, 0, num, seed, stream)
 
     def guided(
         self, field: Field, guidance: float, interval: tuple[float, float] = (0.0, 1.0), rescale: float = 0.0
     ) -> Field:
-        """The field of the model, guided, unless the weight is 1.
+        """Return the field of the model, guided unless the weight is 1.
 
         Args:
             rescale: the share of `guidance.Rescale`; 0 for none.
@@ -264,7 +268,8 @@ class Trained(NamedTuple):
         return guided
 
     def check_scored(self, what: str) -> None:
-        """
+        """Refuse a run whose velocity does not give the score, which the asked task needs.
+
         Raises:
             InputError: unless the velocity says the score, as what is to be done with the run needs it.
         """
@@ -275,23 +280,23 @@ class Trained(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """On how many threads of the CPU the run is computed, unless another number is asked for."""
+        """Return the number of CPU threads to compute the run on, unless another number is asked for."""
         return self.config.threads_of(self.model, self.source.event)
 
     @property
     def seen(self) -> list[int]:
-        """The labels that some training row had."""
+        """Return the labels that some training row had."""
         counts = self.labels.weights if self.labels else (1,) * len(self.classes)
         return [label for label, count in enumerate(counts) if count]
 
     @property
     def label_column(self) -> str:
-        """The name of the column of labels, of tables that are written."""
+        """Return the name of the column of labels, of tables that are written."""
         name = self.config.table.label_column
         return name if self.columns and name and name != "auto" else "label"
 
     def numbers_of(self, labels: Tensor, classes: tuple[str, ...], place: str) -> Tensor:
-        """The numbers that the run has for the labels of other data, whose classes have these names.
+        """Return the numbers that the run has for the labels of other data, whose classes have these names.
 
         Raises:
             InputError: if it knows some of them not, or no training row had them.
@@ -303,7 +308,8 @@ class Trained(NamedTuple):
         return numbers
 
     def check_seen(self, labels: Iterable[int]) -> None:
-        """
+        """Refuse labels that no training row had: the net has learned nothing about them.
+
         Raises:
             InputError: if no training row had one of the labels: what the net makes of it is nothing it has learned.
         """
@@ -311,7 +317,7 @@ class Trained(NamedTuple):
             raise InputError(f"no training row has the label {self.classes[label]}: this run has not learned it")
 
     def check_data(self, data: LoadedData) -> LoadedData:
-        """The data, whose labels are numbered as the run knows them.
+        """Return the data, with labels numbered as the run knows them.
 
         Raises:
             InputError: unless these are the data that the run was trained on: of others, other rows are held out.
@@ -333,7 +339,7 @@ def load(
     ema: float | None = None,
     places: Places = Places(),  # noqa: B008
 ) -> Trained:
-    """The model of a run folder, on `device`, or on that of its configuration.
+    """Load the model of a run folder, on `device`, or on that of its configuration.
 
     Args:
         ema: the width of the weight average, one of `train.ema`; None for the first.
@@ -352,7 +358,7 @@ def load(
 
 
 def _check(config: Config) -> LoadedData:
-    """Finds out whether the run of a configuration could start; gives its data.
+    """Check whether the run of a configuration could start; return its data.
 
     Raises:
         InputError: if it could not.
@@ -372,7 +378,7 @@ def _check(config: Config) -> LoadedData:
 
 
 def parent(teacher: Teacher, places: Places, device: str = "cpu") -> Trained:
-    """The run that another learns from, whose weights are still those of the hash, on a device.
+    """Load the run that another learns from, whose weights must still have the recorded hash, on a device.
 
     Args:
         places: of the data and the source of that other, which are its own too.
@@ -389,7 +395,8 @@ def parent(teacher: Teacher, places: Places, device: str = "cpu") -> Trained:
 
 
 def _check_teacher(settings: Teacher, places: Places, data: LoadedData, needs_velocity: bool) -> None:
-    """
+    """Refuse a run that cannot be learned from.
+
     Raises:
         InputError: if a run cannot be learned from.
     """

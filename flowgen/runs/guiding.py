@@ -52,7 +52,7 @@ class _Unlabelled:
 
 
 def guided(trained: Trained, field: Field, by: Guidance) -> Field:
-    """The field of a run's model, guided: by labels or by a weaker run, and then by a classifier.
+    """Return the field of a run's model, guided by labels or by a weaker run, and then by a classifier.
 
     Raises:
         InputError: for guidance that the run has not what it needs for, or a bad weight, interval or share.
@@ -98,7 +98,7 @@ def load_weak(
     device: str | None = None,
     places: Places = Places(),  # noqa: B008
 ) -> Trained:
-    """The run in a folder, which is to guide another.
+    """Load the run in a folder that is to guide another.
 
     Raises:
         InputError: unless it has a velocity, and learned the same data in the same units, their labels if the other run

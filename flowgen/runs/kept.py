@@ -29,7 +29,7 @@ class Kept(NamedTuple):
 
 
 def kept_by(weights: Path, here: Config) -> Kept:
-    """What is in the file of a run's weights, on the CPU.
+    """Return what is in the file of a run's weights, on the CPU.
 
     Args:
         here: the configuration in the folder, which knows the places of what it names.
@@ -53,7 +53,7 @@ def kept_by(weights: Path, here: Config) -> Kept:
 
 
 def _config_of(facts: Mapping[str, Any], here: Config) -> Config:
-    """The configuration that is kept with weights, with the places of what it names from that of the folder."""
+    """Return the configuration that is kept with weights, with the places of what it names from that of the folder."""
     tree = recorded_before(facts["config"])
     tree |= {"data": here.data, "source": here.source, "data_hash": here.data_hash or facts.get("data_hash")}
     for section, made in (("reflow", here.reflow), ("distill", here.distill)):
@@ -63,8 +63,9 @@ def _config_of(facts: Mapping[str, Any], here: Config) -> Config:
 
 
 def recorded_before(tree: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run, as it was before there was a split, and nothing was held out; and before it was made
-    by class, when labels that were asked for were learned if there were any."""
+    """Return the configuration of a run with the defaults of its time: before there was a split, nothing was held out;
+    before it was by class, labels that were asked for were learned if there were any.
+    """
     split = {"stratify": False, **tree.get("split", {"held_out": 0.0})}
     before = "stratify" not in tree.get("split", {}) and tree.get("labels") is True
     return {**tree, "split": split, **({"labels": "auto"} if before else {})}

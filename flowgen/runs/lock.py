@@ -54,7 +54,7 @@ def remove(folder: Path) -> None:
 
 
 def _locked(path: Path) -> int:
-    """The descriptor of a file that is locked, and lies at the path."""
+    """Return the descriptor of a locked file that lies at the path."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -21,14 +21,14 @@ class Log:
         self.lines, self.board = lines, board
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Values of a step."""
+        """Write the values of a step."""
         self.lines.write(json.dumps({"step": step, **values}) + "\n")
         self.lines.flush()
         for name, value in values.items() if self.board else ():
             self.board.add_scalar(name, value, step)
 
     def show(self, step: int, picture: Path) -> None:
-        """A picture of a step; TensorBoard keeps it."""
+        """Log a picture of a step; TensorBoard keeps it."""
         if self.board:
             import numpy as np
             from PIL import Image
@@ -39,8 +39,8 @@ class Log:
 
 @contextmanager
 def opened(path: Path, kind: str, step: int) -> Iterator[Log]:
-    """The log at a path, to write on; kind is `jsonl` or `tensorboard`, whose files go beside it, into tensorboard/.
-    What TensorBoard has of steps after `step`, from which the run goes on, is forgotten.
+    """Yield the log at a path, to write on; kind is `jsonl` or `tensorboard`, whose files go beside it, into
+    tensorboard/. What TensorBoard has of steps after `step`, from which the run resumes, is removed.
 
     Raises:
         InputError: if TensorBoard is not installed.
@@ -57,7 +57,7 @@ def opened(path: Path, kind: str, step: int) -> Iterator[Log]:
 
 
 def board() -> Any:
-    """TensorBoard's writer.
+    """Return TensorBoard's writer.
 
     Raises:
         InputError: if TensorBoard is not installed.

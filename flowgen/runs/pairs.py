@@ -35,8 +35,7 @@ class _Shard(NamedTuple):
 
 
 def make_pairs(run: Run, processes: Processes = ALONE) -> Iterator[int]:
-    """Makes the shards of a reflow run that are not there yet with its parent's flow, and yields how many pairs there
-    are so far.
+    """Make the missing shards of a reflow run with its parent's flow, and yield how many pairs there are so far.
 
     A shard holds what `Trajectories.follow` gives of one kind; sources of generated pairs are not kept, since they are
     functions of the seed. All shards of a kind take as many steps as the first that was made. Several processes make a
@@ -76,7 +75,7 @@ def _followed(run: Run, plan: Trajectories, processes: Processes) -> Iterator[in
 
 
 def _shards(run: Run, plan: Trajectories) -> list[_Shard]:
-    """All shards, those of generated pairs first."""
+    """Return all shards, those of generated pairs first."""
     size = IMAGE_SHARD if len(plan.teacher.source.event) == 3 else SHARD
     parts = [
         (kind, range(first, min(first + size, count)))
@@ -87,14 +86,15 @@ def _shards(run: Run, plan: Trajectories) -> list[_Shard]:
 
 
 def _metadata(plan: Trajectories, shard: _Shard, steps: int) -> dict[str, str]:
-    """What the tensors of a shard are functions of."""
+    """Return what the tensors of a shard are functions of."""
     rows = [shard.rows.start, shard.rows.stop]
     return {"flowgen": json.dumps({**plan.signature, "kind": shard.kind, "rows": rows, "taken": steps})}
 
 
 def _steps(run: Run, plan: Trajectories, missing: list[_Shard], processes: Processes) -> dict[Kind, int]:
-    """The steps of each kind of which shards are missing: those of the shards that are there, or what the first process
-    finds out for all."""
+    """Return the steps of each kind that has missing shards: those of existing shards, or what the first process finds
+    for all.
+    """
     steps = dict[Kind, int]()
     for kind in dict.fromkeys(shard.kind for shard in missing):
         there = [s for s in _shards(run, plan) if s.kind == kind and s not in missing]
@@ -104,14 +104,14 @@ def _steps(run: Run, plan: Trajectories, missing: list[_Shard], processes: Proce
 
 
 def _agreed(plan: Trajectories, kind: Kind, processes: Processes) -> int:
-    """The steps of a kind that the first process finds out."""
+    """Return the steps of a kind that the first process finds."""
     found = torch.tensor(plan.steps(kind) if processes.part.index == 0 else 0)
     processes.broadcast([found])
     return int(found)
 
 
 def _read(plan: Trajectories, shard: _Shard) -> tuple[dict[str, Tensor], int]:
-    """The tensors of a shard, and how many steps were taken.
+    """Read the tensors of a shard, and how many steps were taken.
 
     Raises:
         InputError: if it was made by another parent, with other settings, or for other rows.
@@ -127,7 +127,7 @@ def _read(plan: Trajectories, shard: _Shard) -> tuple[dict[str, Tensor], int]:
 
 
 def _taken(metadata: dict[str, str]) -> int:
-    """The steps of a shard by its metadata; 0 where these do not say."""
+    """Return the steps of a shard from its metadata; 0 where these do not say."""
     try:
         return int(json.loads(metadata["flowgen"])["taken"])
     except (KeyError, ValueError, TypeError):
@@ -135,7 +135,7 @@ def _taken(metadata: dict[str, str]) -> int:
 
 
 def _all(run: Run, plan: Trajectories) -> Iterator[tuple[_Shard, dict[str, Tensor], int]]:
-    """All shards with their tensors and steps.
+    """Yield all shards with their tensors and steps.
 
     Raises:
         InputError: if one is missing, or is not what it should be.
@@ -155,7 +155,7 @@ def _all(run: Run, plan: Trajectories) -> Iterator[tuple[_Shard, dict[str, Tenso
 
 
 def stored_pairs(run: Run) -> StoredPairs:
-    """The pairs of a reflow run, generated ones before inverted ones; training goes through all in random order.
+    """Return the pairs of a reflow run, generated ones before inverted ones; training goes through all in random order.
 
     Raises:
         InputError: if they are missing, or were made by another parent.
@@ -169,7 +169,9 @@ def stored_pairs(run: Run) -> StoredPairs:
 
 
 def _joined(plan: Trajectories, kept: list[Tensor]) -> Tensor:
-    """The sources that are functions of the seed, and then those that were kept; not copied where there is one kind."""
+    """Return the sources that are functions of the seed, and then those that were kept; not copied where there is one
+    kind.
+    """
     if "generated" not in plan.counts:
         return torch.cat(kept).float()
     return torch.cat([plan.sources(), *(x.float() for x in kept)]) if kept else plan.sources()
@@ -187,12 +189,12 @@ class Accuracy(NamedTuple):
 
     @property
     def other(self) -> int:
-        """The other steps."""
+        """Return the other number of steps, against which the error is measured."""
         return halved(self.steps)
 
 
 def accuracy(run: Run) -> list[Accuracy]:
-    """The accuracy of the pairs of a reflow run, of each kind that there is.
+    """Return the accuracy of the pairs of a reflow run, of each existing kind.
 
     Raises:
         InputError: if they are missing, or were made by another parent.

@@ -15,17 +15,19 @@ __all__ = ["found_in", "has_moved", "named_in", "weights_hash", "written_in"]
 
 
 def written_in(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tree of a configuration as the config.toml of a folder has it."""
+    """Return the tree of a configuration as the config.toml of a folder has it."""
     return replaced(tree, lambda name, _: recorded(name, folder), lambda name, _: recorded(name, folder))
 
 
 def named_in(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a configuration with the names of its files and runs, and not their places, as others may read it."""
+    """Return the tree of a configuration with the names of its files and runs, without their places, for others to
+    read.
+    """
     return replaced(tree, lambda name, _: named(name), lambda name, _: named(name))
 
 
 def found_in(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tree in the config.toml of a folder, with the places of what it names as they are now."""
+    """Return the tree in the config.toml of a folder, with the current places of what it names."""
     images = ImagesConfig(**tree.get("images", {}))
 
     def data(name: str, known: str | None) -> str:
@@ -38,14 +40,15 @@ def found_in(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def weights_hash(folder: Path) -> str | None:
-    """The SHA-256 of the weights of the run in a folder; None without any."""
+    """Return the SHA-256 of the weights of the run in a folder; None without any."""
     weights = folder / "model.safetensors"
     return checkpoints.file_hash(weights) if weights.is_file() else None
 
 
 def has_moved(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a dotted key of two configurations is a place that may be another, since the hash of what is there is
-    known, and will be checked."""
+    """Return whether a dotted key of two configurations is a place that may change, since the hash of its content is
+    known, and will be checked.
+    """
     if key in ("reflow.parent", "distill.parent"):
         return True
     if key not in ("data", "source") or not old.get(f"{key}_hash"):

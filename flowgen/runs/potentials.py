@@ -21,7 +21,7 @@ __all__ = ["find_potentials", "semidiscrete_pairs", "solved"]
 
 
 def find_potentials(run: Run, processes: Processes = ALONE) -> Iterator[Potentials]:
-    """Finds the potentials of a run whose coupling is semidiscrete, unless they are there; yields all states till then.
+    """Find the potentials of a run whose coupling is semidiscrete, unless they exist; yield all states on the way.
 
     The first of several processes does it.
 
@@ -56,7 +56,7 @@ def _found(run: Run, processes: Processes) -> Iterator[Potentials]:
 
 
 def solved(run: Run, data: LoadedData) -> Potentials:
-    """The potentials of a run with these data.
+    """Return the potentials of a run with these data.
 
     Raises:
         InputError: if they are not there, are damaged, or were found for other data.
@@ -76,7 +76,9 @@ def solved(run: Run, data: LoadedData) -> Potentials:
 
 
 def semidiscrete_pairs(run: Run, data: LoadedData, device: torch.device, processes: Processes = ALONE) -> Semidiscrete:
-    """The pairs of a run whose coupling is semidiscrete; its potentials are found first, if they are not there."""
+    """Return the pairs of a run whose coupling is semidiscrete; its potentials are found first where they are
+    missing.
+    """
     for _ in _found(run, processes):
         pass
     config = run.config

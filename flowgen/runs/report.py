@@ -31,7 +31,7 @@ FIGURES = ("straightness", "one_step", "marginal")
 
 
 def illustrate(run: Run) -> None:
-    """Draws the losses and samples of a run into its plots/."""
+    """Draw the losses and samples of a run into its plots/."""
     trained = load(run.folder, places=run.config.places)
     with computing(trained.threads):
         _illustrated(run, trained)
@@ -54,8 +54,9 @@ def _illustrated(run: Run, trained: Trained) -> None:
 
 
 def preview(run: Run, model: Model, source: Law, classes: Sequence[int], step: int) -> Path:
-    """Draws what a model makes of some labels, in the midst of its training, of the same noise at every step; gives the
-    picture."""
+    """Draw what a model makes of some labels during its training, from the same noise at every step; return the
+    picture.
+    """
     folder = run.folder / "plots" / "previews"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.png"
@@ -69,12 +70,12 @@ def preview(run: Run, model: Model, source: Law, classes: Sequence[int], step: i
 
 
 def _quick(config: Config, model: Model, source: Law) -> Sampler:
-    """The sampler of a configuration, for a look: in 20 steps, or its jumps."""
+    """Return the sampler of a configuration for a preview: in 20 steps, or its jumps."""
     return sampler(config, model, source, steps=None if config.objective.maps else 20, seed=config.seed)
 
 
 def _draw_images(path: Path, config: Config, model: Model, source: Law, classes: Sequence[int]) -> None:
-    """A grid of samples: a row for each of the first ten labels, or eight rows."""
+    """Draw a grid of samples: a row for each of the first ten labels, or eight rows."""
     rows = min(len(classes), 10) or 8
     cond = torch.tensor(classes[:rows]).repeat_interleave(8) if classes else None
     solver, grid = _quick(config, model, source)
@@ -83,7 +84,7 @@ def _draw_images(path: Path, config: Config, model: Model, source: Law, classes:
 
 
 def describe(folder: StrPath) -> dict[str, Any]:
-    """What a run is, as plain values: the facts of `flowgen info`.
+    """Return what a run is, as plain values: the facts of `flowgen info`.
 
     Raises:
         InputError: if it is not a run folder.
@@ -118,8 +119,9 @@ def describe(folder: StrPath) -> dict[str, Any]:
 
 
 def _round(folder: Path) -> dict[str, Any] | None:
-    """What a round of reflow has come to, beside its parent: the means of its figures; None where it was not
-    measured."""
+    """Return the result of a round of reflow, beside its parent: the means of its figures; None where it was not
+    measured.
+    """
     try:
         kept = json.loads(round_file(folder).read_text())
         runs = {run: {name: fmean(kept[run][name]) for name in FIGURES} for run in ("parent", "made")}
@@ -129,14 +131,14 @@ def _round(folder: Path) -> dict[str, Any] | None:
 
 
 def _kind(config: Config) -> str:
-    """What a run is, in a word or two."""
+    """Return what a run is, in a word or two."""
     if config.objective.maps:
         return "distillation" if config.teacher else "flow map"
     return "reflow" if config.reflow else "flow"
 
 
 def _parents(folder: Path, config: Config) -> list[dict[str, str]]:
-    """The runs that a run comes from, nearest first, as far as their folders are still there, and each once."""
+    """Return the runs that a run comes from, nearest first, as far as their folders still exist, each once."""
     found, seen = list[dict[str, str]](), {folder.resolve()}
     while (teacher := config.teacher) is not None:
         found.append({"run": teacher.parent, "hash": teacher.parent_hash})

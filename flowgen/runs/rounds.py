@@ -22,7 +22,7 @@ as far off, and flows that are nearly straight before become less so."""
 
 
 def round_file(folder: StrPath) -> Path:
-    """Where a reflow keeps what its round has come to."""
+    """Return the file where a reflow keeps the result of its round."""
     return Path(folder) / "round.json"
 
 
@@ -34,7 +34,8 @@ def refitted(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reflow_config(parent: StrPath, settings: Mapping[str, Any], places: Places = Places()) -> Config:  # noqa: B008
-    """The configuration of a reflow of the run in `parent`: the parent's own, but for where the pairs come from.
+    """Return the configuration of a reflow of the run in `parent`: the parent's own, except for the origin of the
+    pairs.
 
     The student predicts the velocity on the straight path, at times towards both ends, by the pseudo-Huber loss
     (arXiv 2405.20320).

@@ -19,14 +19,15 @@ STEPS = 50
 
 
 def jump_counts(config: Config) -> tuple[int, ...]:
-    """In how many steps to try what a configuration trains; empty for a velocity, which does not jump."""
+    """Return the numbers of steps to try for what a configuration trains; empty for a velocity, which does not jump."""
     kind = config.objective
     return () if not kind.maps else (kind.jumps,) if _only(config) else (1, 2, 4, 8)
 
 
 def _only(config: Config) -> bool:
-    """Whether there is only one number of jumps: a consistency model that is to jump again needs noise that may be
-    drawn anew, and not that of its pair."""
+    """Return whether there is only one number of jumps: a consistency model that jumps again needs noise that may be
+    drawn anew, and not that of its pair.
+    """
     return config.objective.fixed or (config.objective.to_data and not config.independent)
 
 
@@ -46,7 +47,7 @@ def sampler(
     seed: int = 0,
     spacing: Spacing = even,
 ) -> Sampler:
-    """The sampler of what a configuration trains: Heun's method for a velocity, jumps for a flow map.
+    """Return the sampler of what a configuration trains: Heun's method for a velocity, jumps for a flow map.
 
     Args:
         solver: another than that.

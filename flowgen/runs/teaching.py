@@ -40,7 +40,8 @@ def distill_config(
     guidance: float | None = None,
     places: Places = Places(),  # noqa: B008
 ) -> Config:
-    """The configuration of a distillation of a run: the run's own, but for its objective and where it learns from.
+    """Return the configuration of a distillation of a run: the run's own, except for its objective and where it learns
+    from.
 
     Ends of whole trajectories come as pairs that the run makes; so does all that is learned from a reflow, or from a
     flow on a path that flow maps cannot follow. Else the run's velocity teaches along the paths of its own training.
@@ -91,7 +92,8 @@ def distill_config(
 
 
 def stages(folder: StrPath, jumps: int) -> list[int]:
-    """The jumps of each student of a progressive distillation, the last as many as are asked for (arXiv 2202.00512).
+    """Return the jumps of each student of a progressive distillation, the last as many as are asked for (arXiv
+    2202.00512).
 
     The first students of a flow learn from a solver; a flow map that jumps is halved from where it is.
 
@@ -111,7 +113,7 @@ def stages(folder: StrPath, jumps: int) -> list[int]:
 
 
 def teaching(config: Config, device: torch.device) -> Teaching | None:
-    """What the run that is distilled teaches; None where none is.
+    """Return what the run that is distilled teaches; None where none is.
 
     Raises:
         InputError: if its weights are not those of the hash.
@@ -126,7 +128,7 @@ def teaching(config: Config, device: torch.device) -> Teaching | None:
 
 
 def warm_start(model: Model, config: Config) -> None:
-    """Gives the model its teacher's weights, where the teacher is such a model too.
+    """Copy the teacher's weights to the model, where the teacher is such a model too.
 
     What reads the second time of a flow map stays at zero, if the teacher has no such weights, and is left out, if the
     student has none.
@@ -143,7 +145,7 @@ def warm_start(model: Model, config: Config) -> None:
 
 
 def _shape(config: Config) -> tuple[Any, ...]:
-    """What must agree for weights to mean the same, but for whether a net reads two times."""
+    """Return what must agree for weights to mean the same, except whether a net reads two times."""
     net = config.net
     return (
         config.path,

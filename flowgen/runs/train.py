@@ -41,7 +41,7 @@ class Progress(NamedTuple):
 
 
 def train(run: Run, processes: Processes = ALONE) -> Generator[Progress, None, None]:
-    """Trains a run up to its `train.steps`, from its newest checkpoint if it has one.
+    """Train a run up to its `train.steps`, from its newest checkpoint if it has one.
 
     Logs, previews, checkpoints and weights are written on the way and at the end, by the first of the processes that
     train together. Closing the iterator saves the run as it stands after the last step that was yielded, so that
@@ -74,7 +74,7 @@ def _train(run: Run, processes: Processes) -> Generator[Progress, None, None]:
 def _stepped(
     run: Run, processes: Processes, data: LoadedData, device: torch.device, state: State, window: list[float]
 ) -> Generator[Progress, None, None]:
-    """The steps of a training from a state on."""
+    """Yield the steps of a training from a state on."""
     config, settings = run.config, run.config.train
     if settings.compile:
         compile_net(state)
@@ -104,7 +104,7 @@ def _stepped(
 def _recorded(
     run: Run, state: State, losses: Iterator[float], window: list[float], data: LoadedData, source: Law, seen: _Seen
 ) -> Generator[Progress, None, None]:
-    """The steps of a training, each once it is logged, shown and saved as the settings say.
+    """Yield the steps of a training, each once it is logged, shown and saved as the settings say.
 
     Args:
         window: the losses since the last line of the log.
@@ -144,7 +144,7 @@ class _Seen:
 
 
 def _facts(config: Config, data: LoadedData, pair: Pair) -> dict[str, float]:
-    """The mean squared distance of a batch of pairs, and what the coupling says of its plan for them."""
+    """Return the mean squared distance of a batch of pairs, and what the coupling says of its plan for them."""
     facts = {"transport_cost": (pair.x1 - pair.x0.to(pair.x1)).square().flatten(1).sum(1).mean().item()}
     if config.reflow or not isinstance(config.coupling, Reporting):
         return facts
@@ -154,7 +154,7 @@ def _facts(config: Config, data: LoadedData, pair: Pair) -> dict[str, float]:
 
 
 def _pairs(run: Run, data: LoadedData, device: torch.device, start: int, processes: Processes) -> Iterator[Pair]:
-    """This process's part of the pairs of each step from `start` on."""
+    """Yield this process's part of the pairs of each step from `start` on."""
     config, size, part = run.config, run.config.train.batch_size, processes.part
     if config.reflow:
         return batches(stored_pairs(run), size, seed=config.seed, pool=config.pool, start=start, part=part)
@@ -170,7 +170,7 @@ def _pairs(run: Run, data: LoadedData, device: torch.device, start: int, process
 
 
 def _resume(run: Run, data: LoadedData, device: torch.device) -> tuple[State, list[float]]:
-    """The state and the losses since the last line of the log, of the newest checkpoint or of the start."""
+    """Return the state of the newest checkpoint or of the start, and the losses since the last line of the log."""
     config, settings, found = run.config, run.config.train, checkpoints.find(run.checkpoints)
     model = config.model(data.law.event, data.scaling, len(data.classes)).to(device)
     if isinstance(model.net, UNet) and not config.objective.differentiates:  # group norms have no derivative so stored
@@ -186,14 +186,14 @@ def _resume(run: Run, data: LoadedData, device: torch.device) -> tuple[State, li
 
 
 def _cut_log(run: Run, step: int) -> None:
-    """Cuts the log back to a step."""
+    """Cut the log back to a step."""
     kept = [json.dumps(line) + "\n" for line in run.history() if line["step"] <= step]
     with new_file(run.metrics) as file:
         file.write("".join(kept).encode())
 
 
 def _save(run: Run, state: State, window: list[float], data: LoadedData) -> None:
-    """Writes a checkpoint and the averaged weights."""
+    """Write a checkpoint and the averaged weights."""
     tensors = {**state.tensors(), "window": torch.tensor(window, dtype=torch.float64)}
     checkpoints.save(run.checkpoints, state.step, tensors, run.config.train.keep_checkpoints)
     facts = {

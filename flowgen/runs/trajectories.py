@@ -36,7 +36,9 @@ MOST = 1000
 
 
 def halved(steps: int) -> int:
-    """The steps of the other walk that tells the error of a walk: half as many, or two beside one."""
+    """Return the steps of the second solve that measures the error of the first: half as many, or two where there is
+    one.
+    """
     return steps // 2 or 2
 
 
@@ -69,22 +71,23 @@ class Trajectories:
 
     @property
     def counts(self) -> dict[Kind, int]:
-        """How many pairs there are of each kind, where there are any."""
+        """Return how many pairs there are of each kind, where there are any."""
         inverted = round(self.reflow.inverted * self.reflow.pairs)
         counts: dict[Kind, int] = {"generated": self.reflow.pairs - inverted, "inverted": inverted}
         return {kind: count for kind, count in counts.items() if count}
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What trajectories are functions of, but for their kind, their numbers and the steps that were taken. The data
-        of inverted ones are those of the parent, whose weights name them by their hash."""
+        """Return what trajectories are functions of, except their kind, their numbers and the steps that were taken.
+        The data of inverted ones are those of the parent, whose weights identify them by their hash.
+        """
         reflow = self.config.model_dump()["reflow"]
         return {"seed": self.config.seed, **{key: reflow[key] for key in SIGNED}}
 
     def follow(self, kind: Kind, rows: range, steps: int) -> dict[str, Tensor]:
-        """The tensors of trajectories of one kind, of which the first is the start of a block: `x1`, and `x0` where it
-        is no function of the seed, both in half precision where they are images; `cond`, the labels of a labelled flow;
-        and `error`, for each the root mean square distance in model units of the end that was found from where other
+        """Return the tensors of trajectories of one kind, of which the first is the start of a block: `x1`, and `x0`
+        where it is no function of the seed, both in half precision where they are images; `cond`, the labels of a
+        labelled flow; and `error`, for each the root mean square distance in model units of its end from where other
         steps lead (`halved`).
 
         Raises:
@@ -99,9 +102,10 @@ class Trajectories:
         return {"error": error, **{name: x.half() if x.ndim == 4 else x for name, x in ends.items()}}
 
     def steps(self, kind: Kind) -> int:
-        """How many steps the trajectories of a kind need: `reflow.steps`, doubled until their mean error is within
-        `reflow.tolerance`, or they would be more than MOST. It is told by the first of them; a tolerance of 0 takes
-        the steps as they are."""
+        """Return how many steps the trajectories of a kind need: `reflow.steps`, doubled until their mean error is
+        within `reflow.tolerance`, or they would be more than MOST. The first trajectories decide; a tolerance of 0
+        keeps the steps as they are.
+        """
         bound, steps = CLOSE * self.reflow.tolerance, self.reflow.steps
         first = range(min(self.counts[kind], IMAGE_PROBE if len(self.teacher.source.event) == 3 else PROBE))
         while bound and 2 * steps <= MOST and self.follow(kind, first, steps)["error"].mean() > bound:
@@ -109,12 +113,12 @@ class Trajectories:
         return steps
 
     def sources(self) -> Tensor:
-        """Where generated trajectories start, in model units."""
+        """Return where generated trajectories start, in model units."""
         return sampling.starts(self.teacher.source, 0, self.counts.get("generated", 0), self.config.seed, self._stream)
 
     @property
     def _stream(self) -> str:
-        """Not the noise that `flowgen sample` draws with the same seed."""
+        """Return the name of a stream that is not the noise of `flowgen sample` with the same seed."""
         return f"reflow {self.reflow.round}"
 
     @property
@@ -131,7 +135,7 @@ class Trajectories:
         return _Begun(kept, "x0", lambda steps: self._starts(x1, cond, steps)[: len(rows)])
 
     def _ends(self, rows: range, cond: Tensor | None, steps: int) -> Tensor:
-        """Where the flow takes source points, in model units."""
+        """Return where the flow takes source points, in model units."""
         made = sampling.pair_chunks(
             self.teacher.model,
             self.teacher.source,
@@ -147,7 +151,9 @@ class Trajectories:
         return torch.cat([pair.x1 for pair in made])
 
     def _labels(self, rows: range) -> Tensor | None:
-        """The labels of generated pairs, by their shares in the data; as many dropped as in the parent's training."""
+        """Return the labels of generated pairs, by their shares in the data; as many dropped as in the parent's
+        training.
+        """
         if self.teacher.labels is None:
             return None
         shares = torch.tensor(self.teacher.labels.weights)
@@ -158,15 +164,16 @@ class Trajectories:
 
     @cached_property
     def _data(self) -> Law:
-        """What the parent was trained on, in model units, images mirrored if they were then."""
+        """Return what the parent was trained on, in model units, images mirrored if they were then."""
         config = self.teacher.config
         data = self.teacher.check_data(config.load_data())
         law = config.ends(data, self.teacher.model.device).data
         return law
 
     def _rows(self, rows: range) -> tuple[Tensor, Tensor | None]:
-        """Rows of the data in model units, in whole blocks, all of them before one comes again; and their labels, of
-        which as many are dropped as in the parent's training."""
+        """Return rows of the data in model units, in whole blocks, all of them before one comes again; and their
+        labels, of which as many are dropped as in the parent's training.
+        """
         seed = generator(self.config.seed, f"{self._stream}: data").initial_seed()
         read = chunks(self._data, BLOCK, seed=seed, start=rows.start // BLOCK)
         x1, labels = zip(*islice(read, whole_blocks(len(rows)) // BLOCK), strict=True)
@@ -178,8 +185,8 @@ class Trajectories:
         return torch.cat(x1), torch.where(dropped.bool(), null, torch.cat(labels).cpu())
 
     def _starts(self, x1: Tensor, cond: Tensor | None, steps: int) -> Tensor:
-        """Where the flow comes from to rows of data in whole blocks, in model units. A solver whose rows are joint
-        walks a block at a time.
+        """Return where the flow comes from to rows of data in whole blocks, in model units. A solver whose rows are
+        joint takes a block at a time.
 
         Steps are shorter towards the data, t = 1 - (1 - u)^2 for even u: where the flow has narrowed what it carries,
         as pixels that are black in all images, the way back widens it, and the more so the nearer it is to the end.

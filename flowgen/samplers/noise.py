@@ -17,8 +17,7 @@ __all__ = ["Random", "decay"]
 
 
 def decay(before: Mark, after: Mark) -> float:
-    """Return the factor by which a step reduces the noise level: level(s) / level(t), in [0, 1]; 0 where an end leaves
-    no choice.
+    """Return level(s) / level(t) in [0, 1], what a step leaves of the noise level: 0 from pure noise, and to data.
 
     Raises:
         InputError: for a step away from the data.
