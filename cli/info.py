@@ -15,7 +15,7 @@ def info(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a run is: data, path, net, coupling, parents, training and last losses."""
+    """Show what a run is: data, path, net, coupling, parents, training and last losses."""
     from flowgen.runs import describe
 
     facts = describe(run)

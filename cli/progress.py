@@ -43,7 +43,7 @@ class Lines:
         self._lock = threading.Lock()
 
     def move(self, done: int, note: str = "") -> None:
-        """Say how far the work has come."""
+        """Report how far the work has come."""
         with self._lock:
             self.done, self.note = done, note
             self._first = self._first or (self.clock(), done)

@@ -228,7 +228,7 @@ def _settings_of(file: Path) -> dict[str, Any]:
 
 
 def _say_coupled(out: Path, config: Config) -> None:
-    """Say before the work what a run on data of the user's own will not be able to do, since its pairs are coupled."""
+    """Report before the work what a run on the user's data will not be able to do, since its pairs are coupled."""
     from flowgen.config import kind
 
     name = config.model_dump()["coupling"]["name"]

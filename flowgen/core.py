@@ -63,7 +63,7 @@ class Note(Warning):
 
 
 def note(text: str) -> None:
-    """Tell the user of a guess, in one line; commands print it on standard error, each text once."""
+    """Report a guess to the user, in one line; commands print it on standard error, each text once."""
     warnings.warn(text, Note, stacklevel=3)
 
 

@@ -54,7 +54,7 @@ class Buffers:
 
     @torch.no_grad()
     def copy(self) -> None:
-        """Give the copies the buffers that the network has now.
+        """Copy to the averages the buffers that the network has now.
 
         Raises:
             InputError: if a persistent buffer has another shape or type than at the start: a checkpoint of it could not

@@ -238,7 +238,7 @@ def _check_arguments(state: object, objective: object, steps: object, clip: obje
 
 
 def _tell_one_based(model: Model, cond: Tensor | None) -> None:
-    """Tell of a first batch whose labels seem to count from 1: the net reads the last of them as no label."""
+    """Report a first batch whose labels seem to count from 1: the net reads the last of them as no label."""
     classes = getattr(model.net, "classes", 0)
     if not isinstance(classes, int) or not classes or cond is None or not cond.numel():
         return

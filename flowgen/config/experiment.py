@@ -276,7 +276,7 @@ class Config(Section):
         return data
 
     def tell_labels(self, data: LoadedData) -> None:
-        """Say what becomes of labels of which the configuration says nothing.
+        """Report what becomes of labels that the configuration does not mention.
 
         Args:
             data: as the configuration uses them.
