@@ -1,4 +1,4 @@
-"""flowgen bench: published tables made anew, and speed beside other packages."""
+"""flowgen bench: reproduced tables of papers, and speed beside other packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share: progress bars, and leaving long work in good order."""
+"""Shared parts of the commands: progress bars, and orderly interrupts of long work."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def evaluations(count: float) -> str:
 
 
 class Interrupt:
-    """Holds the first SIGINT or SIGTERM until the work has come to a place where it can be left."""
+    """A context that holds the first SIGINT or SIGTERM until the work can be stopped."""
 
     def __init__(self) -> None:
         self.signal: int | None = None

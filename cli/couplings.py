@@ -1,4 +1,4 @@
-"""flowgen couplings: what each coupling costs for some data, and what it reaches."""
+"""flowgen couplings: the cost of each coupling for some data, and how near its pairs are."""
 
 from __future__ import annotations
 

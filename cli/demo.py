@@ -1,4 +1,4 @@
-"""flowgen demo: the main job, from nothing to a picture."""
+"""flowgen demo: train, straighten and sample a flow, from nothing to a picture."""
 
 from __future__ import annotations
 

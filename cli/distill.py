@@ -1,4 +1,4 @@
-"""flowgen distill: a model of one step or a few, from a trained flow."""
+"""flowgen distill: a model of one or a few steps from a trained flow."""
 
 from __future__ import annotations
 

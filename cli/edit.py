@@ -114,7 +114,7 @@ def edit(
 
 
 class _Asked(NamedTuple):
-    """What is to be made of which image; of the fields from `mask` to `invert` one is given."""
+    """The edit that is asked for, and its image; of the fields from `mask` to `invert` one is given."""
 
     image: Path
     mask: Path | None

@@ -1,4 +1,4 @@
-"""flowgen evaluate: what runs are worth."""
+"""flowgen evaluate: the quality of runs."""
 
 from __future__ import annotations
 

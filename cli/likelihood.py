@@ -1,4 +1,4 @@
-"""flowgen likelihood: how likely rows are to a run."""
+"""flowgen likelihood: the likelihood of rows under a run."""
 
 from __future__ import annotations
 

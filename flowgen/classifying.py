@@ -1,4 +1,4 @@
-"""Labels of points on a path: what a classifier of them learns, and what it says."""
+"""Labels of points on a path: the training of a classifier, and its posterior."""
 
 from __future__ import annotations
 

@@ -55,11 +55,11 @@ class InputError(ValueError):
 
 
 class Failure(RuntimeError):
-    """Work that was begun and could not be done; its message is one line that says why."""
+    """Work that was started and failed; its message is one line that says why."""
 
 
 class Note(Warning):
-    """What was guessed about what the user gave, or left out of it: a warning in Python, a line of a command."""
+    """A guess about the user's input, or a part of it that was left out: a warning in Python, a line of a command."""
 
 
 def note(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Several processes that work as one: who they are, and what they say to each other."""
+"""Several processes that work as one: their ranks, and their communication."""
 
 from __future__ import annotations
 

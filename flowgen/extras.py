@@ -1,4 +1,4 @@
-"""What is installed beside flowgen: the name of the distribution, its extras, and whether torchvision fits torch."""
+"""Optional packages: the name of the distribution, its extras, and whether torchvision fits torch."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ __all__ = [
 
 
 class Velocity(Protocol):
-    """What is taken for the velocity of the flow at points of pairs.
+    """The velocity of the flow at points of pairs, as the objective takes it.
 
     Attributes:
         exact: whether it is the velocity itself, and not only so in the mean.
@@ -101,7 +101,9 @@ class OfTeacher:
 
 
 class _OverIntervals(ABC):
-    """What objectives of a flow map have in common: its diagonal learns the velocity, and the rest what they say."""
+    """The common part of objectives of a flow map: the diagonal s = t learns the velocity, and each class says what the
+    rest learns.
+    """
 
     intervals: IntervalLaw
     velocity: Velocity
@@ -283,7 +285,7 @@ def _point(model: Model, pair: Pair, drawn: Spans) -> tuple[Point, Tensor]:
 @final
 @dataclass(frozen=True)
 class Annealed:
-    """AlphaFlow whose first share of the way falls from 1, in halves, as training goes on (arXiv 2406.14548).
+    """AlphaFlow whose first share of the interval falls from 1, in halves, during training (arXiv 2406.14548).
 
     share = max(last, 2^(-k)) in the k-th of equal parts of the steps: it begins as flow matching, and a network that
     knows its velocity already does not unlearn it.

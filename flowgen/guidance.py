@@ -1,4 +1,4 @@
-"""Guidance: fields made of fields."""
+"""Guidance: velocity fields made of velocity fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALWAYS: Interval = (0.0, 1.0)
 @final
 @dataclass(frozen=True)
 class Rescale:
-    """Gives guided data back a share of the spread of those that are not guided (arXiv 2305.08891, section 3.4).
+    """Restores to guided data a share of the spread of unguided data (arXiv 2305.08891, section 3.4).
 
     With weights above 1, expected data spread too far: images are overexposed. Made g by guidance from c, they become
 

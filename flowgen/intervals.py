@@ -1,4 +1,4 @@
-"""Laws of two times: where the objectives of flow maps look."""
+"""Laws of two times: the intervals on which objectives of flow maps train."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Density(Law, Protocol):
 @final
 @dataclass(frozen=True)
 class Signs:
-    """Rademacher's law: each value of an event is -1 or 1. Of all probes, these have the least variance."""
+    """Rademacher's law: each value of an event is -1 or 1. Its probes give the least variance."""
 
     event: tuple[int, ...]
 
@@ -171,7 +171,7 @@ def log_likelihood(
 
 
 class _Double:
-    """The velocity of a float32 model for float64 states, whose sums then lose nothing."""
+    """The velocity of a float32 model for float64 states, so that their sums keep float64."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""Losses: how large an error is."""
+"""Losses of the error of a prediction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Loss(Protocol):
 @final
 @dataclass(frozen=True)
 class Squared:
-    """The mean of e^2 over the event. It is least at the mean of what is predicted."""
+    """The mean of e^2 over the event. The minimiser is the conditional mean."""
 
     def __call__(self, error: Tensor) -> Tensor:
         return error.square().flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""A network with its path and target: what it predicts, read as a velocity."""
+"""A network with its path and target, read as a velocity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives: what training minimises, and at which times it looks."""
+"""Objectives: what training minimises, and the laws of training times."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Splittable(Objective, Protocol):
 
 @runtime_checkable
 class Scheduled(Protocol):
-    """An objective that changes as training goes on."""
+    """An objective that changes during training."""
 
     def at(self, step: int) -> Objective:
         """Return the objective after so many steps."""

@@ -75,7 +75,7 @@ class Cosine:
 
 
 class _Moments(NamedTuple):
-    """What AdamW remembers of a weight."""
+    """The moments of AdamW for a weight."""
 
     exp_avg: Tensor
     exp_avg_sq: Tensor

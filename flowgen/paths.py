@@ -53,7 +53,7 @@ class Coeffs(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """How much of data and source is in x at a time: x = alpha x1 + sigma x0."""
+    """The shares of data and source in x at a time: x = alpha x1 + sigma x0."""
 
     alpha: float
     sigma: float

@@ -136,7 +136,7 @@ def ways(path: StrPath, panels: Mapping[str, Tensor]) -> None:
 
 
 class FewSteps(NamedTuple):
-    """A flow walked in few steps: states `(steps + 1, N, 2)`, W2 distance to the data, straightness."""
+    """A flow in few steps: states `(steps + 1, N, 2)`, W2 distance to the data, straightness."""
 
     steps: int
     states: Tensor

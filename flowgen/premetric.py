@@ -1,4 +1,4 @@
-"""Flow matching that also looks at the data which a prediction leads to, through features of them."""
+"""Flow matching with a second loss on features of the data that a prediction leads to."""
 
 from __future__ import annotations
 

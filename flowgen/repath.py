@@ -1,4 +1,4 @@
-"""Any model on another path: the same network, asked at the time when the other path has as much noise.
+"""Any model on another path: the same network, evaluated at the time when its own path has as much noise.
 
 Two paths of the same source and data pass through the same laws but for scale: where alpha / sigma is the same, x_t and
 x'_t' are the same over |(alpha, sigma)| and |(alpha', sigma')|. So a network that was trained on one is read on the
@@ -37,7 +37,7 @@ class _Clock:
 @final
 @dataclass(frozen=True)
 class _Reread:
-    """A target of the old path, as one of the new; its net sees the points of the old."""
+    """A target of the old path, read on the new one; its net sees the points of the old."""
 
     target: Target
     clock: _Clock

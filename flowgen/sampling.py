@@ -1,4 +1,4 @@
-"""Walking a field along a grid, and drawing samples whose identity is their number."""
+"""Solving a field along a grid, and drawing samples that are functions of their number."""
 
 from __future__ import annotations
 

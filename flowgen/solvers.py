@@ -20,7 +20,7 @@ __all__ = ["SOLVERS", "AdamsBashforth2", "Adaptive", "RungeKutta", "Solver", "eu
 
 
 class Solver(ABC):
-    """Steps a field through time.
+    """A method that steps a field through time.
 
     Attributes:
         order: order of convergence of the end point.

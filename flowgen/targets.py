@@ -1,4 +1,4 @@
-"""What a network predicts: rows of a 2x2 system.
+"""Predictions of a network: rows of a 2x2 system.
 
 A target is a row (a, b) of time, y = a x1 + b x0. Beside the path, x_t = alpha x1 + sigma x0, it makes a system of two
 equations for the two ends, so any prediction becomes any other by solving it:
@@ -46,7 +46,7 @@ Row = tuple[Tensor, Tensor]
 
 
 class Target(Protocol):
-    """Coefficients of a path to the row (a, b) of what is predicted there."""
+    """Coefficients of a path to the row (a, b) of the prediction there."""
 
     @property
     def __name__(self) -> str: ...

@@ -1,4 +1,4 @@
-"""How many threads of the CPU compute: as many as the work feeds."""
+"""The number of CPU threads: as many as the work can use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: the state that a step changes, and the loop that steps it."""
+"""Training: the state that a step changes, and the training loop."""
 
 from __future__ import annotations
 

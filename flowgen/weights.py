@@ -1,4 +1,4 @@
-"""How much the errors of each time count: weights of a loss by the noise there.
+"""Weights of a loss at each time, by the noise there.
 
 Given x_t, an error e0 of the expected noise is one of e1 = -(sigma / alpha) e0 in the expected data, and of
 e_y = (det / alpha) e0 in any target (`flowgen.targets`). So a weight that is said of one means the same for all,

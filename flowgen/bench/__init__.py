@@ -1,1 +1,1 @@
-"""Benchmarks that `flowgen bench` runs: published tables made anew, and speed against peers."""
+"""Benchmarks of `flowgen bench`: reproduced tables of papers, and speed against other packages."""

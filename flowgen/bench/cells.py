@@ -1,4 +1,4 @@
-"""Cells of a table on disk: done once, found again."""
+"""Cells of a table on disk: computed once, then reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What flowgen is timed against: a bare PyTorch loop, torchcfm, and flow_matching and torchdyn where installed.
+"""The peers of the speed benchmark: a bare PyTorch loop, torchcfm, and flow_matching and torchdyn where installed.
 
 Peers are called by their public functions alone, as their examples do.
 """

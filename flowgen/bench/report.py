@@ -1,4 +1,4 @@
-"""What every report holds: the machine, and Markdown tables."""
+"""The parts of every report: the machine, and Markdown tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a training step, a coupling, a sampling run and an import take: flowgen beside its peers.
+"""The times of a training step, a coupling, a sampling run and an import: flowgen beside its peers.
 
 Contestants run in one process, in short chunks and in a new random order each round. The figures are medians over
 rounds; a ratio is taken within each round first, so that a busy machine slows both of its sides.

@@ -1,4 +1,4 @@
-"""The table of two-dimensional flows of arXiv 2302.00482, made anew: torchcfm's matchers beside flowgen's objects.
+"""The table of two-dimensional flows of arXiv 2302.00482, reproduced: torchcfm's matchers beside flowgen's objects.
 
 A cell is one training: a problem, a package, a method and a seed. All cells share one protocol.
 """
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class Protocol(NamedTuple):
-    """What all cells have in common."""
+    """The settings that all cells share."""
 
     steps: int = 20_000
     batch: int = 512
@@ -106,7 +106,7 @@ UNVERIFIED = {"N to moons": {"I-CFM": 0.841}, "N to s-curve": {"OT-CFM": 0.027, 
 
 
 class Method(NamedTuple):
-    """What flowgen trains: a coupling, a path and an objective."""
+    """A way of training with flowgen: a coupling, a path and an objective."""
 
     coupling: Coupling
     path: Path
@@ -159,7 +159,7 @@ class Cell(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one training gave; distances and energies are means over the evaluation draws."""
+    """The outcome of one training; distances and energies are means over the evaluation draws."""
 
     w2: float
     """W2 to the data after the protocol's Euler steps."""
@@ -273,7 +273,7 @@ def transport(problem: str, points: int, draws: int) -> tuple[float, ...]:
 
 
 class Floor(NamedTuple):
-    """Distances W2 that take no flow, one for each evaluation draw."""
+    """Distances W2 between independent sets, without a flow, one for each evaluation draw."""
 
     truth: list[float]
     """Between two independent data sets: no flow can be told from the truth below that."""

@@ -1,4 +1,4 @@
-"""Experiments: the one place where names become objects."""
+"""Experiments: the only package that turns names into objects."""
 
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data, read_rows
 from flowgen.config.devices import find_device

@@ -1,4 +1,4 @@
-"""Data by name: what training draws from, and what it does not see."""
+"""Data by name: the rows for training, and the held-out rows."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ class TableConfig(Section):
 
 
 class ImagesConfig(Section):
-    """How images are read: their size, the bits of those stored in 16, and what becomes of broken ones; folders above
-    `memory` MiB are streamed."""
+    """How images are read: their size, the bits of those stored in 16, and whether broken ones are skipped; folders
+    above `memory` MiB are streamed.
+    """
 
     size: int | None = Field(None, ge=1, le=4096)
     channels: Literal[1, 3] | None = None
@@ -72,7 +73,7 @@ class ImagesConfig(Section):
 
 
 class LoadedData(NamedTuple):
-    """What training draws from, in data units, and what it does not see.
+    """The data of training, in data units, with the held-out rows.
 
     law: of training; of given rows it holds their labels too, where they have any.
     held_out: of evaluation: the same for a toy, whose every draw is new; other rows of a file; None without any.

@@ -1,4 +1,4 @@
-"""A whole experiment, and how it is made from names and numbers."""
+"""A whole experiment, and how it is built from names and numbers."""
 
 from __future__ import annotations
 

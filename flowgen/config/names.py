@@ -1,4 +1,4 @@
-"""What has a name on the command line and in a configuration."""
+"""The tables of names for the command line and the configuration."""
 
 from __future__ import annotations
 

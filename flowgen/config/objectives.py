@@ -28,7 +28,7 @@ class Teaching(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What objectives are made of.
+    """The parts that objectives are built from.
 
     steps: of the whole training.
     null: the label that says that there is none.
@@ -49,7 +49,7 @@ class Parts(NamedTuple):
 
 
 class Kind:
-    """What a kind of objective trains.
+    """The kind of model that an objective trains.
 
     maps: whether that is a flow map, sampled by jumps.
     fields: whether it is a velocity, too.
@@ -115,7 +115,7 @@ class ShortcutConfig(_Between):
 
 @dataclass(frozen=True)
 class AlphaFlowConfig(_Between):
-    """A flow map by a first share of the way that falls in training: `flowmaps.AlphaFlow`."""
+    """A flow map by a first share of the interval that falls during training: `flowmaps.AlphaFlow`."""
 
     anneals: ClassVar[bool] = True
     last: Positive = 2.0**-7
@@ -127,7 +127,7 @@ class AlphaFlowConfig(_Between):
 
 @dataclass(frozen=True)
 class ConsistencyConfig(Kind):
-    """A flow map to the data alone, by a first step that falls in training: `flowmaps.AlphaFlow`."""
+    """A flow map to the data alone, by a first step that falls during training: `flowmaps.AlphaFlow`."""
 
     fields: ClassVar[bool] = False
     anneals: ClassVar[bool] = True

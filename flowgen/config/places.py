@@ -1,4 +1,4 @@
-"""Places of what a run names, its data, its source and its parents: how they are written, and found again."""
+"""Places of the data, the source and the parents that a run names: how they are written, and found again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Change = Callable[[str, str | None], str]
 
 
 class Places(NamedTuple):
-    """Where the data and the source of a run are, where that is not where the run says; None for where it says."""
+    """The places of the data and the source of a run that are not where the run says; None for where it says."""
 
     data: str | None = None
     source: str | None = None

@@ -1,4 +1,4 @@
-"""What an experiment does by default, by its data."""
+"""The defaults of an experiment, by its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to sample by name: solvers of any field, samplers of diffusions, and where both step."""
+"""Ways to sample by name: solvers of any field, samplers of diffusions, and time grids of both."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ GRIDS: dict[str, Spacing] = {
 
 
 class Sampling(NamedTuple):
-    """How a model is walked: None where that is for the model to say."""
+    """How a model is sampled: None where the model decides."""
 
     solver: Solver | None
     spacing: Spacing

@@ -1,4 +1,4 @@
-"""Semidiscrete transport by its settings, and the rows that it shares the source among."""
+"""Semidiscrete transport by its settings, and the rows that the source is assigned to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Couplings: which noise goes with which data."""
+"""Couplings: which source point is paired with which data point."""
 
 from flowgen.couplings.ahead import ahead, in_order
 from flowgen.couplings.batches import Draw, Ends, Pool, Prepared, StoredPairs, Streamed, batches, with_null_labels

@@ -1,4 +1,4 @@
-"""Pairs that are made while a step is computed."""
+"""Pairs that are prepared in a thread while a step is computed."""
 
 from __future__ import annotations
 

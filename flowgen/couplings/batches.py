@@ -21,14 +21,14 @@ __all__ = ["Draw", "Ends", "Pool", "Prepared", "StoredPairs", "Streamed", "batch
 
 
 class Draw(Protocol):
-    """Draws n pairs of ends."""
+    """A function that draws n pairs of ends."""
 
     def __call__(self, n: int, generator: torch.Generator) -> Pair: ...
 
 
 @runtime_checkable
 class Prepared(Coupling, Protocol):
-    """A coupling that learns something once of the pairs to come, which is then true of all of them."""
+    """A coupling that learns something once from the pairs to come, and reuses it for all of them."""
 
     def prepared(self, rows: int, draw: Callable[[int], Pair]) -> Coupling:
         """Return the coupling to use where `rows` rows are coupled at a time; `draw(n)` gives n pairs to learn from."""
@@ -37,7 +37,7 @@ class Prepared(Coupling, Protocol):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """Pairs that are read in order: from where they are listed, or where their parts are read apart."""
+    """Pairs that are read in order: from a list of rows, or with parts that are read apart."""
 
     def stream(self, size: int, *, seed: int, start: int = 0, part: Part = ...) -> Iterator[Pair]:
         """Yield the part's rows of endless chunks of `size` pairs; chunk k is a function of (seed, k)."""
@@ -78,7 +78,7 @@ class Ends:
 @final
 @dataclass(frozen=True)
 class StoredPairs:
-    """Pairs that were made before, each once in an epoch."""
+    """Stored pairs, each once in an epoch."""
 
     pair: Pair
 

@@ -1,4 +1,4 @@
-"""Couplings that leave the source as it is under every condition."""
+"""Couplings that keep the source independent of every condition."""
 
 from __future__ import annotations
 

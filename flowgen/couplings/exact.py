@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Coupling(Protocol):
-    """Pairs source with data: takes a batch of ends and gives the same ends, paired anew.
+    """A pairing of source with data: takes a batch of ends and returns the same ends, paired anew.
 
     Source rows keep their place; data rows move with their condition. No row is dropped or used twice, but by the
     couplings that are for that (`relaxed`).
@@ -39,7 +39,7 @@ class Coupling(Protocol):
 
 @runtime_checkable
 class Reporting(Coupling, Protocol):
-    """A coupling that says how good its plan is."""
+    """A coupling that reports how good its plan is."""
 
     def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
         """Return figures by their names, of the plan for a batch of ends `(B, *event)`."""
@@ -49,7 +49,7 @@ class Reporting(Coupling, Protocol):
 @final
 @dataclass(frozen=True)
 class Independent:
-    """The pairs as they come: x0 and x1 drawn independently stay independent."""
+    """The pairs unchanged: x0 and x1 drawn independently stay independent."""
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair:
         return pair

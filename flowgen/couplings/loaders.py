@@ -1,4 +1,4 @@
-"""Pairs of what a loader gives, such as PyTorch's DataLoader."""
+"""Pairs from the batches of a loader, such as PyTorch's DataLoader."""
 
 from __future__ import annotations
 

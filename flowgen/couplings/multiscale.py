@@ -1,4 +1,4 @@
-"""Optimal transport of many rows at once, nearly exact: coarse to fine."""
+"""Nearly exact optimal transport of many rows at once, coarse to fine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OWN = 0.1
 
 
 class Anchors(NamedTuple):
-    """A solution that leads a larger one.
+    """An exact solution for some rows, which guides that of more.
 
     Shapes: x0 and x1 `(m, d)`, row i of one coupled with row i of the other; potentials g `(m,)` of the rows of x1,
     from the dual problem: max mean(f) + mean(g) where f_i + g_j <= |x0_i - x1_j|^2; None below `TREE_BELOW` dimensions,

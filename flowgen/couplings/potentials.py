@@ -37,7 +37,7 @@ REACH = 16.0
 
 
 class Potentials(NamedTuple):
-    """The potentials of all rows, and how well they share the source out.
+    """The potentials of all rows, and how evenly they divide the source.
 
     values: g `(N,)` float64, on the device of the data.
     chi_square: sum_j (p_j - 1/N)^2 / (1/N), an unbiased estimate from draws that g has not seen. It may fall below 0.
@@ -140,7 +140,7 @@ def chi_square(hits: Tensor, weights: Tensor) -> float:
 
 
 class _State(NamedTuple):
-    """Where the ascent of one class stands: whether it is within the tolerance, and whether it is over."""
+    """The state of the ascent of one class: whether it is within the tolerance, and whether it is over."""
 
     values: Tensor
     chi_square: float
@@ -203,7 +203,7 @@ def _start(source: Law, rows: Tensor, seed: int) -> tuple[Cells, float]:
 
 
 class _Seen(NamedTuple):
-    """What a round saw.
+    """The observations of a round.
 
     chi_square, error: of the cells, and its standard error.
     excess: the chi-square of the smoothed masses, without the noise of sampling; noise: that noise.

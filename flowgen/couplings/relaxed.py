@@ -24,7 +24,7 @@ __all__ = ["Partial", "Unbalanced"]
 @final
 @dataclass(frozen=True)
 class Partial:
-    """Exact partial optimal transport (arXiv 2002.08276): the dearest data rows may be left out.
+    """Exact partial optimal transport (arXiv 2002.08276): the most expensive data rows may be left out.
 
     P = argmin <P, cost> over plans whose rows sum to 1/n and whose columns sum to at most 1/(mass n): a share of up to
     1 - mass of the data is left out, and the rest makes up for it. Each source row draws its data row from P given the

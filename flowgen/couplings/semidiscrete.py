@@ -1,4 +1,4 @@
-"""Semidiscrete optimal transport: a source that can be drawn from without end, and the rows of a whole data set.
+"""Semidiscrete optimal transport: a source that can be sampled without end, and the rows of a whole data set.
 
 For the squared distance the optimal pairing is a partition of space into cells (a power diagram). Row j gets
 

@@ -1,4 +1,4 @@
-"""Data: laws to draw from, tables to read, and the units between data and model."""
+"""Data: laws to sample from, tables to read, and the units of data and model."""
 
 from flowgen.data.folder import ImageFolder, open_folder
 from flowgen.data.images import Images, read_images

@@ -1,4 +1,4 @@
-"""The names of classes: their order, and how they are found by what a user writes."""
+"""The names of classes: their order, and how text selects them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One image file of any kind to pixels, without trusting it."""
+"""Decoding of one image file of any kind to pixels; its content is not trusted."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Broken(Exception):
 
 
 class Misfit(Exception):
-    """A sound image that is not like the others; its text says how, and `advice` what to do."""
+    """A valid image that is not like the others; its text says how, and `advice` what to do."""
 
     def __init__(self, text: str, advice: str) -> None:
         super().__init__(text)
@@ -87,7 +87,7 @@ class Misfit(Exception):
 
 
 class Shape(NamedTuple):
-    """What an image is, standing upright.
+    """The size and mode of an image in its upright orientation.
 
     top: the largest value of whole numbers of more than 8 bits; None of other images.
     coarse: only the upper 8 bits of those are read.
@@ -104,7 +104,7 @@ class Shape(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What every image of a set becomes: `(channels, height, width)` uint8.
+    """The common form of the images of a set: `(channels, height, width)` uint8.
 
     resize: takes the centre square of any image and resizes it; else every image must have this size.
     convert: makes a colour image grey where there is one channel; else it is a misfit.

@@ -1,4 +1,4 @@
-"""Read tables from text: which lines and columns are data, and how its numbers are written."""
+"""Tables from text: which lines and columns are data, and how their numbers are written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What a text file holds.
+    """The content of a text file.
 
     table: its columns, an Arrow table; those of strings hold cells that are not numbers.
     names: of the columns; empty without a header.

@@ -1,4 +1,4 @@
-"""Folders of image files: listed at once, decoded when they are read."""
+"""Folders of image files: listed at once, decoded on demand."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class ImageFolder:
 
 @dataclass
 class Chunk:
-    """Decoded rows: pixels `(n, C, H, W)`, the rows that they are of, and what was met on the way.
+    """Decoded rows: pixels `(n, C, H, W)`, the numbers of the rows, and the broken files among them.
 
     Arrays go through a pipe from a worker process; a tensor is made of them, or of their pinned copy, here.
     """
@@ -209,7 +209,7 @@ class Chunk:
 
 
 class _Watch:
-    """What a stream has met: warns of each broken file once, and ends the stream when there are too many."""
+    """The broken files of a stream: warns of each once, and ends the stream when there are too many."""
 
     def __init__(self, folder: ImageFolder) -> None:
         self.folder, self.broken = folder, dict[int, str]()

@@ -1,4 +1,4 @@
-"""Tell whether the first line of a table of text holds names, and which cells are numbers."""
+"""Detection of names in the first line of a text table, and of cells that are numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws: what can be drawn from. Toys in the plane with exact samplers and, where it is known, their density."""
+"""Laws to sample from: toys in the plane with exact samplers and, where it is known, their density."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def load_batches(read: Callable[[list[int]], T], batches: Batches, workers: int)
 
 @dataclass(frozen=True)
 class _Reader(Generic[T]):
-    """What a worker holds."""
+    """The state of a worker process."""
 
     read: Callable[[list[int]], T]
 

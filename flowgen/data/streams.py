@@ -1,4 +1,4 @@
-"""Laws as training reads them: in chunks, with labels, each row once in an epoch."""
+"""Streams of a law for training: chunks with labels, each row once in an epoch."""
 
 from __future__ import annotations
 

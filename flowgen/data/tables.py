@@ -1,4 +1,4 @@
-"""Read tables of numbers from files: N rows, D columns, float64."""
+"""Tables of numbers from files: N rows, D columns, float64."""
 
 from __future__ import annotations
 

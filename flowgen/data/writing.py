@@ -1,4 +1,4 @@
-"""Write rows of numbers to files, as they come."""
+"""Rows of numbers, written to files as they come."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def write_array(file: IO[bytes], chunks: Iterable[np.ndarray], shape: Sequence[i
 
 
 class _Layout(NamedTuple):
-    """What is written beside the rows, and how: see `write_rows`."""
+    """The columns beside the rows, and the format of the file: see `write_rows`."""
 
     shape: Sequence[int]
     columns: Sequence[str]

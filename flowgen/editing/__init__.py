@@ -1,4 +1,4 @@
-"""Editing with a trained flow: what is known of the data is kept, and the flow makes the rest.
+"""Editing with a trained flow: known parts of the data stay, and the flow generates the rest.
 
 A measurement y = A x1 says what is known. `PseudoInverse` guides a field there, `Replaced` sets it after every step,
 and `project` makes it exact in the end. `noised` goes a part of the way to noise, for the flow to come back; `inverted`

@@ -1,4 +1,4 @@
-"""From data towards noise and back: SDEdit, inversion, and the way between two latents."""
+"""Ways from data towards noise and back: SDEdit, inversion, and interpolation between two latents."""
 
 from __future__ import annotations
 

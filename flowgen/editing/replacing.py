@@ -1,4 +1,4 @@
-"""Inpainting by replacement: what is known is set anew after every step, and steps are repeated until it fits."""
+"""Inpainting by replacement: known entries are set again after every step, and steps are repeated."""
 
 from __future__ import annotations
 

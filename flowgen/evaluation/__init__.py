@@ -1,4 +1,4 @@
-"""What a trained run is worth, beside data that it never saw.
+"""The quality of a trained run, compared with data that it never saw.
 
 A subject is a run with what it is compared with and in what view: rows, or features of them. It is measured beside the
 floor, true data beside other true data, and every figure has a confidence interval over repeats. `rounds` measures what

@@ -1,4 +1,4 @@
-"""Which samples look most as if they were copied, beside what they would be copies of."""
+"""The samples that most look like copies, beside the training images nearest to them."""
 
 from __future__ import annotations
 

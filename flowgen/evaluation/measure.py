@@ -113,7 +113,7 @@ def _estimates(repeats: Sequence[dict[str, float]]) -> dict[str, Estimate]:
 
 
 class Quality(NamedTuple):
-    """What samples of one number of steps are worth.
+    """The quality of samples of one number of steps.
 
     nfe: evaluations of the network for a sample.
     seconds: of sampling, for 1000 samples.

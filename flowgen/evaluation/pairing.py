@@ -1,4 +1,4 @@
-"""What couplings cost, and how far apart their pairs are."""
+"""The cost of couplings, and how far apart their pairs are."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _pooled(config: Config, count: int, reuse: int) -> Config:
 
 
 class Clock:
-    """Seconds that have passed within its blocks."""
+    """The seconds that have passed within its blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -136,7 +136,7 @@ class Clock:
 @final
 @dataclass(frozen=True)
 class _Watched:
-    """A coupling whose preparation is on a clock."""
+    """A coupling whose preparation is timed."""
 
     coupling: Prepared
     clock: Clock
@@ -150,7 +150,7 @@ class _Watched:
 
 
 class Stream(NamedTuple):
-    """Batches without end, and what is known of them before the first."""
+    """Batches without end, and the facts known before the first."""
 
     pairs: Iterator[Pair]
     facts: dict[str, float]
@@ -184,7 +184,7 @@ def _semidiscrete(config: Config, data: LoadedData, ends: Ends, say: Say) -> tup
 
 
 class Measured(NamedTuple):
-    """What a coupling costs, and what pairs it makes.
+    """The cost of a coupling, and the pairs that it makes.
 
     preparation: seconds, once, before the first batch.
     seconds: of a batch, in the median over pools: to draw its ends, to couple and to shuffle them.

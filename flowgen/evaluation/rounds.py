@@ -1,4 +1,4 @@
-"""What rounds of reflow have come to: how much straighter each made the flow, and how far from the data it is."""
+"""The result of rounds of reflow: how much straighter each made the flow, and how far from the data it is."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Repeats = tuple[float, ...]
 
 
 class Figures(NamedTuple):
-    """What is measured of a run, from the same starts and beside the same true rows for all.
+    """The figures of a run, from the same starts and beside the same true rows for all.
 
     run, hash, guidance: its folder, its weights, and the guidance of its flow: a parent's is that of its pairs.
     straightness: of 100 Euler steps, see `metrics.geometry`; 0 for lines.

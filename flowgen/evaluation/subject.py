@@ -1,4 +1,4 @@
-"""What is measured: a trained run, the data that it never saw, and what of both is compared."""
+"""The subject of an evaluation: a trained run, the data that it never saw, and the features that are compared."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Reference:
 
 
 class Subject(NamedTuple):
-    """A model with what it is measured by.
+    """A model with the settings that measure it.
 
     name: of the run.
     model: the model.

@@ -1,4 +1,4 @@
-"""What is compared: rows as they are, or features of them."""
+"""Views of samples and data: rows as they are, or features of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEW = 500
 
 
 class View(NamedTuple):
-    """What samples and data are turned into before they are compared.
+    """A map of samples and data to the features that are compared.
 
     name: says it in words.
     features: whether it makes features, for which the distances of the image papers stand.

@@ -1,4 +1,4 @@
-"""Whether what was exported is the model."""
+"""Comparison of what was exported with the model."""
 
 from __future__ import annotations
 

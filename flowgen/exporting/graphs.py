@@ -1,4 +1,4 @@
-"""What is exported: functions of named batches, made of a model."""
+"""Graphs to export: functions of named batches, made of a model."""
 
 from __future__ import annotations
 

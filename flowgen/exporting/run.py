@@ -22,7 +22,7 @@ __all__ = ["FORMATS", "Exported", "Format", "export_run"]
 
 
 class Exported(NamedTuple):
-    """What an export has made: where, how many bytes, what it is, and how far it is from the model."""
+    """An export: where, how many bytes, what it is, and how far it is from the model."""
 
     path: Path
     bytes: int

@@ -1,4 +1,4 @@
-"""The geometry of trajectories: how much they move, and how straight they are."""
+"""The geometry of trajectories: how far they move, and how straight they are."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ __all__ = ["Geometry", "endpoint_error", "geometry", "normalised_path_energy"]
 
 
 class Geometry(NamedTuple):
-    """What trajectories did: their states `(steps + 1, N, *event)`, path energy, straightness and curvature (both 0 for
-    lines)."""
+    """The geometry of trajectories: their states `(steps + 1, N, *event)`, path energy, straightness and curvature
+    (both 0 for lines).
+    """
 
     states: Tensor
     path_energy: float

@@ -1,4 +1,4 @@
-"""What nearest neighbours say: whether samples look like data, cover the data, or copy it.
+"""Measures by nearest neighbours: whether samples look like data, cover the data, or copy it.
 
 What is kept of a block is written into tensors made before: small ones that stay, allocated between blocks that go,
 would hold the memory of the blocks.
@@ -18,7 +18,7 @@ __all__ = ["Manifold", "Nearest", "copies", "manifold", "nearest", "nearest_rati
 
 
 class Manifold(NamedTuple):
-    """How two sets lie in each other, by balls around their rows that reach to the k-th neighbour.
+    """Precision, recall, density and coverage of two sets, by balls around their rows that reach to the k-th neighbour.
 
     precision: share of samples inside the ball of some data row: are they plausible? (arXiv 1904.06991)
     recall: share of data rows inside the ball of some sample: can the model make them? (arXiv 1904.06991)
@@ -73,8 +73,9 @@ def _share(which: Tensor) -> float:
 
 
 class Nearest(NamedTuple):
-    """What row of data each sample is nearest to, `(N,)` int64, and d1 / d2, `(N,)` float64 in [0, 1], of the distances
-    to it and to the second nearest."""
+    """The data row nearest to each sample, `(N,)` int64, and d1 / d2, `(N,)` float64 in [0, 1], of the distances to it
+    and to the second nearest.
+    """
 
     row: Tensor
     ratio: Tensor

@@ -1,4 +1,4 @@
-"""What a network is told beside its image, times and a label, as one vector."""
+"""The conditioning of a network on times and a label, as one vector."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ class _Halved(nn.Module):
 
 @final
 class NoisyClassifier(nn.Module):
-    """What class a point x_t of a path belongs to, by residual blocks; of images by convolutions first, each to half
-    the size, until there are 4 pixels a side. All of it is smooth, since its gradient is what guides.
+    """A classifier of a point x_t of a path by residual blocks; of images by convolutions first, each to half the size,
+    until there are 4 pixels a side. All of it is smooth, since its gradient is used for guidance.
 
     Args:
         event: shape of x: a row `(D,)` or an image `(C, H, W)`.

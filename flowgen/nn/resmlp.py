@@ -1,4 +1,4 @@
-"""A residual perceptron, for events too small to have a use for convolutions."""
+"""A residual perceptron, for events too small for convolutions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PyTorch draws from its global generators, as a function of a seed."""
+"""Seeds for what PyTorch draws from its global generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders: an experiment on disk that explains itself, can be left, and taken up again.
+"""Run folders: an experiment on disk that documents itself, and can be stopped and resumed.
 
 config.toml          every setting, resolved
 model.safetensors    the averaged weights; configuration and columns in the metadata

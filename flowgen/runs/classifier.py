@@ -1,4 +1,4 @@
-"""The classifier of a run's data on their way from noise, which guides its samples."""
+"""The classifier of a run's noisy data, which guides its samples."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Known(NamedTuple):
 
 
 class Right(NamedTuple):
-    """The share of held-out rows that a classifier labels right at time t, and its cross-entropy in nats."""
+    """The share of held-out rows that a classifier labels correctly at time t, and its cross-entropy in nats."""
 
     t: float
     accuracy: float

@@ -1,4 +1,4 @@
-"""How likely rows are to a run."""
+"""The likelihood of rows under a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits with a run: it is walked as it is sampled, from what an image says and not from noise alone."""
+"""Edits with a run: it starts from what an image says, not from noise alone."""
 
 from __future__ import annotations
 

@@ -220,8 +220,8 @@ def check_vacant(folder: StrPath, overwrite: bool = False) -> None:
 
 
 class Trained(NamedTuple):
-    """What a run gives: the model with averaged weights, its source in model units, its columns, and the SHA-256 of the
-    file of its data (None of a toy).
+    """The result of a run: the model with averaged weights, its source in model units, its columns, and the SHA-256 of
+    the file of its data (None of a toy).
 
     classes: the names of its labels; empty where it has none. The label after the last means that there is none.
     labels: the law of the labels in the data; None without.

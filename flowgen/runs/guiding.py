@@ -1,4 +1,4 @@
-"""What guides the samples of a run: its labels, a classifier of them, or a weaker run."""
+"""Guidance for the samples of a run: its labels, a classifier of them, or a weaker run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Guidance:
 @final
 @dataclass(frozen=True)
 class _Unlabelled:
-    """A field that is asked without the label, which is a classifier's and none of its own."""
+    """A field that is evaluated without the label, which is for the classifier alone."""
 
     field: Field
 

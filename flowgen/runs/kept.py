@@ -1,4 +1,4 @@
-"""What the weights of a run say of themselves."""
+"""The facts in the weights' file of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Kept", "kept_by", "recorded_before"]
 
 
 class Kept(NamedTuple):
-    """What the weights of a run say of themselves, without its data or its source."""
+    """The facts in the weights' file of a run, without its data or its source."""
 
     model: Model
     config: Config

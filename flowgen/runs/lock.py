@@ -1,4 +1,4 @@
-"""The lock of a run folder: only one work at a time writes there."""
+"""The lock of a run folder: only one process writes there at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run writes down as it goes: lines of JSON always, and TensorBoard where it is asked for."""
+"""The log of a training run: always lines of JSON, and TensorBoard on request."""
 
 from __future__ import annotations
 

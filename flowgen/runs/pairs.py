@@ -178,8 +178,9 @@ def _joined(plan: Trajectories, kept: list[Tensor]) -> Tensor:
 
 
 class Accuracy(NamedTuple):
-    """How far the ends of pairs of one kind, found in so many steps, are from where other steps lead, in model units:
-    their mean, and the worst."""
+    """How far the ends of pairs of one kind, found in so many steps, are from those of other steps, in model units:
+    their mean, and the worst.
+    """
 
     kind: Kind
     pairs: int

@@ -1,4 +1,4 @@
-"""What a run says of itself: its facts and its pictures."""
+"""The facts and pictures of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is sampled: by what it has learned."""
+"""The sampler of a run, by what it has learned."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _only(config: Config) -> bool:
 
 
 class Sampler(NamedTuple):
-    """A solver and the grid that it walks."""
+    """A solver and the grid of its steps."""
 
     solver: Solver
     grid: Tensor

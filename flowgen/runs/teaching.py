@@ -1,4 +1,4 @@
-"""Distillation of runs: what a student learns from its teacher, and with which weights it begins."""
+"""Distillation of runs: what a student learns from its teacher, and its first weights."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ __all__ = ["Progress", "train"]
 
 
 class Progress(NamedTuple):
-    """One training step, just done."""
+    """One training step that is done."""
 
     step: int
     loss: float
@@ -132,7 +132,7 @@ def _recorded(
 
 
 class _Seen:
-    """Pairs, of which the last that was asked for is remembered."""
+    """Pairs, of which the last one read is stored."""
 
     def __init__(self, pairs: Iterator[Pair]) -> None:
         self._pairs = pairs

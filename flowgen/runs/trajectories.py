@@ -1,4 +1,6 @@
-"""The trajectories that a reflow learns from: those of its parent's flow, from the source on or from data back."""
+"""The trajectories that a reflow learns from: those of its parent's flow, from the source forwards or from data
+backwards.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ class _Begun(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Trajectories:
-    """What the pairs of a run are made of: trajectory i of a kind is a function of the seed, of i, and of its parent.
+    """The trajectories behind the pairs of a run: trajectory i of a kind is a function of the seed, of i, and of its
+    parent.
 
     Raises:
         InputError: where data are needed, if they have changed since the parent was trained.

@@ -122,8 +122,8 @@ def _ahead(x: Tensor, after: Mark, past: tuple[_Seen, ...]) -> Tensor:
 @final
 @dataclass(frozen=True)
 class UniPC(Solver):
-    """UniPC of order 2 with B(h) = exp(-h) - 1 (arXiv 2302.04867, "bh2"): each step is done again, with what is seen
-    at its end, before the next. Nothing is evaluated for it, since x1 there is that at the first guess.
+    """UniPC of order 2 with B(h) = exp(-h) - 1 (arXiv 2302.04867, "bh2"): each step is corrected with the evaluation at
+    its end, before the next. This costs no evaluation, since x1 there is that at the predicted point.
 
     The guess is DPM-Solver++(2M). The first step and that to sigma = 0 are of order 1, and the last is not done again.
 

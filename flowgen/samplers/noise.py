@@ -1,4 +1,4 @@
-"""What the samplers share: the noise of a row, and what a step leaves of the noise."""
+"""Noise for the samplers: that of a row, and how a step reduces the noise level."""
 
 from __future__ import annotations
 
