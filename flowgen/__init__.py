@@ -1,7 +1,7 @@
 """flowgen: flow matching and rectified flow.
 
 A coupling pairs noise with data, a path joins each pair, a target says what the network predicts, an objective scores
-it; then a solver walks the learned field along a time grid.
+it; then a solver integrates the learned field along a time grid.
 """
 
 __version__ = "0.1.0"

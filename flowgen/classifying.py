@@ -58,7 +58,7 @@ class Posterior:
 class Labelling:
     """The cross-entropy of the labels of pairs, given where these are on the path, with t ~ times: an Objective.
 
-    It is least at p(label | x_t, t) of the pairs (arXiv 2105.05233).
+    The minimiser is p(label | x_t, t) of the pairs (arXiv 2105.05233).
     """
 
     log_prior: Tensor

@@ -211,14 +211,14 @@ class FlowMatching:
     the model's span. With the path VP and the target noise it is the simplified loss of DDPM (arXiv 2006.11239).
 
     Args:
-        times: where to look.
+        times: the law of training times.
         bridge: noise on the path, x_t + gamma z with z ~ N(0, I), whose velocity dx_t/dt + gamma' z is then learned.
-        distance: of the prediction from its target. Another than the square is not least at the mean, and so at the
-            velocity of the flow, unless a point of the path has but one pair, as after a reflow.
+        distance: of the prediction from its target. Only the square has the mean, and so the velocity of the flow, as
+            its minimiser, unless each point of the path has one pair alone, as after a reflow.
         weight: how much each time counts.
 
     Raises:
-        InputError: for a bridge with another target than the velocity, from which the ends could not be told.
+        InputError: for a bridge with another target than the velocity, from which the ends could not be read.
     """
 
     times: Named[TimeLaw] = Named(TIMES, "uniform")
@@ -256,7 +256,7 @@ class BridgeNoise:
 
     loss_i = mean over the event of (model(x_t + gamma z, t) - z)^2,  z ~ N(0, I),  t ~ times.
 
-    It is least at E[z | x_t], from which `sde.BridgeScore` makes the score of a flow that is trained with the same
+    The minimiser is E[z | x_t], from which `sde.BridgeScore` makes the score of a flow that is trained with the same
     bridge: -E[z | x_t] / gamma (arXiv 2303.08797, 2307.03672). Unlike the score, it is bounded as gamma goes to 0. The
     model's target is not looked at; times are those of `FlowMatching` with the bridge.
     """

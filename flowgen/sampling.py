@@ -222,7 +222,7 @@ def pair_chunks(
     """Yield source points and where the flow takes them, in model units on the CPU: pairs of at most `chunk` rows.
 
     Pair i is a function of (seed, stream, i, its condition), whatever num, chunk and start are; memory is that of one
-    chunk. For that, a solver whose rows are joint walks one block and one condition at a time. A stream of its own
+    chunk. For that, a solver whose rows are joint solves one block and one condition at a time. A stream of its own
     keeps samples apart from those that another use of the same seed draws.
 
     Args:

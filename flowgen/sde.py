@@ -93,7 +93,7 @@ class EulerMaruyama(Solver):
 
     x_s = x + h field(x, t) + g(t) sqrt(|h|) z,  h = s - t,  z ~ N(0, I).
 
-    Its order is that of the law of the end point. Where g is 0 a step is Euler's. A decreasing grid walks an equation
+    Its order is that of the law of the end point. Where g is 0 a step is Euler's. A decreasing grid solves an equation
     that is written for time running backwards. The noise of a row is a function of the seed, the number of the row and
     the step (t, s), and of nothing else.
 

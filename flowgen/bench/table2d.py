@@ -276,7 +276,7 @@ class Floor(NamedTuple):
     """Distances W2 between independent sets, without a flow, one for each evaluation draw."""
 
     truth: list[float]
-    """Between two independent data sets: no flow can be told from the truth below that."""
+    """Between two independent data sets: below that no flow can be distinguished from the truth."""
     source: list[float]
     """From the source to the data."""
 

@@ -122,8 +122,8 @@ def batches(
 
     Args:
         coupling: an object, or its name as on the command line, such as "exact"; None pairs independently.
-        threads: solve the coupling of the next pool on so many threads, while this one is used; 0 solves in its turn.
-            The batches are the same.
+        threads: solve the coupling of the next pool on so many threads, while this one is used; 0 solves it when
+            it is needed. The batches are the same.
 
     Raises:
         InputError: at once, for arguments of another kind; when pairs are coupled, for a coupling that returns anything

@@ -75,7 +75,7 @@ def ascend(
     """Yield the states of stochastic ascent on the semi-dual, round by round; each is measured on draws that it has not
     seen.
 
-    The minimum is smoothed into a softmax of the scores g_j - |x - y_j|^2 at a temperature, so that one draw tells of
+    The minimum is smoothed into a softmax of the scores g_j - |x - y_j|^2 at a temperature, so that one draw informs
     many rows; with p_j the mass of row j in shares of 1/N, each round draws anew and takes the step
 
         g_j <- g_j - omega gain temperature log p_j,      gain = excess / (excess + noise).

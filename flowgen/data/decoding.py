@@ -220,7 +220,7 @@ def common_form(
         size: each image becomes its centre square, resized to size x size; without it, all must be of one size.
         channels: 1 or 3; by default 1 if all are grey, else 3.
         strict: one broken image is an error; else only if all are.
-        bits: of images of more than 8; by default the fewest of DEPTHS that hold their values, which is told.
+        bits: of images of more than 8; by default the fewest of DEPTHS that hold their values, which is noted.
 
     Raises:
         InputError: for broken images, those of different sizes, and colours of which decoding would leave few bits.

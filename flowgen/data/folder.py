@@ -247,14 +247,14 @@ def open_folder(
 
     The images lie in the folder itself, or each in the folder of its class: then the names of these are the classes, by
     value where all are numbers, else by name, and deeper folders belong to the class above. Hidden files are ignored,
-    and folders without images; what else is left out is told. Links are followed.
+    and folders without images; what else is left out is noted. Links are followed.
 
     Args:
         size: each image becomes its centre square, resized to size x size; without it, all must be of one size.
         channels: 1 or 3; by default 1 if all are grey, else 3.
         workers: processes that decode a stream; by default one a core, and at most MAX_WORKERS.
         strict: one broken image is an error.
-        bits: of images that are stored in 16, from 8 to 16; by default guessed by their values, and told.
+        bits: of images that are stored in 16, from 8 to 16; by default guessed by their values, with a note.
 
     Raises:
         InputError: if the folder is missing, cannot be read, or holds fewer than 2 images, images beside class folders,

@@ -28,7 +28,7 @@ NUMBERS = {
 
 
 def is_header(path: Path, cells: list[str], rows: list[list[str]], decimal: str) -> bool:
-    """Return whether the first line holds names. Whole numbers may be names: that is a guess, and told."""
+    """Return whether the first line holds names. Whole numbers may be names: that is a guess, with a note."""
     if not all(is_number(cell, decimal) or is_null(cell) for cell in cells):
         return _is_named(path, cells, rows, decimal)
     names = cells[1:] if cells[0] == "" else cells  # above an index there is nothing
@@ -54,8 +54,8 @@ def _told(path: Path, cells: list[str], named: bool) -> bool:
 
 
 def _is_named(path: Path, cells: list[str], rows: list[list[str]], decimal: str) -> bool:
-    """Return whether a first line that holds a word holds names. Beside numbers, that is a guess, and told: it is data
-    if a word is in its column once more, or if a fraction is above numbers and all words are above words."""
+    """Return whether a first line that holds a word holds names. Beside numbers, that is a guess, with a note: it is
+    data if a word is in its column once more, or if a fraction is above numbers and all words are above words."""
     columns = [[row[at] for row in rows if len(row) > at] for at in range(len(cells))]
     words, numbers = list[tuple[str, list[str]]](), list[tuple[str, list[str]]]()
     for cell, column in zip(cells, columns, strict=True):

@@ -33,8 +33,8 @@ class Labels(NamedTuple):
 
 def read_labels(y: np.ndarray, rows: int, place: str) -> Labels:
     """Return the labels of rows: whole numbers of any type, booleans as 0 and 1, or text, `(N,)` or `(N, 1)`; or
-    one-hot rows `(N, K)`, which is a guess, and told. Numbers are read by value, also from text, unless they begin with
-    a 0.
+    one-hot rows `(N, K)`, which is a guess, with a note. Numbers are read by value, also from text, unless they begin
+    with a 0.
 
     Args:
         rows: how many there are.
@@ -72,7 +72,7 @@ def column_of_labels(names: Sequence[str], count: int, asked: str | None, needed
     Args:
         names: of the columns, empty where they have none.
         count: how many there are.
-        asked: the name; `auto` for one of COLUMNS, which is a guess, and told; None for no column.
+        asked: the name; `auto` for one of COLUMNS, which is a guess, with a note; None for no column.
         needed: whether there must be one; without, None is returned where there is none.
         place: what holds them, for messages.
 

@@ -85,7 +85,7 @@ def read_table(
 
     Text may be separated by commas, semicolons, tabs, bars or spaces, with decimals after a point or, but for commas, a
     comma. Its first line is a header where it holds a word, or whole numbers above columns of another kind. What is
-    guessed, and an index that is left out, is told by notes.
+    guessed, and an index that is left out, is reported by notes.
 
     Args:
         missing: cells may be NaN or empty, which are NaN then.

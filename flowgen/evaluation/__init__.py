@@ -1,8 +1,8 @@
 """The quality of a trained run, compared with data that it never saw.
 
 A subject is a run with what it is compared with and in what view: rows, or features of them. It is measured beside the
-floor, true data beside other true data, and every figure has a confidence interval over repeats. `rounds` measures what
-a reflow has come to, beside its parent. `pairing` measures what couplings cost and reach, before there is a run.
+floor, true data beside other true data, and every figure has a confidence interval over repeats. `rounds` measures a
+reflow beside its parent. `pairing` measures the cost and the distances of couplings, before there is a run.
 """
 
 from flowgen.evaluation.copying import Suspects, suspects

@@ -41,7 +41,7 @@ __all__ = [
 FINE = 100
 """Steps of what stands for the exact flow: RK4's for ends, Euler's for the geometry of trajectories."""
 FINE_IMAGES = 25
-"""RK4's steps for images, whose networks are dear."""
+"""RK4's steps for images, whose networks are expensive."""
 DENSITY_POINTS, DENSITY_STEPS = 1000, 50
 NOISE = 0.1
 

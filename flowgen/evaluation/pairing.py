@@ -157,7 +157,7 @@ class Stream(NamedTuple):
 
 
 Say = Callable[[str], None]
-"""What is told how far a preparation has come."""
+"""A callback for the progress of a preparation."""
 
 
 def stream_of(config: Config, data: LoadedData, ends: Ends, preparing: Clock, say: Say) -> Stream:

@@ -32,7 +32,7 @@ __all__ = ["Figures", "Round", "measure_round"]
 
 ROWS = Settings(num=2000, repeats=5)
 IMAGES = Settings(num=500, repeats=3)
-"""Networks of images are dear."""
+"""Networks of images are expensive."""
 WORSE = 0.25
 """A marginal that is so much worse than that of the first flow has drifted."""
 
@@ -110,7 +110,7 @@ def _plain(value: Any) -> Any:
 
 
 Say = Callable[[str], None]
-"""What is told which set is measured."""
+"""A callback that is told which set is measured."""
 
 
 def measure_round(run: Run, say: Say = lambda text: None) -> Round:

@@ -71,7 +71,7 @@ def _angle(u: Tensor, v: Tensor) -> Tensor:
 def endpoint_error(ends: Tensor, reference: Tensor) -> float:
     """Return sqrt(mean_i |x_i - y_i|^2) between the ends of a few steps and of a fine solve from the same starts.
 
-    It is the error of the solver alone, whatever the model is worth. Shapes: both `(N, *event)`. Units: those of x.
+    It is the error of the solver alone, whatever the model. Shapes: both `(N, *event)`. Units: those of x.
 
     Raises:
         InputError: if the shapes differ.

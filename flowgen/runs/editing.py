@@ -27,8 +27,8 @@ class Editor(NamedTuple):
     """A run, ready to edit rows x `(B, *event)` in model units.
 
     field: of its model, guided or not.
-    sampler: walks it.
-    label: that is asked for; or of each row, `(B,)`, where they are no more than are walked together; None for none.
+    sampler: solves it.
+    label: that is asked for; or of each row, `(B,)`, where they are no more than are solved together; None for none.
     seed: of the noise, which begins as that of `flowgen sample`: row i is the same, but for rounding, whatever their
         number is.
     """

@@ -23,7 +23,7 @@ from flowgen.threads import computing
 __all__ = ["Accuracy", "accuracy", "make_pairs", "stored_pairs"]
 
 SHARD, IMAGE_SHARD = 8192, 512
-"""Pairs of a shard, in whole blocks: what an interrupt may cost. Ends of images are dear."""
+"""Pairs of a shard, in whole blocks: what an interrupt may lose. Ends of images are expensive."""
 
 
 class _Shard(NamedTuple):

@@ -1,7 +1,7 @@
 """Samplers of diffusion models, as solvers: they read the ends that a velocity field expects, and step between them.
 
 Each holds the path of its field, and takes any: a level of noise is sigma / alpha, whatever the path. All of them land:
-they walk a grid that ends at t = 1 and never ask for the velocity there, since a step to sigma = 0 is to the expected
+they step along a grid that ends at t = 1 and never evaluate the velocity there: a step to sigma = 0 is to the expected
 data.
 """
 
