@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-full check format clean
+.PHONY: demo test test-fast test-full mutants check format clean
 
 demo: $(READY)
 	$(BIN)/flowgen demo
@@ -17,6 +17,9 @@ test-fast: $(READY)
 
 test-full: $(READY)
 	$(BIN)/pytest --full
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py
 
 check: $(READY)
 	$(BIN)/ruff check .
