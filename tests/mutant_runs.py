@@ -1,6 +1,6 @@
 """Tests run on a library that is changed as it is imported: with probes that note what each test runs, or with a fault.
 
-    python tests/mutant_runs.py map RESULT MARKS TESTS          which lines each test runs, and how long it takes
+    python tests/mutant_runs.py map MARKS TESTS=RESULT...       which lines each test runs, and how long it takes
     python tests/mutant_runs.py plant FILE TEXT RESULT TESTS... the tests until one fails, with another text for a file
 
 No file of the library is written. Results are JSON.
@@ -13,7 +13,7 @@ import builtins
 import json
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -87,10 +87,20 @@ class Probes:
 class Mapper:
     """Plugin of pytest: the statements that each test runs, with those of the fixtures that it shares."""
 
-    def __init__(self, probes: Probes) -> None:
-        self.probes, self.tests, self.ran = probes, {}, {}
+    def __init__(self, probes: Probes, results: dict[Path, Path]) -> None:
+        """Write what is found of the tests of a file or folder to its result, once all of them have been run."""
+        self.probes, self.results = probes, results
+        self.tests: dict[str, float | None] = {}
+        self.ran: dict[Path, dict[str, set[int]]] = {target: {} for target in results}
+        self.left = Counter[Path]()
         self.shared: dict[str, set[int]] = {}
         self.spent: dict[str, float] = defaultdict(float)
+
+    def pytest_collection_finish(self, session):
+        self.left.update(self.target(item) for item in session.items)
+        for target in self.results:
+            if not self.left[target]:
+                self.write(target)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef, request):
@@ -110,9 +120,14 @@ class Mapper:
         began = cpu_time()
         result = yield
         seconds, seen = cpu_time() - began, set(self.probes.seen)
-        self.ran[item.nodeid] = seen.union(*(self.shared.get(name, ()) for name in getattr(item, "fixturenames", ())))
         self.tests.setdefault(item.nodeid, seconds)
         self.spent[function_of(item.nodeid)] += seconds
+        shared = [self.shared.get(name, set()) for name in getattr(item, "fixturenames", ())]
+        target = self.target(item)
+        self.ran[target][item.nodeid] = seen.union(*shared)
+        self.left[target] -= 1
+        if not self.left[target]:
+            self.write(target)
         return result
 
     def pytest_runtest_setup(self, item):
@@ -123,15 +138,19 @@ class Mapper:
         if report.outcome != "passed":  # skipped, or failing without any fault
             self.tests[report.nodeid] = None
 
-    def found(self) -> dict:
-        """Return the seconds of each test that passes, and by file and line the numbers of the tests that run it."""
-        tests = [test for test, seconds in self.tests.items() if seconds is not None]
+    def target(self, item) -> Path:
+        return next(target for target in (item.path, *item.path.parents) if target in self.results)
+
+    def write(self, target: Path) -> None:
+        """Write the seconds of each test that passes, and by file and line the numbers of the tests that run it."""
+        ran = {test: seen for test, seen in self.ran.pop(target).items() if self.tests[test] is not None}
         lines = defaultdict(lambda: defaultdict(list))
-        for number, test in enumerate(tests):
-            for place in self.ran[test]:
-                file, line = self.probes.places[place]
+        for number, seen in enumerate(ran.values()):
+            for file, line in map(self.probes.places.__getitem__, seen):
                 lines[file][line].append(number)
-        return {"tests": {test: round(self.tests[test], 3) for test in tests}, "lines": lines}
+        new = self.results[target].with_suffix(".new")
+        new.write_text(json.dumps({"tests": {test: round(self.tests[test], 3) for test in ran}, "lines": lines}))
+        new.rename(self.results[target])
 
 
 class FirstFailure:
@@ -165,12 +184,10 @@ def run(arguments: list[str], changed: Changed, plugin: object) -> int:
     return pytest.main(["-n", "0", "-p", "no:cacheprovider", *arguments], plugins=[plugin])
 
 
-def make_map(result: str, marks: str, tests: str) -> None:
-    probes = Probes()
+def make_map(marks: str, *tests: str) -> None:
+    probes, results = Probes(), {Path(test): Path(result) for test, result in (both.split("=") for both in tests)}
     setattr(builtins, PROBE, probes.seen.add)
-    mapper = Mapper(probes)
-    run(["-m", marks, tests], probes.probed, mapper)
-    Path(result).write_text(json.dumps(mapper.found()))
+    run(["-m", marks, *map(str, results)], probes.probed, Mapper(probes, results))
 
 
 def plant(file: str, text: str, result: str, *tests: str) -> None:

@@ -134,23 +134,18 @@ def resumed(records: list[dict], out: Path) -> list[dict]:
 
 def made_map(marks: str, jobs: int) -> Map:
     """Return the map of the tests with these marks; what is kept of test files that have not changed is read."""
-    common = digest([*CODE, *HELPERS])
-
-    def part(target: Path) -> dict:
-        own = digest([target] if target.is_file() else [])
-        kept = BUILD / "map" / f"{target.stem}-{TIERS.index(marks)}-{common[:12]}{own[:12]}.json"
-        if not kept.exists():
-            print(f"map {target.name}", flush=True)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            made = kept.with_suffix(".new")
-            told = call(["map", str(made), marks, str(target)], timeout=None)
-            if not made.exists():
-                raise SystemExit(f"{target} cannot be mapped:\n{told}")
-            made.rename(kept)
-        return json.loads(kept.read_text())
-
-    largest_first = sorted(TESTS, key=lambda file: -file.stat().st_size)
-    return Map(side_by_side(part, [*largest_first, LIBRARY], jobs))
+    common, kept = digest([*CODE, *HELPERS])[:12], {}
+    for target in [*sorted(TESTS, key=lambda file: -file.stat().st_size), LIBRARY]:  # the largest first
+        own = digest([target] if target.is_file() else [])[:12]
+        kept[target] = BUILD / "map" / f"{target.stem}-{TIERS.index(marks)}-{common}{own}.json"
+    missing = [f"{target}={path}" for target, path in kept.items() if not path.exists()]
+    (BUILD / "map").mkdir(parents=True, exist_ok=True)
+    print(f"{marks}: {len(missing)} of {len(kept)} files are run to see what they test", flush=True)
+    shares = [share for job in range(jobs) if (share := missing[job::jobs])]
+    told = list(side_by_side(lambda share: call(["map", marks, *share], timeout=None), shares, jobs))
+    if lacking := [target.name for target, path in kept.items() if not path.exists()]:
+        raise SystemExit(f"{', '.join(lacking)} cannot be mapped:\n{''.join(told)}")
+    return Map(json.loads(path.read_text()) for path in kept.values())
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[Result]:
