@@ -20,7 +20,19 @@ from statistics import fmean, median
 
 import torch
 
-from flowgen import Ends, ExactOT, FlowMatching, Independent, Model, MultiscaleOT, Pool, Sinkhorn, State, batches, fit
+from flowgen import (
+    ExactOT,
+    FlowMatching,
+    Independent,
+    IndependentPairs,
+    Model,
+    MultiscaleOT,
+    Pool,
+    Sinkhorn,
+    State,
+    batches,
+    fit,
+)
 from flowgen.bench import peers
 from flowgen.bench.report import machine, quartiles, spread, table, verdict
 from flowgen.bench.speed import conditions
@@ -32,7 +44,7 @@ from flowgen.couplings import Coupling, Semidiscrete
 from flowgen.couplings.semidiscrete import potentials
 from flowgen.data import Scaled
 from flowgen.nn import MLP
-from flowgen.paths import Constant
+from flowgen.paths import ConstantBridge
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULT = Pool(100, 10)
@@ -66,7 +78,7 @@ def training(problem: str, size: int, coupling: Coupling, pool: Pool) -> Loop:
     """flowgen's training loop."""
 
     def loop() -> Iterator[float]:
-        pairs = batches(Ends(*PROBLEMS[problem]), size, seed=0, coupling=coupling, pool=pool)
+        pairs = batches(IndependentPairs(*PROBLEMS[problem]), size, seed=0, coupling=coupling, pool=pool)
         return fit(State(Model(MLP(2))), pairs, FlowMatching(), 10**9, seed=0)
 
     return loop
@@ -79,7 +91,7 @@ def torchcfm() -> Iterator[object]:
 
 def cost(problem: str, coupling: Coupling, seed: int) -> float:
     """The mean squared distance of the pairs of a pool, of the same ends for all couplings."""
-    pairs = batches(Ends(*PROBLEMS[problem]), 512, seed=seed, coupling=coupling, pool=Pool(100))
+    pairs = batches(IndependentPairs(*PROBLEMS[problem]), 512, seed=seed, coupling=coupling, pool=Pool(100))
     return fmean(float((pair.x1 - pair.x0).square().sum(1).mean()) for pair in islice(pairs, 100))
 
 
@@ -145,7 +157,7 @@ def pixels(folder: Path, batch: int, rounds: int, threads: int) -> str:
     tree = {"data": str(folder), "labels": False, "net": {"name": "unet", "size": "small"}}
     config = make_config(tree)
     data = config.load_data()
-    ends = Ends(config.source_law(data.law.event, data.scaling), Scaled(data.law, data.scaling))
+    ends = IndependentPairs(config.source_law(data.law.event, data.scaling), Scaled(data.law, data.scaling))
 
     def loop(coupling: Coupling) -> Loop:
         def made() -> Iterator[float]:
@@ -168,7 +180,7 @@ def pixels(folder: Path, batch: int, rounds: int, threads: int) -> str:
     return f"# Optimal transport of images\n\n{machine()}- {rounds} rounds\n\n{table(head, rows)}"
 
 
-def alone_ms(ends: Ends, batch: int, index: int) -> float:
+def alone_ms(ends: IndependentPairs, batch: int, index: int) -> float:
     """Milliseconds to couple a batch, with nothing else to do."""
     pair = next(ends.stream(batch, seed=1, start=index))
     start = time.perf_counter()
@@ -200,7 +212,7 @@ def pairs_of(problem: str, variant: str, protocol: Protocol, seed: int) -> Itera
     if variant == "semidiscrete":
         return semidiscrete(problem).stream(protocol.batch, seed=seed)
     coupling, pool = COUPLED[variant]
-    return batches(Ends(*PROBLEMS[problem]), protocol.batch, seed=seed, coupling=coupling, pool=pool)
+    return batches(IndependentPairs(*PROBLEMS[problem]), protocol.batch, seed=seed, coupling=coupling, pool=pool)
 
 
 def trained(problem: str, variant: str, seed: int, protocol: Protocol, keep: Path) -> dict[str, float]:
@@ -208,7 +220,7 @@ def trained(problem: str, variant: str, seed: int, protocol: Protocol, keep: Pat
     path = keep / f"{problem}, {variant}, {protocol.steps}, {seed}.json".replace(" ", "-")
     if not path.exists():
         state = State(Model(network(protocol, seed)), protocol.lr, protocol.weight_decay)
-        objective = FlowMatching(bridge=Constant(protocol.sigma))
+        objective = FlowMatching(bridge=ConstantBridge(protocol.sigma))
         for _ in fit(state, pairs_of(problem, variant, protocol, seed), objective, protocol.steps, seed=seed):
             pass
         keep.mkdir(parents=True, exist_ok=True)

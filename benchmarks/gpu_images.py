@@ -40,9 +40,9 @@ from flowgen.data.pictures import to_uint8
 from flowgen.data.streams import floats
 from flowgen.flowmaps import EndPoint
 from flowgen.objectives import Objective
-from flowgen.optim import Constant
+from flowgen.optim import ConstantRate
 from flowgen.sampling import pair_chunks, sample_chunks, starts
-from flowgen.solvers import Jump, Solver
+from flowgen.solvers import FlowMapStep, Solver
 from flowgen.training import channels_last, compile_net
 
 TEACHER = "teacher.pt"
@@ -267,7 +267,7 @@ def distill(given: Given) -> None:
     for steps in (4, 1):
         row("reflow", straight, euler, steps, share, f"{done:,} steps")
     quick, done = student(straight, pair, EndPoint(), share, options)
-    row("reflow, then regression on its pairs", quick, Jump(), 1, share, f"{done:,} steps")
+    row("reflow, then regression on its pairs", quick, FlowMapStep(), 1, share, f"{done:,} steps")
     report.end(
         wrapped(f"""{len(pair.x0):,} pairs, made in {seconds:.1f} s by {sizes.evaluations} Euler steps of the teacher in
 bfloat16. Students begin at their teacher, and train as flowgen does above; seconds are without compilation.""")
@@ -298,7 +298,9 @@ def student(
     if options.compile:
         compile_net(state, options.backend)
     pairs = ahead_of(batches(StoredPairs(pair), options.batch, seed=1), options.device)
-    loop = fit(state, pairs, objective, 10**9, seed=1, clip=CLIP, precision=options.precision, rate=Constant(LR, 10))
+    loop = fit(
+        state, pairs, objective, 10**9, seed=1, clip=CLIP, precision=options.precision, rate=ConstantRate(LR, 10)
+    )
     next(loop)
     start = time.perf_counter()
     for _ in loop:

@@ -15,7 +15,7 @@ from image_loops import Data, read_data
 
 from flowgen.bench.report import table
 from flowgen.core import generator
-from flowgen.data import Rows, read_images
+from flowgen.data import TensorDataset, read_images
 
 
 class LeftOut(Exception):
@@ -131,10 +131,10 @@ class Given(NamedTuple):
             return read_data(self.data)
         if self.tiny:
             images = read_images("digits")
-            rows = Rows(images.pixels, images.labels)
+            rows = TensorDataset(images.pixels, images.labels)
             return Data(rows.take(slice(1500)), rows.take(slice(1500, None)))
         pixels = torch.randint(256, (70_000, 1, 28, 28), dtype=torch.uint8, generator=generator(0, "random images"))
-        rows = Rows(pixels, torch.arange(70_000) % 10)
+        rows = TensorDataset(pixels, torch.arange(70_000) % 10)
         return Data(rows.take(slice(60_000)), rows.take(slice(60_000, None)))
 
 

@@ -15,11 +15,11 @@ from image_loops import ahead_of, named, rates, release, say, steps, wrapped
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowgen import Ends, FlowMatching, InputError, Model, Pair, State, batches, fit
+from flowgen import FlowMatching, IndependentPairs, InputError, Model, Pair, State, batches, fit
 from flowgen.bench.report import quartiles, table
 from flowgen.bench.speed import measure
 from flowgen.core import generator
-from flowgen.data import Gaussian, Rows, Scaled, Scaling
+from flowgen.data import Gaussian, Scaled, Scaling, TensorDataset
 from flowgen.nn import DIT_SIZES, DiT
 from flowgen.training import compile_net
 
@@ -106,8 +106,8 @@ def transformer(size: str, options: argparse.Namespace) -> Measured:
     if options.compile:
         compile_net(state, options.backend)
     pixels = torch.randint(256, (4 * batch, *event), dtype=torch.uint8, generator=generator(0, "pixels"))
-    rows = Rows(pixels, torch.arange(4 * batch) % CLASSES).to(options.device)
-    ends = Ends(Gaussian(event), Scaled(rows, Scaling.of_range(0, 1).to(options.device)))
+    rows = TensorDataset(pixels, torch.arange(4 * batch) % CLASSES).to(options.device)
+    ends = IndependentPairs(Gaussian(event), Scaled(rows, Scaling.of_range(0, 1).to(options.device)))
     read = ahead_of(batches(ends, batch, seed=0), options.device)
     streams = {"whole": read, "step": repeat(ready(net, batch, options.device))}
     chunks = {name: steps(looped(state, pairs, options), options, batch) for name, pairs in streams.items()}

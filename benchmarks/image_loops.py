@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import torch
 
-from flowgen import Ends, FlowMatching, InputError, Model, Pair, State, batches, fit
-from flowgen.bench.speed import Chunk
+from flowgen import FlowMatching, IndependentPairs, InputError, Model, Pair, State, batches, fit
+from flowgen.bench.speed import ChunkTimes
 from flowgen.couplings import ahead
-from flowgen.data import Gaussian, Rows, Scaled, Scaling, read_images
+from flowgen.data import Gaussian, Scaled, Scaling, TensorDataset, read_images
 from flowgen.data.streams import floats
 from flowgen.nn import UNET_SIZES, UNet
-from flowgen.optim import Constant
+from flowgen.optim import ConstantRate
 from flowgen.training import channels_last, compile_net
 
 LR, CLIP, DECAY = 2e-4, 1.0, 0.9999
@@ -37,8 +37,8 @@ GIB = 2**30
 class Data(NamedTuple):
     """The publisher's own training and test set, as bytes."""
 
-    train: Rows
-    test: Rows
+    train: TensorDataset
+    test: TensorDataset
 
 
 def read_data(folder: Path) -> Data:
@@ -49,7 +49,7 @@ def read_data(folder: Path) -> Data:
     images = read_images(folder)
     if images.labels is None or not images.held_out:
         raise InputError(f"{folder}: expected train-* and t10k-* idx files of images and of labels")
-    rows, count = Rows(images.pixels, images.labels), len(images.pixels) - images.held_out
+    rows, count = TensorDataset(images.pixels, images.labels), len(images.pixels) - images.held_out
     return Data(rows.take(slice(count)), rows.take(slice(count, None)))
 
 
@@ -61,11 +61,11 @@ class Training(NamedTuple):
     last: Model
 
 
-def unet(rows: Rows, options: argparse.Namespace, seed: int) -> UNet:
+def unet(rows: TensorDataset, options: argparse.Namespace, seed: int) -> UNet:
     return UNet(rows.event, int(rows.labels.max()) + 1, **UNET_SIZES[options.size], seed=seed)
 
 
-def plain(rows: Rows, options: argparse.Namespace, seed: int) -> Training:
+def plain(rows: TensorDataset, options: argparse.Namespace, seed: int) -> Training:
     """torchcfm's matcher in a plain PyTorch loop."""
     net = unet(rows, options, seed).to(options.device)
     averaged = deepcopy(net).requires_grad_(False)
@@ -74,14 +74,14 @@ def plain(rows: Rows, options: argparse.Namespace, seed: int) -> Training:
     return Training(plain_loop(net, averaged, rows, options), *models)
 
 
-def plain_loop(net: UNet, averaged: UNet, rows: Rows, options: argparse.Namespace) -> Iterator[None]:
+def plain_loop(net: UNet, averaged: UNet, rows: TensorDataset, options: argparse.Namespace) -> Iterator[None]:
     """The steps of torchcfm's CIFAR-10 example, with all data as floats on the device."""
     from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
     images, labels = 2 * floats(rows.x.to(options.device)) - 1, rows.labels.to(options.device)
     weights, averages = list(net.parameters()), list(averaged.parameters())
     optimizer = torch.optim.Adam(weights, lr=LR)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Constant(1.0, options.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, ConstantRate(1.0, options.warmup))
     matcher = ConditionalFlowMatcher(sigma=0.0)
     whole = len(images) // options.batch * options.batch
     while True:
@@ -98,15 +98,15 @@ def plain_loop(net: UNet, averaged: UNet, rows: Rows, options: argparse.Namespac
             yield
 
 
-def flowgen(rows: Rows, options: argparse.Namespace, seed: int, fast: bool = True) -> Training:
+def flowgen(rows: TensorDataset, options: argparse.Namespace, seed: int, fast: bool = True) -> Training:
     """flowgen's loop as the command line makes it; `fast` in bfloat16 and compiled, as far as the options allow it."""
     scaling = Scaling.of_range(0, 1)
     state = State(channels_last(Model(unet(rows, options, seed), scaling=scaling).to(options.device)))
     if fast and options.compile:
         compile_net(state, options.backend)
     source, data = Gaussian(rows.event), Scaled(rows.to(options.device), scaling.to(options.device))
-    pairs = ahead_of(batches(Ends(source, data), options.batch, seed=seed), options.device)
-    precision, rate = options.precision if fast else None, Constant(LR, options.warmup)
+    pairs = ahead_of(batches(IndependentPairs(source, data), options.batch, seed=seed), options.device)
+    precision, rate = options.precision if fast else None, ConstantRate(LR, options.warmup)
     loop = fit(state, pairs, FlowMatching(), 10**9, seed=seed, clip=CLIP, precision=precision, rate=rate)
     return Training(loop, state.ema, state.model)
 
@@ -136,7 +136,7 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def steps(loop: Iterator[object], options: argparse.Namespace, batch: int) -> Chunk:
+def steps(loop: Iterator[object], options: argparse.Namespace, batch: int) -> ChunkTimes:
     """The next steps of a loop, until the device has done them; the unit is an image."""
 
     def run() -> None:

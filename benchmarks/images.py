@@ -42,9 +42,9 @@ from torch import Tensor
 
 from flowgen import InputError, Model, euler, grids, metrics, sample
 from flowgen.bench.report import machine, quartiles, spread, table
-from flowgen.bench.speed import Times, measure, ratios
+from flowgen.bench.speed import StepTimes, measure, ratios
 from flowgen.core import generator
-from flowgen.data import Gaussian, Rows, Scaling
+from flowgen.data import Gaussian, Scaling, TensorDataset
 from flowgen.data.pictures import to_uint8
 from flowgen.data.streams import floats
 from flowgen.nn import DIT_SIZES, UNET_SIZES, Classifier, fit_classifier, seeded
@@ -64,7 +64,7 @@ PLAIN, FULL, FLOAT = "torchcfm, plain loop", "flowgen", "flowgen, float32, not c
 class Speed(NamedTuple):
     """Milliseconds per image of each loop in each round, and the most GiB that each holds on the GPU."""
 
-    times: Times
+    times: StepTimes
     memory: dict[str, float]
 
 
@@ -95,7 +95,7 @@ def speed_table(found: Speed, data: Data, options: argparse.Namespace) -> str:
     return f"## Training a U-Net: speed\n\n{table(head, rows)}\n{speed_note(data, options)}"
 
 
-def speed_row(name: str, times: Times, memory: float, options: argparse.Namespace) -> tuple[str, ...]:
+def speed_row(name: str, times: StepTimes, memory: float, options: argparse.Namespace) -> tuple[str, ...]:
     step = median(times[name]) * options.batch
     faster = quartiles(ratios(times, PLAIN, name), 2)
     return label(name, options), quartiles(rates(times[name]), 0), f"{step:.2f}", faster, named(memory, 2)
@@ -128,7 +128,7 @@ class Judge(NamedTuple):
 
     features: Callable[[Tensor], Tensor]
     accuracy: float
-    real: Rows
+    real: TensorDataset
 
     def frechet(self, images: Tensor) -> float:
         """The Fréchet distance of images to the test images, alone."""
@@ -191,7 +191,9 @@ def floor(data: Data, judged: Judge) -> list[str]:
     return figures_row("training images (the floor)", [judged.figures(data.train.take(some).values)], [])
 
 
-def train(make: Callable[..., Training], rows: Rows, options: argparse.Namespace, seed: int) -> tuple[Training, float]:
+def train(
+    make: Callable[..., Training], rows: TensorDataset, options: argparse.Namespace, seed: int
+) -> tuple[Training, float]:
     """A loop after all steps, and the minutes that they took."""
     release(options.device)
     start = time.perf_counter()
@@ -202,7 +204,7 @@ def train(make: Callable[..., Training], rows: Rows, options: argparse.Namespace
     return training, (time.perf_counter() - start) / 60
 
 
-def samples(model: Model, real: Rows, seed: int, euler_steps: int) -> Tensor:
+def samples(model: Model, real: TensorDataset, seed: int, euler_steps: int) -> Tensor:
     """A sample for each label of true rows, rounded to 8 bits as in a file, `(N, C, H, W)` in [0, 1]."""
     model, grid = deepcopy(model).eval(), grids.uniform(euler_steps)  # the copy is not compiled
     made = sample(model, Gaussian(real.event), len(real), grid, euler, seed=seed, chunk=SAMPLED, cond=real.labels)

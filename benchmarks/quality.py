@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from flowgen import (
-    Ends,
     ExactOT,
     FlowMatching,
     Independent,
+    IndependentPairs,
     Model,
     Pair,
     Pool,
@@ -35,7 +35,7 @@ from flowgen.bench.report import machine, table, verdict
 from flowgen.core import generator
 from flowgen.couplings import StoredPairs
 from flowgen.data import Gaussian, eight_gaussians, moons
-from flowgen.data.laws import Law
+from flowgen.data.laws import Distribution
 from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.nn import MLP
 from flowgen.objectives import UShaped
@@ -58,9 +58,9 @@ class Sizes(NamedTuple):
 QUICK = Sizes(steps=1_000, pairs=10_000, npe_draws=2, w2_draws=1)
 
 
-def train_teacher(law: Law, seed: int, steps: int) -> Model:
+def train_teacher(law: Distribution, seed: int, steps: int) -> Model:
     state = State(Model(MLP(2, seed=seed)))
-    pairs = batches(Ends(SOURCE, law), BATCH, seed=seed, coupling=ExactOT(128), pool=Pool(100, 10))
+    pairs = batches(IndependentPairs(SOURCE, law), BATCH, seed=seed, coupling=ExactOT(128), pool=Pool(100, 10))
     for _ in fit(state, pairs, FlowMatching(), steps, seed=seed):
         pass
     return state.ema
@@ -84,7 +84,7 @@ class Draw(NamedTuple):
     other: Tensor
 
 
-def evaluation_draw(law: Law, index: int) -> Draw:
+def evaluation_draw(law: Distribution, index: int) -> Draw:
     rng = generator(0, "benchmark", index)
     return Draw(SOURCE.sample(POINTS, rng), law.sample(POINTS, rng), law.sample(POINTS, rng))
 
@@ -126,7 +126,7 @@ class Result(NamedTuple):
         return self.student[1] / self.teacher
 
 
-def run_seed(law: Law, seed: int, sizes: Sizes, draws: list[Draw], squares: list[float]) -> Result:
+def run_seed(law: Distribution, seed: int, sizes: Sizes, draws: list[Draw], squares: list[float]) -> Result:
     teacher = train_teacher(law, seed, sizes.steps)
     student = train_student(teacher, seed, sizes)
     few = draws[: sizes.w2_draws]
@@ -203,7 +203,7 @@ def groups(repeats: int) -> str:
     """The time and the transport cost of ExactOT by group, on the same batches, in turn."""
     sizes = (32, 64, 128, 256, 512)
     times, costs = {size: [] for size in sizes}, {size: [] for size in sizes}
-    draw = Ends(SOURCE, LAWS["8gaussians"])
+    draw = IndependentPairs(SOURCE, LAWS["8gaussians"])
     for index in range(repeats):
         pair = draw(BATCH, generator(0, "groups", index))
         for size in sizes if index % 2 else reversed(sizes):

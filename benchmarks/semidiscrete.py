@@ -21,9 +21,9 @@ from flowgen.core import Pair, generator
 from flowgen.couplings import ExactOT, Independent
 from flowgen.couplings.exact import Coupling
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend, assigned
-from flowgen.data import TOYS, Gaussian, Rows
+from flowgen.data import TOYS, Gaussian, TensorDataset
 from flowgen.data.images import read_images
-from flowgen.data.laws import Law
+from flowgen.data.laws import Distribution
 from flowgen.data.streams import chunks
 
 RESULTS = Path(__file__).parent / "results" / "semidiscrete.md"
@@ -41,7 +41,7 @@ class Case(NamedTuple):
     pairs: int
 
 
-def solve(source: Law, case: Case) -> tuple[Potentials, float]:
+def solve(source: Distribution, case: Case) -> tuple[Potentials, float]:
     """The ascent until its tolerance or its minutes end, and its seconds."""
     start, last = time.perf_counter(), None
     for last in ascend(source, case.data, seed=0, tolerance=case.tolerance, draws_per_row=1e4):
@@ -63,7 +63,7 @@ def cost(pairs: list[Pair], data: Tensor) -> tuple[float, float]:
     return float(squares.mean()), float(squares.std() / len(squares) ** 0.5)
 
 
-def minibatch(source: Law, data: Rows, coupling: Coupling, pairs: int) -> tuple[float, float]:
+def minibatch(source: Distribution, data: TensorDataset, coupling: Coupling, pairs: int) -> tuple[float, float]:
     """The cost of a coupling of batches, whose data rows come in epochs, so that their mean is that of the data."""
     rngs = [generator(1, "benchmark", k) for k in range(pairs // BLOCK)]
     read = chunks(data, BLOCK, seed=1)
@@ -97,7 +97,7 @@ def row(case: Case) -> list[str]:
     source = Gaussian(tuple(case.data.shape[1:]))
     found, seconds = solve(source, case)
     semidiscrete = Semidiscrete(source, case.data, found.values)
-    rows = Rows(case.data)
+    rows = TensorDataset(case.data)
     costs = [ends(semidiscrete, case.pairs)]
     costs += [minibatch(source, rows, coupling, case.pairs) for coupling in (*map(ExactOT, case.groups), Independent())]
     few = case.data[0].numel() < 32

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flowgen.config import Config
     from flowgen.core import Field
     from flowgen.distributed import Processes
-    from flowgen.runs import Accuracy, Run
+    from flowgen.runs import EndpointError, Run
 
 DATA_HELP = (
     "moons, circles, 8gaussians, 25gaussians, checkerboard, spirals, pinwheel, swissroll, s-curve, rings, gaussian; "
@@ -210,11 +210,11 @@ def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
         for done in runs.make_pairs(run, group):
             move(done)
     if group.first:
-        for found in runs.accuracy(run):
+        for found in runs.endpoint_errors(run):
             print(f"{run.folder}: {_told(found, run.config.reflow.tolerance)}", file=sys.stderr)
 
 
-def _told(found: Accuracy, tolerance: float) -> str:
+def _told(found: EndpointError, tolerance: float) -> str:
     """Describe how accurate the pairs of one kind are, and whether that meets the tolerance."""
     text = (
         f"the ends of its {found.pairs:,} {found.kind} pairs, in {found.steps} steps, are {found.mean:.2g} from those "

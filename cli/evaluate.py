@@ -27,7 +27,7 @@ from .console import (
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from flowgen.evaluation import Estimate, Evaluation, Settings, Subject
+    from flowgen.evaluation import Estimate, EvaluatedModel, Evaluation, Settings
     from flowgen.solvers import Solver
 
 
@@ -78,7 +78,7 @@ def evaluate(
     if out and suffix(out) != ".png":
         raise InputError(f"--out is a chart, FILE.png, not {out}")
     folders = _run_folders(runs)
-    chosen: dict[Path, tuple[Subject, Settings]] = {}
+    chosen: dict[Path, tuple[EvaluatedModel, Settings]] = {}
     refused: dict[Path, InputError] = {}
     on: dict[Path, int] = {}
     for run in folders:
@@ -176,7 +176,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _suited(
-    subject: Subject, solver: Solver | None, counts: tuple[int, ...] | None, seed: int
+    subject: EvaluatedModel, solver: Solver | None, counts: tuple[int, ...] | None, seed: int
 ) -> tuple[Solver, tuple[int, ...]]:
     """Return the solver of a run and the numbers of steps that it can take; print the others on stderr.
 
@@ -224,7 +224,7 @@ def _run_folders(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _measure(subject: Subject, settings: Settings) -> Evaluation:
+def _measure(subject: EvaluatedModel, settings: Settings) -> Evaluation:
     from flowgen import evaluation
 
     with bar(f"measuring {subject.name}", 3 + len(settings.steps), "measurements") as move:

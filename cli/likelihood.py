@@ -73,7 +73,7 @@ def likelihood(
     from flowgen.core import InputError
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
-    from flowgen.solvers import Adaptive
+    from flowgen.solvers import AdaptiveSolver
 
     from .labels import label_number
 
@@ -94,7 +94,7 @@ def likelihood(
     runs.check_density(trained)
     given = None if label is None else label_number(label, trained)
     images = len(trained.source.event) == 3
-    steps = (1 if isinstance(method, Adaptive) else STEPS[images]) if steps is None else steps
+    steps = (1 if isinstance(method, AdaptiveSolver) else STEPS[images]) if steps is None else steps
     count = PROBES[images] if hutchinson is None else hutchinson
     for name, value, least in (("--num", num, 1), ("--steps", steps, 1), ("--hutchinson", count, 0)):
         if value is not None and value < least:

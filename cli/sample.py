@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowgen.core import Field
-    from flowgen.runs import Known, Trained
+    from flowgen.runs import Trained, TrainedClassifier
     from flowgen.solvers import Solver
 
 PLOTTED, TRACED = 20_000, 300  # more points than that make a picture blacker, not clearer
@@ -139,18 +139,18 @@ def sample(
         say(out, f"{out}: {num} samples in {way}{each}")
 
 
-def _labelled(trained: Trained, known: Known | None) -> Trained:
+def _labelled(trained: Trained, known: TrainedClassifier | None) -> Trained:
     """Return what was trained; for a run without labels, with those of its classifier."""
     return trained if known is None or trained.classes else trained._replace(classes=known.classes, labels=known.labels)
 
 
 def _repathed(trained: Trained, path: str) -> Trained:
     """Return what was trained, on another path."""
-    from flowgen.config import PATHS, lookup
+    from flowgen.config import SCHEDULES, lookup
     from flowgen.core import InputError
     from flowgen.repath import repath
 
-    made = lookup("path", path, PATHS)()
+    made = lookup("path", path, SCHEDULES)()
     if trained.config.objective.maps:
         raise InputError("a model that jumps does so on its own path: leave out --path")
     return trained._replace(model=repath(trained.model, made))

@@ -12,7 +12,7 @@ import typer
 from .console import DataPlace, SourcePlace, Threads, bar, check_place, use_threads
 
 if TYPE_CHECKING:
-    from flowgen.runs import Right
+    from flowgen.runs import Accuracy
 
 STEPS, BATCH_SIZE = {False: 2000, True: 1500}, {False: 512, True: 128}
 """Of rows, and of images."""
@@ -34,7 +34,7 @@ def train_classifier(
     from flowgen import runs
     from flowgen.config import Places, find_device
     from flowgen.core import InputError
-    from flowgen.data import Rows
+    from flowgen.data import TensorDataset
 
     trained = runs.load(run, device, places=Places(data, source))
     use_threads(threads or trained.threads)
@@ -53,12 +53,12 @@ def train_classifier(
         for done, loss in enumerate(runs.train_classifier(run, trained, found, steps, batch_size, seed, on), 1):
             if done % 10 == 0 or done == steps:
                 move(done, f"loss {loss:.4g}")
-    held_out = found.held_out if isinstance(found.held_out, Rows) else None
-    figures = [] if held_out is None else list(runs.right(runs.load_classifier(run, trained), held_out, seed))
+    held_out = found.held_out if isinstance(found.held_out, TensorDataset) else None
+    figures = [] if held_out is None else list(runs.accuracies(runs.load_classifier(run, trained), held_out, seed))
     _tell(figures, place, 0 if held_out is None else len(held_out), to_json)
 
 
-def _tell(found: list[Right], place: Path, rows: int, to_json: Path | None) -> None:
+def _tell(found: list[Accuracy], place: Path, rows: int, to_json: Path | None) -> None:
     """Print the figures of held-out rows, as a table or as JSON."""
     from flowgen.config.places import shown
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from flowgen import (
-    Ends,
     FlowMatching,
+    IndependentPairs,
     Model,
     State,
     batches,
@@ -43,7 +43,9 @@ def main(steps: int = 10_000, points: int = 2000, picture: Path | None = None) -
 
     # The simplified loss is flow matching with the noise as target, at the steps of the path.
     state = State(Model(nn.MLP(dim=2, width=128), path, targets.noise))
-    for _ in fit(state, batches(Ends(source, law), 512, seed=0), FlowMatching(Discrete(path.steps)), steps, seed=0):
+    for _ in fit(
+        state, batches(IndependentPairs(source, law), 512, seed=0), FlowMatching(Discrete(path.steps)), steps, seed=0
+    ):
         pass
     model, straight = state.ema, repath(state.ema, Linear())
 

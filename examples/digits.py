@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from flowgen import (
-    Ends,
     FlowMatching,
     Guided,
+    IndependentPairs,
     Model,
     State,
     batches,
@@ -39,16 +39,16 @@ def main(steps: int = 2500, num: int = 500, picture: Path | None = None) -> dict
     """For each way to sample, the Fréchet distance of the pixels to digits that training did not see, over that of the
     digits it saw, and the share of samples that a classifier of real digits labels as they were asked for."""
     digits = data.read_images("digits")
-    rows = data.Rows(digits.pixels, digits.labels)
+    rows = data.TensorDataset(digits.pixels, digits.labels)
     seen, unseen = (rows.take(index) for index in data.split(rows.x, 0.1, seed=0))
     scaling, noise = data.Scaling.of_range(0, 1), data.Gaussian(rows.event)  # model units go from -1 to 1
 
     # Each image is seen once in an epoch, with its label, one in ten of which is replaced by "no label".
-    pairs = batches(Ends(noise, data.Scaled(seen, scaling)), BATCH, seed=0)
+    pairs = batches(IndependentPairs(noise, data.Scaled(seen, scaling)), BATCH, seed=0)
     pairs = with_null_labels(pairs, 0.1, null=CLASSES, size=BATCH, seed=0)
     net = nn.UNet(rows.event, CLASSES, **nn.UNET_SIZES["tiny"], dropout=0.1)
     state = State(Model(net, scaling=scaling), ema=0.07)
-    rate = optim.Cosine(2e-3, steps, warmup=steps // 20)
+    rate = optim.CosineRate(2e-3, steps, warmup=steps // 20)
     for loss in fit(state, pairs, FlowMatching(objectives.Stratified()), steps, seed=0, rate=rate):
         if state.step % 100 == 0:
             print(f"step {state.step}, loss {loss:.3f}")

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from flowgen import (
-    Ends,
     FlowMatching,
+    IndependentPairs,
     Model,
     State,
     batches,
@@ -43,7 +43,7 @@ CLASSES, RADIUS, STD, WANTED = 8, 2.0, 0.5, 2
 class Mixture:
     """log p(class | x_t) of the mixture on a path. Its components stay Gaussian, N(alpha m, alpha^2 s^2 + sigma^2)."""
 
-    path: paths.Path
+    path: paths.Schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         c, centres = self.path.coeffs(like(t, x)), means().to(x)
@@ -67,7 +67,7 @@ def main(steps: int = 10_000, points: int = 1000, picture: Path | None = None) -
     source, labels = data.Gaussian(), torch.arange(50_000) % CLASSES
     x = means()[labels] + STD * torch.randn(len(labels), 2, generator=generator(0, "data"))
 
-    pairs = batches(Ends(source, data.Rows(x, labels)), 512, seed=0)
+    pairs = batches(IndependentPairs(source, data.TensorDataset(x, labels)), 512, seed=0)
     pairs = with_null_labels(pairs, 0.2, null=CLASSES, size=512, seed=0)
     state = State(Model(nn.MLP(dim=2, width=128, classes=CLASSES), paths.Linear()))
     weak = state.ema

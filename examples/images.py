@@ -36,7 +36,7 @@ def main(steps: int = 2000, folder: Path | None = None, picture: Path | None = N
         labels = torch.arange(len(trained.classes)).repeat_interleave(8) if trained.classes else None
         num, grid = 64 if labels is None else len(labels), grids.uniform(20, *trained.model.span)
         samples = sampling.sample(trained.model, trained.source, num, grid, heun, cond=labels)
-        real = data.Rows(images.load().pixels).values
+        real = data.TensorDataset(images.load().pixels).values
     if picture:
         data.write_grid(picture, samples, columns=8)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from flowgen import (
-    Ends,
     FlowMatching,
+    IndependentPairs,
     Model,
     State,
     batches,
@@ -35,13 +35,13 @@ BATCH = 64
 def main(steps: int = 2500, num: int = 16, picture: Path | None = None) -> dict[str, float]:
     """For each way to fill in the lower half, and to enlarge, the root mean square distance to the true pixels."""
     digits = data.read_images("digits")
-    rows = data.Rows(digits.pixels)
+    rows = data.TensorDataset(digits.pixels)
     seen, unseen = (rows.take(index) for index in data.split(rows.x, 0.1, seed=0))
     scaling, noise = data.Scaling.of_range(0, 1), data.Gaussian(rows.event)  # model units go from -1 to 1
 
-    pairs = batches(Ends(noise, data.Scaled(seen, scaling)), BATCH, seed=0)
+    pairs = batches(IndependentPairs(noise, data.Scaled(seen, scaling)), BATCH, seed=0)
     state = State(Model(nn.UNet(rows.event, **nn.UNET_SIZES["tiny"]), scaling=scaling), ema=0.07)
-    rate = optim.Cosine(2e-3, steps, warmup=steps // 20)
+    rate = optim.CosineRate(2e-3, steps, warmup=steps // 20)
     for loss in fit(state, pairs, FlowMatching(objectives.Stratified()), steps, seed=0, rate=rate):
         if state.step % 100 == 0:
             print(f"step {state.step}, loss {loss:.3f}")
@@ -68,8 +68,8 @@ def ways(
 ) -> dict[str, torch.Tensor]:
     """What is drawn from the same noise, not knowing y and by three ways to know it."""
     path, grid = model.path, grids.uniform(30, *model.span)
-    guided = editing.PseudoInverse(model.velocity, path, measurement, y, since=0.2)
-    replaced = editing.Replaced(euler, path, measurement, y, noise)
+    guided = editing.PiGDM(model.velocity, path, measurement, y, since=0.2)
+    replaced = editing.RePaint(euler, path, measurement, y, noise)
     again = editing.resampled(grid, times=5, jump=5)
     x = model.start(sampling.starts(noise, 0, len(y), seed=0))
     with torch.no_grad():

@@ -10,7 +10,21 @@ can pay. A diffusion is no different: its velocity is read from the noise that i
 
 import torch
 
-from flowgen import Ends, FlowMatching, Model, State, batches, data, fit, grids, likelihood, nn, paths, rk4, targets
+from flowgen import (
+    FlowMatching,
+    IndependentPairs,
+    Model,
+    State,
+    batches,
+    data,
+    fit,
+    grids,
+    likelihood,
+    nn,
+    paths,
+    rk4,
+    targets,
+)
 from flowgen.core import generator
 
 
@@ -21,14 +35,14 @@ def main(steps: int = 15_000, points: int = 2000) -> dict[str, float]:
     numbers = {}
     for name, path, target in (("flow", paths.Linear(), targets.velocity), ("diffusion", paths.VP(), targets.noise)):
         state = State(Model(nn.MLP(dim=2, width=128), path, target))
-        for _ in fit(state, batches(Ends(source, law), 512, seed=0), FlowMatching(), steps, seed=0):
+        for _ in fit(state, batches(IndependentPairs(source, law), 512, seed=0), FlowMatching(), steps, seed=0):
             pass
         model = state.ema
         grid = grids.uniform(50, *model.span)
         found = likelihood.log_likelihood(model, source, x, grid, rk4)
         numbers[f"{name}: KL(data | model)"] = (law.log_density(x.double()) - found).mean().item()
 
-        signs = likelihood.probes(likelihood.Signs((2,)), len(x), 1, seed=0)
+        signs = likelihood.probes(likelihood.Rademacher((2,)), len(x), 1, seed=0)
         estimated = likelihood.log_likelihood(model, source, x, grid, rk4, probes=signs)
         numbers[f"{name}: the same, by one probe"] = (law.log_density(x.double()) - estimated).mean().item()
 

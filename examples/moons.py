@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from flowgen import (
-    Ends,
     FlowMatching,
+    IndependentPairs,
     Model,
     MultiscaleOT,
     Pool,
@@ -36,7 +36,7 @@ from flowgen.core import generator
 def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> dict[str, float]:
     """The W2 distance to the data after one Euler step, before and after reflow, and how straight both flows are."""
     source, moons = data.Gaussian(), data.moons()
-    ends = Ends(source, moons)
+    ends = IndependentPairs(source, moons)
 
     # Optimal transport pairs near noise with near data. It is solved for 20 batches at a time, and each pair is used
     # ten times, at another time of its path in each use.

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from flowgen import (
-    Ends,
     ExactOT,
     FlowMatching,
     Independent,
+    IndependentPairs,
     Model,
     Pool,
     State,
@@ -41,7 +41,9 @@ def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> 
     for coupling in (Independent(), ExactOT()):
         name = type(coupling).__name__
         state = State(Model(nn.MLP(dim=2)))
-        pairs = batches(Ends(source, target), 512, seed=0, coupling=coupling, pool=Pool(batches=20, reuse=10))
+        pairs = batches(
+            IndependentPairs(source, target), 512, seed=0, coupling=coupling, pool=Pool(batches=20, reuse=10)
+        )
         for _ in fit(state, pairs, FlowMatching(), steps, seed=0):
             pass
 

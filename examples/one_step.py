@@ -10,13 +10,28 @@ derivative along the flow; a velocity that is known already is a better teacher 
 import sys
 from pathlib import Path
 
-from flowgen import Ends, Independent, Model, State, batches, data, euler, fit, grids, heun, metrics, nn, plots, sample
+from flowgen import (
+    Independent,
+    IndependentPairs,
+    Model,
+    State,
+    batches,
+    data,
+    euler,
+    fit,
+    grids,
+    heun,
+    metrics,
+    nn,
+    plots,
+    sample,
+)
 from flowgen.core import generator
 from flowgen.flowmaps import MeanFlow, OfTeacher, Shortcut
 from flowgen.intervals import Intervals
 from flowgen.losses import Squared
 from flowgen.objectives import FlowMatching, Objective, Uniform
-from flowgen.solvers import Jump
+from flowgen.solvers import FlowMapStep
 
 
 def main(steps: int = 5000, points: int = 4000, picture: Path | None = None) -> dict[str, float]:
@@ -26,7 +41,7 @@ def main(steps: int = 5000, points: int = 4000, picture: Path | None = None) -> 
     def trained(model: Model, objective: Objective, seed: int) -> Model:
         """The averaged model after training on independent pairs, whose trajectories bend."""
         state = State(model)
-        pairs = batches(Ends(source, law), 512, seed=seed, coupling=Independent())
+        pairs = batches(IndependentPairs(source, law), 512, seed=seed, coupling=Independent())
         for _ in fit(state, pairs, objective, steps, seed=seed):
             pass
         return state.ema
@@ -43,8 +58,8 @@ def main(steps: int = 5000, points: int = 4000, picture: Path | None = None) -> 
     for name, model, solver, count in (
         ("flow, 100 evaluations", flow, heun, 50),
         ("flow, 1", flow, euler, 1),
-        ("shortcut, 1", alone, Jump(), 1),
-        ("taught meanflow, 1", taught, Jump(), 1),
+        ("shortcut, 1", alone, FlowMapStep(), 1),
+        ("taught meanflow, 1", taught, FlowMapStep(), 1),
     ):
         x = sample(model, source, points, grids.uniform(count), solver)
         numbers[name] = metrics.energy_distance(x, truth)

@@ -37,9 +37,9 @@ from flowgen import (
 )
 from flowgen.core import InputError, Pair, Point
 from flowgen.couplings import (
-    Ends,
     ExactOT,
     Independent,
+    IndependentPairs,
     MultiscaleOT,
     Pool,
     Sinkhorn,
@@ -53,7 +53,7 @@ from flowgen.objectives import FlowMatching
 from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 from flowgen.reflow import Inversion, Reflow
 from flowgen.sampling import sample, sample_chunks, solve, walk
-from flowgen.solvers import AdamsBashforth2, Adaptive, RungeKutta, euler, heun, midpoint, rk4
+from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, RungeKutta, euler, heun, midpoint, rk4
 from flowgen.training import Diverged, State, fit
 
 if TYPE_CHECKING:
@@ -79,16 +79,16 @@ __all__ = [
     "VE",
     "VP",
     "AdamsBashforth2",
-    "Adaptive",
+    "AdaptiveSolver",
     "AutoGuided",
     "ClassifierGuided",
     "Cosine",
     "Diverged",
-    "Ends",
     "ExactOT",
     "FlowMatching",
     "Guided",
     "Independent",
+    "IndependentPairs",
     "InputError",
     "Inversion",
     "Linear",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from flowgen.core import InputError, Pair, check_labels, like, row_labels
 from flowgen.model import Model
-from flowgen.objectives import Stratified, TimeLaw, on_path
+from flowgen.objectives import Stratified, TimeDistribution, on_path
 
 __all__ = ["Labelling", "Posterior", "log_prior"]
 
@@ -62,7 +62,7 @@ class Labelling:
     """
 
     log_prior: Tensor
-    times: TimeLaw = field(default_factory=Stratified)
+    times: TimeDistribution = field(default_factory=Stratified)
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         if pair.cond is None:

@@ -318,7 +318,9 @@ def numbers(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """
     wide = {torch.float32, torch.float64}
     if x.dtype == torch.uint8:
-        raise InputError("bytes (torch.uint8) are pixels, and not in model units: data.Rows reads them as floats")
+        raise InputError(
+            "bytes (torch.uint8) are pixels, and not in model units: data.TensorDataset reads them as floats"
+        )
     if not (x.is_floating_point() or x.is_complex()):
         return x.to(dtype if dtype in wide else torch.float32)
     return x.to(dtype) if {x.dtype, dtype} == wide else x

@@ -12,12 +12,12 @@ from flowgen.core import Field, like
 from flowgen.sampling import solve
 from flowgen.solvers import Solver
 
-__all__ = ["Walked"]
+__all__ = ["SolverFlowMap"]
 
 
 @final
 @dataclass(frozen=True)
-class Walked:
+class SolverFlowMap:
     """The average velocity of a field from t to s, (x_s - x_t) / (s - t), by a few steps of a solver: a FlowMap.
 
     Each row has times of its own: with t_r = t + r (s - t), all walk dx/dr = (s - t) v(x, t_r) from r = 0 to 1.

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowgen.core import Field, FlowMap, InputError, Named, Pair, Point, like
-from flowgen.intervals import IntervalLaw, Intervals, Spans
+from flowgen.intervals import Intervals, TimePairDistribution, TimePairs
 from flowgen.losses import LOSSES, Loss
 from flowgen.model import Model
 
@@ -105,18 +105,18 @@ class _OverIntervals(ABC):
     rest learns.
     """
 
-    intervals: IntervalLaw
+    intervals: TimePairDistribution
     velocity: Velocity
     distance: Loss
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Spans:
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> TimePairs:
         """Draw the times of each pair."""
         return self.intervals(shape[0], generator)
 
-    def loss(self, model: Model, pair: Pair, drawn: Spans) -> Tensor:
+    def loss(self, model: Model, pair: Pair, drawn: TimePairs) -> Tensor:
         """Return the losses `(B,)` between given times."""
         (point, s), moving = _point(model, pair, drawn), drawn.s > drawn.t  # told on the CPU, where times are drawn
         target = torch.empty_like(point.x)
@@ -161,7 +161,7 @@ class MeanFlow(_OverIntervals):
         distance: of u from what it should be.
     """
 
-    intervals: IntervalLaw = field(default_factory=Intervals)
+    intervals: TimePairDistribution = field(default_factory=Intervals)
     velocity: Velocity = field(default_factory=OfPairs)
     distance: Named[Loss] = Named(LOSSES, "adaptive")
 
@@ -196,7 +196,7 @@ class Shortcut(_OverIntervals):
             is progressive distillation (arXiv 2202.00512), and the velocity is not asked.
     """
 
-    intervals: IntervalLaw = field(default_factory=Intervals)
+    intervals: TimePairDistribution = field(default_factory=Intervals)
     velocity: Velocity = field(default_factory=OfPairs)
     distance: Named[Loss] = Named(LOSSES, "squared")
     halves: FlowMap | None = None
@@ -233,7 +233,7 @@ class AlphaFlow(_OverIntervals):
         InputError: for a share out of these bounds.
     """
 
-    intervals: IntervalLaw = field(default_factory=Intervals)
+    intervals: TimePairDistribution = field(default_factory=Intervals)
     velocity: Velocity = field(default_factory=OfPairs)
     distance: Named[Loss] = Named(LOSSES, "squared")
     share: float = 0.1
@@ -266,17 +266,17 @@ class EndPoint:
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Spans:
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> TimePairs:
         """Return the whole interval, for each pair."""
-        return Spans(torch.zeros(shape[0]), torch.ones(shape[0]))
+        return TimePairs(torch.zeros(shape[0]), torch.ones(shape[0]))
 
-    def loss(self, model: Model, pair: Pair, drawn: Spans) -> Tensor:
+    def loss(self, model: Model, pair: Pair, drawn: TimePairs) -> Tensor:
         """Return the losses `(B,)`."""
         point, s = _point(model, pair, drawn)
         return self.distance(model.average(point.x, point.t, s, pair.cond) - (pair.x1 - point.x))
 
 
-def _point(model: Model, pair: Pair, drawn: Spans) -> tuple[Point, Tensor]:
+def _point(model: Model, pair: Pair, drawn: TimePairs) -> tuple[Point, Tensor]:
     """Return the point of each pair at the first of its times, and the other time, on the device."""
     t, s = (time.to(pair.x1.device) for time in drawn)
     return model.path.at(pair, t), s

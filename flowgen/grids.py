@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, whole
-from flowgen.paths import DDPM, Path
+from flowgen.paths import DDPM, Schedule
 
 __all__ = [
     "checked",
@@ -57,7 +57,7 @@ def checked(grid: Tensor | Sequence[float]) -> Tensor:
     return times
 
 
-def log_snr(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, margin: float = 1e-3) -> Tensor:
+def log_snr(path: Schedule, steps: int, lo: float = 0.0, hi: float = 1.0, margin: float = 1e-3) -> Tensor:
     """Return steps + 1 times from lo to hi, evenly spaced in log(alpha^2 / sigma^2) between them (arXiv 2206.00927).
 
     The log-SNR is infinite at the ends of most paths: the even spacing runs from lo + margin to hi - margin, and the
@@ -83,7 +83,7 @@ def quadratic(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     return _between(1 - roots**2, lo, hi)
 
 
-def karras(path: Path, steps: int, lo: float = 0.0, hi: float = 1.0, rho: float = 7.0) -> Tensor:
+def karras(path: Schedule, steps: int, lo: float = 0.0, hi: float = 1.0, rho: float = 7.0) -> Tensor:
     """Return steps + 1 times from lo to hi, evenly spaced in (sigma / alpha)^(1 / rho) between them (arXiv 2206.00364).
 
     Where hi has no noise it is a step of its own, as there: the spacing runs to hi - path.margin, and hi follows.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowgen import targets
 from flowgen.core import Field, InputError, expand_time, fixed, gradients, like
-from flowgen.paths import Path
+from flowgen.paths import Schedule
 
 __all__ = ["AutoGuided", "ClassifierGuided", "Guided", "LogProb", "Rescale"]
 
@@ -42,7 +42,7 @@ class Rescale:
         InputError: unless 0 <= share <= 1.
     """
 
-    path: Path
+    path: Schedule
     share: float
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class ClassifierGuided:
 
     field: Field
     log_prob: LogProb
-    path: Path
+    path: Schedule
     weight: float
     interval: Interval = ALWAYS
 

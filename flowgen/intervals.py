@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, Named
-from flowgen.objectives import TIMES, LogNormal, TimeLaw
+from flowgen.objectives import TIMES, LogNormal, TimeDistribution
 
-__all__ = ["IntervalLaw", "Intervals", "Spans", "Steps", "ToData"]
+__all__ = ["Intervals", "Steps", "TimePairDistribution", "TimePairs", "ToData"]
 
 
-class Spans(NamedTuple):
+class TimePairs(NamedTuple):
     """What the objectives of flow maps draw for each pair: times t <= s on [0, 1], each `(B,)` float32."""
 
     t: Tensor
     s: Tensor
 
 
-class IntervalLaw(Protocol):
+class TimePairDistribution(Protocol):
     """A law of pairs of times t <= s.
 
     Attributes:
@@ -31,10 +31,10 @@ class IntervalLaw(Protocol):
     @property
     def diagonal(self) -> float: ...
 
-    def __call__(self, n: int, generator: torch.Generator) -> Spans: ...
+    def __call__(self, n: int, generator: torch.Generator) -> TimePairs: ...
 
 
-def _check_times(law: TimeLaw) -> None:
+def _check_times(law: TimeDistribution) -> None:
     """Refuse a law of noise, whose times are those of a path.
 
     Raises:
@@ -53,7 +53,7 @@ class Intervals:
         InputError: unless the share is within 0 and 1, and for times of a law of noise.
     """
 
-    times: Named[TimeLaw] = Named(TIMES, "logit-normal")
+    times: Named[TimeDistribution] = Named(TIMES, "logit-normal")
     diagonal: float = 0.5
 
     def __post_init__(self) -> None:
@@ -61,11 +61,11 @@ class Intervals:
         if not 0 <= self.diagonal <= 1:
             raise InputError(f"the share of the diagonal must be within 0 and 1, not {self.diagonal}")
 
-    def __call__(self, n: int, generator: torch.Generator) -> Spans:
+    def __call__(self, n: int, generator: torch.Generator) -> TimePairs:
         one, other = self.times(n, generator), self.times(n, generator)
         t, s = torch.minimum(one, other), torch.maximum(one, other)
         still = torch.randperm(n, generator=generator) < round(self.diagonal * n)  # so many of every batch
-        return Spans(t, torch.where(still, t, s))
+        return TimePairs(t, torch.where(still, t, s))
 
 
 @final
@@ -78,14 +78,14 @@ class ToData:
     """
 
     diagonal: ClassVar[float] = 0.0
-    times: Named[TimeLaw] = Named(TIMES, "logit-normal")
+    times: Named[TimeDistribution] = Named(TIMES, "logit-normal")
 
     def __post_init__(self) -> None:
         _check_times(self.times)
 
-    def __call__(self, n: int, generator: torch.Generator) -> Spans:
+    def __call__(self, n: int, generator: torch.Generator) -> TimePairs:
         t = self.times(n, generator)
-        return Spans(t, torch.ones_like(t))
+        return TimePairs(t, torch.ones_like(t))
 
 
 @final
@@ -104,6 +104,6 @@ class Steps:
         if self.steps < 1:
             raise InputError(f"a grid needs at least one step, not {self.steps}")
 
-    def __call__(self, n: int, generator: torch.Generator) -> Spans:
+    def __call__(self, n: int, generator: torch.Generator) -> TimePairs:
         i = torch.randint(self.steps, (n,), generator=generator)
-        return Spans(i / self.steps, (i + 1) / self.steps)
+        return TimePairs(i / self.steps, (i + 1) / self.steps)

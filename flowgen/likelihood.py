@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time, fixed, gradients, shaped
-from flowgen.data.laws import Law
+from flowgen.data.laws import Distribution
 from flowgen.grids import checked
 from flowgen.model import Model
 from flowgen.sampling import solve, starts
@@ -18,7 +18,7 @@ from flowgen.solvers import Solver
 
 __all__ = [
     "Density",
-    "Signs",
+    "Rademacher",
     "bits_per_dim",
     "dequantised",
     "divergence",
@@ -29,7 +29,7 @@ __all__ = [
 
 
 @runtime_checkable
-class Density(Law, Protocol):
+class Density(Distribution, Protocol):
     """A law whose density is known."""
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Density(Law, Protocol):
 
 @final
 @dataclass(frozen=True)
-class Signs:
+class Rademacher:
     """Rademacher's law: each value of an event is -1 or 1. Its probes give the least variance."""
 
     event: tuple[int, ...]
@@ -59,12 +59,12 @@ class _Unit:
         return torch.rand(n, *self.event, generator=generator)
 
 
-def probes(law: Law, rows: int, count: int, seed: int, first: int = 0) -> Tensor:
+def probes(law: Distribution, rows: int, count: int, seed: int, first: int = 0) -> Tensor:
     """Draw `count` probes for each row, `(count, rows, *event)`: those of a row are a function of the seed and its
     number.
 
     Args:
-        law: of mean 0 and covariance I: `Signs` or `Gaussian`.
+        law: of mean 0 and covariance I: `Rademacher` or `Gaussian`.
         first: the number of the first row.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowgen.core import Choices, InputError
 
-__all__ = ["LOSSES", "Adaptive", "Loss", "PseudoHuber", "Squared"]
+__all__ = ["LOSSES", "AdaptiveLoss", "Loss", "PseudoHuber", "Squared"]
 
 
 class Loss(Protocol):
@@ -56,7 +56,7 @@ class PseudoHuber:
 
 @final
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveLoss:
     """The mean of e^2 over (mean + c)^power, whose denominator is held constant (arXiv 2505.13447).
 
     power 0 is the squared error; at power 1 all rows pull alike, however far off they are.
@@ -70,7 +70,7 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         if not (0 <= self.power < math.inf and 0 < self.c < math.inf):
-            raise InputError(f"Adaptive needs power >= 0 and a positive c, not {self.power} and {self.c}")
+            raise InputError(f"AdaptiveLoss needs power >= 0 and a positive c, not {self.power} and {self.c}")
 
     def __call__(self, error: Tensor) -> Tensor:
         square = error.square().flatten(1).mean(1)
@@ -78,5 +78,5 @@ class Adaptive:
 
 
 LOSSES: Choices[Loss] = Choices(
-    "loss", Callable, {"squared": Squared, "pseudo-huber": PseudoHuber, "adaptive": Adaptive}
+    "loss", Callable, {"squared": Squared, "pseudo-huber": PseudoHuber, "adaptive": AdaptiveLoss}
 )

@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from flowgen import targets
 from flowgen.core import InputError, Pair, check_labels, expand_time, like, numbers, row_labels, shaped
 from flowgen.data.scaling import Scaling
-from flowgen.paths import PATHS, Path
-from flowgen.targets import TARGETS, Target
+from flowgen.paths import SCHEDULES, Schedule
+from flowgen.targets import PREDICTIONS, Prediction
 
 __all__ = ["Model", "check_model"]
 
@@ -48,14 +48,14 @@ class Model(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        path: Path | str | None = None,
-        target: Target | str = targets.velocity,
+        path: Schedule | str | None = None,
+        target: Prediction | str = targets.velocity,
         scaling: Scaling | None = None,
         start: float = 0.0,
     ) -> None:
         super().__init__()
         _check_call(net)
-        self.net, self.path, self.target = net, PATHS("linear" if path is None else path), TARGETS(target)
+        self.net, self.path, self.target = net, SCHEDULES("linear" if path is None else path), PREDICTIONS(target)
         self.scaling = deepcopy(scaling) if scaling else Scaling()  # the caller's stays with the data, off the device
         self.span = targets.span(self.path, self.target, start)
         self.size = targets.size(self.path, self.target)
@@ -203,7 +203,7 @@ class Model(nn.Module):
         t = expand_time(t, x)
         return targets.ends(self(x, t, t, cond), x, self.path.coeffs(like(t, x)), self.target)
 
-    def _as(self, target: Target, x: Tensor, t: Times, cond: Tensor | None) -> Tensor:
+    def _as(self, target: Prediction, x: Tensor, t: Times, cond: Tensor | None) -> Tensor:
         t = expand_time(t, x)
         y = self(x, t, t, cond)
         return y if target is self.target else targets.convert(y, x, self.path.coeffs(like(t, x)), self.target, target)

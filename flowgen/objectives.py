@@ -15,8 +15,8 @@ from flowgen import targets
 from flowgen.core import Choices, InputError, Named, Pair, Point, like
 from flowgen.losses import LOSSES, Loss, Squared
 from flowgen.model import Model
-from flowgen.paths import Bridge, Path
-from flowgen.weights import WEIGHTS, Own, Weight
+from flowgen.paths import Bridge, Schedule
+from flowgen.weights import WEIGHTS, Unweighted, Weight
 
 __all__ = [
     "TIMES",
@@ -27,10 +27,10 @@ __all__ = [
     "LogNormal",
     "LogitNormal",
     "Objective",
-    "Scheduled",
     "Splittable",
+    "StepwiseObjective",
     "Stratified",
-    "TimeLaw",
+    "TimeDistribution",
     "UShaped",
     "Uniform",
     "on_path",
@@ -61,14 +61,14 @@ class Splittable(Objective, Protocol):
 
 
 @runtime_checkable
-class Scheduled(Protocol):
+class StepwiseObjective(Protocol):
     """An objective that changes during training."""
 
     def at(self, step: int) -> Objective:
         """Return the objective after so many steps."""
 
 
-class TimeLaw(ABC):
+class TimeDistribution(ABC):
     """A law of training times on [0, 1]."""
 
     @abstractmethod
@@ -78,7 +78,7 @@ class TimeLaw(ABC):
 
 @final
 @dataclass(frozen=True)
-class Uniform(TimeLaw):
+class Uniform(TimeDistribution):
     """t ~ U[0, 1]."""
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
@@ -87,7 +87,7 @@ class Uniform(TimeLaw):
 
 @final
 @dataclass(frozen=True)
-class Stratified(TimeLaw):
+class Stratified(TimeDistribution):
     """One uniform time in each of n equal strata, in random order: U[0, 1] with less variance over a batch."""
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
@@ -96,7 +96,7 @@ class Stratified(TimeLaw):
 
 @final
 @dataclass(frozen=True)
-class LogitNormal(TimeLaw):
+class LogitNormal(TimeDistribution):
     """t = sigmoid(mean + std z), z ~ N(0, 1): the middle of the path (arXiv 2403.03206)."""
 
     mean: float = 0.0
@@ -112,7 +112,7 @@ class LogitNormal(TimeLaw):
 
 @final
 @dataclass(frozen=True)
-class Discrete(TimeLaw):
+class Discrete(TimeDistribution):
     """One of `steps` even times, t = i / (steps - 1): DDPM's, where these are its steps (arXiv 2006.11239)."""
 
     steps: int = 1000
@@ -127,7 +127,7 @@ class Discrete(TimeLaw):
 
 @final
 @dataclass(frozen=True)
-class LogNormal(TimeLaw):
+class LogNormal(TimeDistribution):
     """Times at which log(sigma / alpha) ~ N(mean, std^2): EDM's law of noise (arXiv 2206.00364), on any path.
 
     What it draws are uniform quantiles; `times` are those of a path. On the straight path it is
@@ -144,7 +144,7 @@ class LogNormal(TimeLaw):
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.rand(n, generator=generator)
 
-    def times(self, quantiles: Tensor, path: Path, span: tuple[float, float]) -> Tensor:
+    def times(self, quantiles: Tensor, path: Schedule, span: tuple[float, float]) -> Tensor:
         """Return the times of quantiles `(n,)`; those beyond the span are moved to its ends."""
         ends = path.log_snr(torch.tensor(span, dtype=torch.float64)).tolist()
         # the more noise, the earlier: the highest quantile of time is the lowest of noise
@@ -152,7 +152,7 @@ class LogNormal(TimeLaw):
         return path.time((-2 * log_noise).clamp(*ends)).clamp(*span)
 
 
-def on_path(law: TimeLaw, drawn: Tensor, path: Path, span: tuple[float, float]) -> Tensor:
+def on_path(law: TimeDistribution, drawn: Tensor, path: Schedule, span: tuple[float, float]) -> Tensor:
     """Return draws of a law as times within a span of a path: stretched over it, unless the law is of noise."""
     if isinstance(law, LogNormal):
         return law.times(drawn, path, span)
@@ -162,7 +162,7 @@ def on_path(law: TimeLaw, drawn: Tensor, path: Path, span: tuple[float, float]) 
 
 @final
 @dataclass(frozen=True)
-class UShaped(TimeLaw):
+class UShaped(TimeDistribution):
     """p(t) proportional to exp(a t) + exp(a (1 - t)): both ends, for reflow (arXiv 2405.20320, a = 4).
 
     Its inverse distribution function is t = 1/2 + asinh((2 u - 1) sinh(a / 2)) / a.
@@ -179,7 +179,7 @@ class UShaped(TimeLaw):
         return (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a).clamp(0, 1)
 
 
-TIMES: Choices[TimeLaw] = Choices(
+TIMES: Choices[TimeDistribution] = Choices(
     "law of times",
     Callable,
     {
@@ -221,7 +221,7 @@ class FlowMatching:
         InputError: for a bridge with another target than the velocity, from which the ends could not be read.
     """
 
-    times: Named[TimeLaw] = Named(TIMES, "uniform")
+    times: Named[TimeDistribution] = Named(TIMES, "uniform")
     bridge: Bridge | None = None
     distance: Named[Loss] = Named(LOSSES, "squared")
     weight: Named[Weight] = Named(WEIGHTS, "own")
@@ -244,7 +244,7 @@ class FlowMatching:
         else:
             raise InputError(f"a bridge needs the target velocity, not {model.target.__name__}")
         losses = self.distance(model(point.x, point.t, point.t, pair.cond) - y)
-        if isinstance(self.weight, Own):
+        if isinstance(self.weight, Unweighted):
             return losses
         return self.weight(model.path.coeffs(point.t), model.target) * losses
 
@@ -262,7 +262,7 @@ class BridgeNoise:
     """
 
     bridge: Bridge
-    times: Named[TimeLaw] = Named(TIMES, "uniform")
+    times: Named[TimeDistribution] = Named(TIMES, "uniform")
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
@@ -277,7 +277,7 @@ class BridgeNoise:
         return Squared()(model(point.x, point.t, point.t, pair.cond) - drawn.noise.to(point.x))  # type: ignore[union-attr]
 
 
-def _point(model: Model, pair: Pair, drawn: Draws, times: TimeLaw, bridge: Bridge | None) -> Point:
+def _point(model: Model, pair: Pair, drawn: Draws, times: TimeDistribution, bridge: Bridge | None) -> Point:
     """Return the point of each pair at its time, which is within the spans of the model and of the bridge."""
     lo, hi = model.span
     if bridge is not None:

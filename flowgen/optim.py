@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from flowgen.core import InputError
 
-__all__ = ["AdamW", "Constant", "Cosine", "Rate"]
+__all__ = ["AdamW", "ConstantRate", "CosineRate", "Rate"]
 
 
 class Rate(Protocol):
@@ -25,7 +25,7 @@ class Rate(Protocol):
 
 @final
 @dataclass(frozen=True)
-class Constant:
+class ConstantRate:
     """rate(k) = lr min(1, (k + 1) / warmup): up to lr on a straight line in `warmup` steps, then constant.
 
     Raises:
@@ -45,8 +45,8 @@ class Constant:
 
 @final
 @dataclass(frozen=True)
-class Cosine:
-    """Up to lr like `Constant`, then down to `floor` by half a cosine (arXiv 1608.03983), reached after `steps`:
+class CosineRate:
+    """Up to lr like `ConstantRate`, then down to `floor` by half a cosine (arXiv 1608.03983), reached after `steps`:
 
     rate(k) = floor + (lr - floor) (1 + cos(pi p)) / 2,  p = (k - warmup) / (steps - warmup).
 
@@ -69,7 +69,7 @@ class Cosine:
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:
-            return Constant(self.lr, self.warmup)(step)
+            return ConstantRate(self.lr, self.warmup)(step)
         done = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
         return self.floor + (self.lr - self.floor) * (1 + math.cos(math.pi * done)) / 2
 

@@ -23,18 +23,18 @@ from flowgen.core import Choices, InputError, Pair, Point, expand_time, like
 __all__ = [
     "BRIDGES",
     "DDPM",
-    "PATHS",
+    "SCHEDULES",
     "VE",
     "VP",
     "Bridge",
-    "Brownian",
+    "BrownianBridge",
     "Coeffs",
-    "Constant",
+    "ConstantBridge",
     "Cosine",
     "Linear",
     "Mark",
     "OffsetCosine",
-    "Path",
+    "Schedule",
 ]
 
 
@@ -69,7 +69,7 @@ class Mark(NamedTuple):
         return -math.log(self.level) if 0 < self.level < math.inf else math.inf if self.alpha else -math.inf
 
 
-class Path(ABC):
+class Schedule(ABC):
     """A schedule (alpha, sigma) that joins x0 to x1."""
 
     exploding: ClassVar[bool] = False
@@ -133,7 +133,7 @@ class Path(ABC):
 
 @final
 @dataclass(frozen=True)
-class Linear(Path):
+class Linear(Schedule):
     """The straight path: alpha = t, sigma = 1 - t, so that dx/dt = x1 - x0 (arXiv 2209.03003).
 
     With a sigma_min, sigma = 1 - (1 - sigma_min) t: it ends on the data blurred by sigma_min x0 (arXiv 2210.02747).
@@ -158,7 +158,7 @@ class Linear(Path):
 
 @final
 @dataclass(frozen=True)
-class Cosine(Path):
+class Cosine(Schedule):
     """A quarter turn: alpha = sin(pi t / 2), sigma = cos(pi t / 2) (arXiv 2102.09672, 2303.08797).
 
     alpha^2 + sigma^2 = 1, and the velocity is pi / 2 times the v of arXiv 2202.00512.
@@ -176,7 +176,7 @@ class Cosine(Path):
 
 @final
 @dataclass(frozen=True)
-class OffsetCosine(Path):
+class OffsetCosine(Schedule):
     """The cosine schedule of improved DDPM (arXiv 2102.09672): with a = pi / (2 (1 + offset)),
 
     alpha = sin(a t) / sin(a), sigma = sqrt(1 - alpha^2). Other than of `Cosine`, d sigma/dt is -inf at t = 1: the last
@@ -217,7 +217,7 @@ def _remaining(integral: Tensor, alpha: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class VP(Path):
+class VP(Schedule):
     """The variance-preserving diffusion with linear beta (arXiv 2006.11239, 2011.13456).
 
     With r = 1 - t and B(r) = beta_min r + (beta_max - beta_min) r^2 / 2:
@@ -250,7 +250,7 @@ class VP(Path):
 
 @final
 @dataclass(frozen=True)
-class DDPM(Path):
+class DDPM(Schedule):
     """The diffusion of DDPM in its own steps (arXiv 2006.11239): after step k of `steps`, at t = 1 - k / steps,
 
     alpha^2 = prod_{i <= k} (1 - beta_i), with betas that rise evenly from beta_min to beta_max, and sigma^2 = 1 -
@@ -316,7 +316,7 @@ def _cubic(u: Tensor, before: Tensor, added: Tensor, first: Tensor, last: Tensor
 
 @final
 @dataclass(frozen=True)
-class VE(Path):
+class VE(Schedule):
     """The variance-exploding diffusion (arXiv 2011.13456): alpha = 1 and, with r = 1 - t and k = sigma_max / sigma_min,
 
     sigma = sigma_min sqrt(k^(2 r) - 1), nearly sigma_max at t = 0; d sigma/dt is -inf at t = 1.
@@ -373,7 +373,7 @@ class _Noise:
 
 @final
 @dataclass(frozen=True)
-class Constant(_Noise):
+class ConstantBridge(_Noise):
     """gamma = sigma at all times, so that both ends are blurred too: the path of I-CFM (arXiv 2302.00482).
 
     Raises:
@@ -390,7 +390,7 @@ class Constant(_Noise):
 
 @final
 @dataclass(frozen=True)
-class Brownian(_Noise):
+class BrownianBridge(_Noise):
     """gamma = sigma sqrt(t (1 - t)), a Brownian bridge: the path of SB-CFM (arXiv 2302.00482).
 
     Its derivative sigma (1 - 2 t) / (2 sqrt(t (1 - t))) is infinite at both ends.
@@ -408,9 +408,9 @@ class Brownian(_Noise):
         return self.sigma * root, self.sigma * (1 - 2 * t) / (2 * root)
 
 
-PATHS: Choices[Path] = Choices(
+SCHEDULES: Choices[Schedule] = Choices(
     "path",
-    Path,
+    Schedule,
     {"linear": Linear, "cosine": Cosine, "vp": VP, "ddpm": DDPM, "offset-cosine": OffsetCosine, "ve": VE},
 )
-BRIDGES: dict[str, type] = {"constant": Constant, "brownian": Brownian}
+BRIDGES: dict[str, type] = {"constant": ConstantBridge, "brownian": BrownianBridge}

@@ -13,9 +13,9 @@ from flowgen import targets
 from flowgen.core import InputError, Named, Pair, like
 from flowgen.losses import LOSSES, Loss
 from flowgen.model import Model
-from flowgen.objectives import TIMES, Draws, FlowMatching, TimeLaw, on_path
+from flowgen.objectives import TIMES, Draws, FlowMatching, TimeDistribution, on_path
 
-__all__ = ["Premetric"]
+__all__ = ["PerceptualLoss"]
 
 LATEST = 1e-3
 """1 - t is taken to be no less: nearer to the data, features in float32 differ by little but their rounding."""
@@ -23,7 +23,7 @@ LATEST = 1e-3
 
 @final
 @dataclass(frozen=True)
-class Premetric:
+class PerceptualLoss:
     """Flow matching with a premetric of features beside its loss, for the pairs of a reflow (arXiv 2405.20320):
 
     loss_i = distance(error) + weight / (1 - t) distance(embed(x1_hat) - embed(x1)),
@@ -43,12 +43,12 @@ class Premetric:
 
     embed: Callable[[Tensor], Tensor]
     weight: float = 1.0
-    times: Named[TimeLaw] = Named(TIMES, "u-shaped")
+    times: Named[TimeDistribution] = Named(TIMES, "u-shaped")
     distance: Named[Loss] = Named(LOSSES, "pseudo-huber")
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
-            raise InputError(f"Premetric needs a positive weight, not {self.weight}")
+            raise InputError(f"PerceptualLoss needs a positive weight, not {self.weight}")
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from flowgen.model import Model
-from flowgen.paths import PATHS, Coeffs, Path
-from flowgen.targets import Row, Target
+from flowgen.paths import SCHEDULES, Coeffs, Schedule
+from flowgen.targets import Prediction, Row
 
 __all__ = ["repath"]
 
@@ -25,7 +25,7 @@ __all__ = ["repath"]
 class _Clock:
     """The time of the old path, within its span, with the noise of the new one."""
 
-    old: Path
+    old: Schedule
     span: tuple[float, float]
 
     def __call__(self, c: Coeffs) -> Tensor:
@@ -39,7 +39,7 @@ class _Clock:
 class _Reread:
     """A target of the old path, read on the new one; its net sees the points of the old."""
 
-    target: Target
+    target: Prediction
     clock: _Clock
 
     def __call__(self, c: Coeffs) -> Row:
@@ -58,7 +58,7 @@ class _Reread:
 class _Retimed(nn.Module):
     """The raw predictions of a model, at the times of the new path."""
 
-    def __init__(self, model: Model, path: Path, clock: _Clock) -> None:
+    def __init__(self, model: Model, path: Schedule, clock: _Clock) -> None:
         super().__init__()
         self.model, self.path, self.clock = model, path, clock
 
@@ -66,7 +66,7 @@ class _Retimed(nn.Module):
         return self.model.raw(x, self.clock(self.path.coeffs(t)), cond=cond)
 
 
-def repath(model: Model, path: Path | str) -> Model:
+def repath(model: Model, path: Schedule | str) -> Model:
     """Return the same model on another path, as far as that has noise that the model has seen.
 
     Where the old path starts with alpha(0) > 0, as VP and VE do, the new one starts a little after 0, too. Up to its
@@ -75,7 +75,7 @@ def repath(model: Model, path: Path | str) -> Model:
     Args:
         path: any, or its name. The flow is the same but for scale and clock, whatever its pairs and its source are.
     """
-    path = PATHS(path)
+    path = SCHEDULES(path)
     if path == model.path:
         return model
     clock = _Clock(model.path, model.span)

@@ -23,17 +23,17 @@ from flowgen.core import (
     shaped,
     whole,
 )
-from flowgen.data.laws import Law
-from flowgen.data.streams import OfLaw, as_law
+from flowgen.data.laws import Distribution
+from flowgen.data.streams import DistributionField, as_distribution
 from flowgen.distributed import ALONE, Processes
 from flowgen.grids import checked, uniform
 from flowgen.model import Model, check_model
-from flowgen.paths import Path
+from flowgen.paths import Schedule
 from flowgen.solvers import SOLVERS, Solver
 
 __all__ = [
+    "ConsistencySampler",
     "Counted",
-    "Renoise",
     "Spacing",
     "asked",
     "chunk_rows",
@@ -101,11 +101,11 @@ def asked(model: Model, solver: Solver | str) -> Evaluated:
     return model.average if SOLVERS(solver).jumps else model.velocity
 
 
-Spacing = Callable[[Path, int, float, float], Tensor]
+Spacing = Callable[[Schedule, int, float, float], Tensor]
 """A kind of grid: (path, steps, lo, hi) to steps + 1 times."""
 
 
-def even(path: Path, steps: int, lo: float, hi: float) -> Tensor:
+def even(path: Schedule, steps: int, lo: float, hi: float) -> Tensor:
     """Return `grids.uniform`, on any path."""
     return uniform(steps, lo, hi)
 
@@ -140,7 +140,7 @@ class Counted:
 
 @final
 @dataclass(frozen=True)
-class Renoise(Solver):
+class ConsistencySampler(Solver):
     """The steps of a consistency model (arXiv 2303.01469): to the data, and back along the path with a new source,
 
     x1 = x_t + (1 - t) u(x_t, t, 1),  x_s = alpha(s) x1 + sigma(s) x0,
@@ -158,8 +158,8 @@ class Renoise(Solver):
 
     order = 1
     jumps: ClassVar[bool] = True
-    path: Path
-    source: OfLaw = OfLaw()
+    path: Schedule
+    source: DistributionField = DistributionField()
     seed: int = 0
     first: int = 0
 
@@ -167,7 +167,7 @@ class Renoise(Solver):
     def draws(self) -> bool:
         return True
 
-    def at(self, row: int) -> Renoise:
+    def at(self, row: int) -> ConsistencySampler:
         return replace(self, first=self.first + row)
 
     def step(  # type: ignore[override]  # its field is of two times
@@ -197,9 +197,9 @@ def chunk_rows(event: tuple[int, ...]) -> int:
     return max(BLOCK, min(8192, 2**18 // math.prod(event)))
 
 
-def starts(law: Law | Tensor, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
+def starts(law: Distribution | Tensor, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
     """Return draws start..stop-1 of a law, `(stop - start, *event)`: draw i is a function of (seed, stream, i)."""
-    law, first = as_law(law), start // BLOCK
+    law, first = as_distribution(law), start // BLOCK
     blocks = range(first, whole_blocks(stop) // BLOCK)
     rows = torch.cat([law.sample(BLOCK, generator(seed, stream, block)) for block in blocks])
     return rows[start - first * BLOCK : stop - first * BLOCK]
@@ -207,7 +207,7 @@ def starts(law: Law | Tensor, start: int, stop: int, seed: int, stream: str = "s
 
 def pair_chunks(
     model: Model,
-    source: Law | Tensor,
+    source: Distribution | Tensor,
     num: int,
     grid: Tensor | int,
     solver: Solver | str,
@@ -235,7 +235,7 @@ def pair_chunks(
     """
     if whole("start", start, 0) % BLOCK:
         raise InputError(f"pairs start at a multiple of {BLOCK}, not at {start}")
-    source = as_law(source)
+    source = as_distribution(source)
     num, size = _sizes(model, source, num, chunk, cond, start)
     drawn = _Drawn.of(model, source, grid, solver, seed, stream, field)
     firsts = range(start, num, size)
@@ -248,7 +248,7 @@ class _Drawn:
     """What pairs are drawn with, checked."""
 
     model: Model
-    source: Law
+    source: Distribution
     grid: Tensor
     solver: Solver
     seed: int
@@ -259,7 +259,7 @@ class _Drawn:
     def of(
         cls,
         model: Model,
-        source: Law,
+        source: Distribution,
         grid: Tensor | int,
         solver: Solver | str,
         seed: int,
@@ -299,7 +299,7 @@ def _jointly(
 
 
 def _sizes(
-    model: Model, source: Law, num: int, chunk: int | None, cond: Tensor | None, start: int = 0
+    model: Model, source: Distribution, num: int, chunk: int | None, cond: Tensor | None, start: int = 0
 ) -> tuple[int, int]:
     """Return where rows end, and how many to follow at a time, after checking that each has a condition."""
     check_model(model)
@@ -325,7 +325,7 @@ def _padded(x: Tensor, rows: int) -> Tensor:
 
 def sample(
     model: Model,
-    source: Law | Tensor,
+    source: Distribution | Tensor,
     num: int,
     grid: Tensor | int,
     solver: Solver | str,
@@ -361,7 +361,7 @@ def sample(
 
 def sample_chunks(
     model: Model,
-    source: Law | Tensor,
+    source: Distribution | Tensor,
     num: int,
     grid: Tensor | int,
     solver: Solver | str,
@@ -377,7 +377,7 @@ def sample_chunks(
     Args:
         processes: those that sample together: each makes a chunk at a time, and only the first yields them.
     """
-    source = as_law(source)
+    source = as_distribution(source)
     num, size = _sizes(model, source, num, chunk, cond)
     drawn, part = _Drawn.of(model, source, grid, solver, seed, "sample", field), processes.part
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from flowgen import targets
 from flowgen.core import Field, InputError, expand_time, like
 from flowgen.data import Gaussian
-from flowgen.paths import Bridge, Path
+from flowgen.paths import Bridge, Schedule
 from flowgen.sampling import starts
 from flowgen.solvers import Solver
 
-__all__ = ["BridgeScore", "Diffusion", "Drift", "EulerMaruyama", "Inside", "ReverseTime", "ScoreOf", "Stochastic"]
+__all__ = ["BridgeScore", "Diffusion", "Drift", "EulerMaruyama", "Inside", "ReverseSDE", "ReverseTime", "ScoreOf"]
 
 Diffusion = Callable[[Tensor], Tensor | float]
 """g(t): times of any shape to the width of the noise there, of that shape, or one number for all."""
@@ -135,7 +135,7 @@ class ScoreOf:
     """
 
     velocity: Field
-    path: Path
+    path: Schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.path.coeffs(like(t, x))
@@ -158,7 +158,7 @@ class ReverseTime:
         InputError: unless 0 <= level < inf.
     """
 
-    path: Path
+    path: Schedule
     level: float = 1.0
 
     def __post_init__(self) -> None:
@@ -173,7 +173,7 @@ class ReverseTime:
 
 @final
 @dataclass(frozen=True)
-class Stochastic(Solver):
+class ReverseSDE(Solver):
     """The Euler-Maruyama method for the reverse diffusion of a flow from N(0, I), with the field alone:
 
     dx = (u + g^2 / 2 score) dt + g dW,  g = level path.diffusion(t),
@@ -193,7 +193,7 @@ class Stochastic(Solver):
 
     order = 1
     lands: ClassVar[bool] = True
-    path: Path
+    path: Schedule
     level: float = 1.0
     seed: int = 0
     first: int = 0
@@ -209,7 +209,7 @@ class Stochastic(Solver):
     def draws(self) -> bool:
         return self.level > 0
 
-    def at(self, row: int) -> Stochastic:
+    def at(self, row: int) -> ReverseSDE:
         return replace(self, first=self.first + row)
 
     def step(

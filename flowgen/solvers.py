@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowgen.core import Choices, Failure, Field, FlowMap, InputError, expand_time
 
-__all__ = ["SOLVERS", "AdamsBashforth2", "Adaptive", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]
+__all__ = ["SOLVERS", "AdamsBashforth2", "AdaptiveSolver", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]
 
 
 class Solver(ABC):
@@ -117,7 +117,7 @@ rk4 = RungeKutta(a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1
 
 @final
 @dataclass(frozen=True)
-class Jump(Solver):
+class FlowMapStep(Solver):
     """A flow map's own step: x_s = x_t + (s - t) u(x_t, t, s), with u in place of the field."""
 
     order = 1
@@ -153,7 +153,7 @@ class AdamsBashforth2(Solver):
 
 @final
 @dataclass(frozen=True)
-class Adaptive(Solver):
+class AdaptiveSolver(Solver):
     """torchdiffeq's adaptive methods; the grid says where to stop, the tolerances how many evaluations it takes.
 
     The step size is one for the whole batch, chosen from the root mean square error over all rows.
@@ -215,8 +215,8 @@ SOLVERS: Choices[Solver] = Choices(
         "heun": heun,
         "rk4": rk4,
         "ab2": AdamsBashforth2(),
-        **{name: Adaptive(name) for name in ("dopri5", "dopri8", "bosh3")},
-        "adaptive-heun": Adaptive("adaptive_heun"),
-        "jump": Jump(),
+        **{name: AdaptiveSolver(name) for name in ("dopri5", "dopri8", "bosh3")},
+        "adaptive-heun": AdaptiveSolver("adaptive_heun"),
+        "jump": FlowMapStep(),
     },
 )

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Choices, Field, InputError, Pair, like
-from flowgen.paths import Coeffs, Path
+from flowgen.paths import Coeffs, Schedule
 
 __all__ = [
     "EDM",
-    "TARGETS",
+    "PREDICTIONS",
+    "Prediction",
     "Row",
     "Sized",
-    "Target",
     "convert",
     "data",
     "determinant",
@@ -45,7 +45,7 @@ __all__ = [
 Row = tuple[Tensor, Tensor]
 
 
-class Target(Protocol):
+class Prediction(Protocol):
     """Coefficients of a path to the row (a, b) of the prediction there."""
 
     @property
@@ -117,26 +117,26 @@ class EDM:
 
 
 @runtime_checkable
-class Sized(Target, Protocol):
+class Sized(Prediction, Protocol):
     """A target whose net sees x_t / size."""
 
     def size(self, c: Coeffs) -> Tensor: ...
 
 
-def size(path: Path, target: Target) -> Callable[[Coeffs], Tensor] | None:
+def size(path: Schedule, target: Prediction) -> Callable[[Coeffs], Tensor] | None:
     """Return what x_t is divided by before a net sees it: as the target says, or |(alpha, sigma)| where that grows."""
     if isinstance(target, Sized):
         return target.size
     return (lambda c: c.size) if path.exploding else None
 
 
-def determinant(c: Coeffs, target: Target) -> Tensor:
+def determinant(c: Coeffs, target: Prediction) -> Tensor:
     """Return det = alpha b - sigma a, of the shape of c."""
     a, b = target(c)
     return c.alpha * b - c.sigma * a
 
 
-def encode(pair: Pair, c: Coeffs, target: Target) -> Tensor:
+def encode(pair: Pair, c: Coeffs, target: Prediction) -> Tensor:
     """Return the target of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c of `path.coeffs(like(t,
     x))`.
     """
@@ -144,23 +144,23 @@ def encode(pair: Pair, c: Coeffs, target: Target) -> Tensor:
     return a * pair.x1 + b * pair.x0
 
 
-def ends(y: Tensor, x: Tensor, c: Coeffs, target: Target) -> Pair:
+def ends(y: Tensor, x: Tensor, c: Coeffs, target: Prediction) -> Pair:
     """Return both ends from a prediction y at x_t: the 2x2 system of this module, solved."""
     (a, b), det = target(c), determinant(c, target)
     return Pair((c.alpha * y - a * x) / det, (b * x - c.sigma * y) / det)
 
 
-def convert(y: Tensor, x: Tensor, c: Coeffs, source: Target, to: Target) -> Tensor:
+def convert(y: Tensor, x: Tensor, c: Coeffs, source: Prediction, to: Prediction) -> Tensor:
     """Return the prediction y of target `source` at x_t, as target `to`."""
     return y if source is to else encode(ends(y, x, c, source), c, to)
 
 
-def expected(field: Field, path: Path, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
+def expected(field: Field, path: Schedule, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
     """Return both ends that a velocity field expects at x_t `(B, *event)`, t `(B,)`: E[x0 | x_t] and E[x1 | x_t]."""
     return ends(field(x, t, cond), x, path.coeffs(like(t, x)), velocity)
 
 
-def span(path: Path, target: Target, start: float = 0.0) -> tuple[float, float]:
+def span(path: Schedule, target: Prediction, start: float = 0.0) -> tuple[float, float]:
     """Return the times (lo, hi) on which `target` determines a finite velocity on `path`; grids and time laws stay
     inside.
 
@@ -186,6 +186,6 @@ def span(path: Path, target: Target, start: float = 0.0) -> tuple[float, float]:
     return start, 1.0 if ends_well else 1 - path.margin
 
 
-TARGETS: Choices[Target] = Choices(
+PREDICTIONS: Choices[Prediction] = Choices(
     "target", Callable, {"velocity": velocity, "data": data, "noise": noise, "v": v, "score": score, "edm": EDM}
 )

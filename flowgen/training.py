@@ -18,7 +18,7 @@ from flowgen.distributed import ALONE, Processes
 from flowgen.ema import Buffers, average, exponent
 from flowgen.model import Model, check_model
 from flowgen.nn import seeded
-from flowgen.objectives import Objective, Scheduled, Splittable
+from flowgen.objectives import Objective, Splittable, StepwiseObjective
 from flowgen.optim import AdamW, Rate
 
 __all__ = ["Diverged", "State", "channels_last", "compile_net", "fit"]
@@ -154,7 +154,7 @@ def channels_last(model: Model) -> Model:
 def fit(
     state: State,
     pairs: Iterable[Pair],
-    objective: Objective | Scheduled,
+    objective: Objective | StepwiseObjective,
     steps: int,
     *,
     seed: int,
@@ -227,14 +227,14 @@ def _check_arguments(state: object, objective: object, steps: object, clip: obje
     """
     if not isinstance(state, State):
         raise InputError(f"fit trains a State(model), not a {type(state).__name__}")
-    if isinstance(objective, type) or not (callable(objective) or isinstance(objective, Scheduled)):
+    if isinstance(objective, type) or not (callable(objective) or isinstance(objective, StepwiseObjective)):
         given = f"the class {objective.__name__}" if isinstance(objective, type) else repr(objective)
         raise InputError(f"an objective is an object such as FlowMatching(), not {given}")
     whole("steps", steps, 0)
     if not (isinstance(clip, int | float) and clip > 0):
         raise InputError(f"clip must be a positive number, not {clip!r}")
     if rate is not None and (isinstance(rate, type) or not callable(rate)):
-        raise InputError(f"rate must be a function of the step, such as optim.Constant(1e-3), not {rate!r}")
+        raise InputError(f"rate must be a function of the step, such as optim.ConstantRate(1e-3), not {rate!r}")
 
 
 def _tell_one_based(model: Model, cond: Tensor | None) -> None:
@@ -256,7 +256,7 @@ class _Gradient:
     def __init__(
         self,
         model: Model,
-        objective: Objective | Scheduled,
+        objective: Objective | StepwiseObjective,
         accumulate: int,
         precision: torch.dtype | None,
         processes: Processes,
@@ -264,7 +264,7 @@ class _Gradient:
         whole("accumulate", accumulate)
         if precision not in (None, torch.bfloat16):
             raise InputError(f"precision must be torch.bfloat16 or None, not {precision}")
-        self.objective_at = objective.at if isinstance(objective, Scheduled) else lambda step: objective
+        self.objective_at = objective.at if isinstance(objective, StepwiseObjective) else lambda step: objective
         self.accumulate, self.precision, self.processes = accumulate, precision, processes
         self.drops = _drops(model)
         self.special = self.drops or precision is not None

@@ -20,28 +20,28 @@ from torch import Tensor
 
 from flowgen.core import Choices, InputError
 from flowgen.paths import Coeffs
-from flowgen.targets import Target, determinant
+from flowgen.targets import Prediction, determinant
 
-__all__ = ["EDM", "WEIGHTS", "Likelihood", "MinSNR", "Own", "Sigmoid", "Simple", "TruncatedSNR", "Weight"]
+__all__ = ["WEIGHTS", "EDMWeight", "Likelihood", "MinSNR", "Sigmoid", "Simple", "TruncatedSNR", "Unweighted", "Weight"]
 
 
 class Weight(Protocol):
     """The weight of the squared error of a target where the path has these coefficients, of the shape of time."""
 
-    def __call__(self, c: Coeffs, target: Target) -> Tensor: ...
+    def __call__(self, c: Coeffs, target: Prediction) -> Tensor: ...
 
 
-def _of(c: Coeffs, target: Target, noise: Tensor) -> Tensor:
+def _of(c: Coeffs, target: Prediction, noise: Tensor) -> Tensor:
     """Return a weight from alpha^2 times that of noise, which is finite where alpha or sigma is zero."""
     return noise / determinant(c, target) ** 2
 
 
 @final
 @dataclass(frozen=True)
-class Own:
+class Unweighted:
     """1: the squared error of the target as it is."""
 
-    def __call__(self, c: Coeffs, target: Target) -> Tensor:
+    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
         return torch.ones_like(c.alpha)
 
 
@@ -50,7 +50,7 @@ class Own:
 class Simple:
     """1 for noise, SNR = alpha^2 / sigma^2 for data: the simplified loss of DDPM (arXiv 2006.11239)."""
 
-    def __call__(self, c: Coeffs, target: Target) -> Tensor:
+    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
         return _of(c, target, c.alpha**2)
 
 
@@ -68,7 +68,7 @@ class TruncatedSNR:
     def __post_init__(self) -> None:
         _check_positive("TruncatedSNR", "least", self.least)
 
-    def __call__(self, c: Coeffs, target: Target) -> Tensor:
+    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
         return _of(c, target, torch.maximum(c.alpha**2, self.least * c.sigma**2))
 
 
@@ -86,7 +86,7 @@ class MinSNR:
     def __post_init__(self) -> None:
         _check_positive("MinSNR", "gamma", self.gamma)
 
-    def __call__(self, c: Coeffs, target: Target) -> Tensor:
+    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
         return _of(c, target, torch.minimum(c.alpha**2, self.gamma * c.sigma**2))
 
 
@@ -105,7 +105,7 @@ class Sigmoid:
         if not math.isfinite(self.bias):
             raise InputError(f"Sigmoid needs a finite bias, not {self.bias}")
 
-    def __call__(self, c: Coeffs, target: Target) -> Tensor:
+    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
         slope = c.d_alpha * c.sigma - c.d_sigma * c.alpha
         more = math.exp(self.bias)
         return _of(c, target, more * c.alpha * c.sigma * slope / (more * c.sigma**2 + c.alpha**2))
@@ -113,7 +113,7 @@ class Sigmoid:
 
 @final
 @dataclass(frozen=True)
-class EDM:
+class EDMWeight:
     """(s^2 + sigma_data^2) / (s sigma_data)^2 for data, with s = sigma / alpha (arXiv 2206.00364).
 
     It is what gives the target `targets.EDM` of the same sigma_data the weight 1.
@@ -127,7 +127,7 @@ class EDM:
     def __post_init__(self) -> None:
         _check_positive("the weight EDM", "sigma_data", self.sigma_data)
 
-    def __call__(self, c: Coeffs, target: Target) -> Tensor:
+    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
         return _of(c, target, (c.sigma / self.sigma_data) ** 2 + c.alpha**2)
 
 
@@ -139,7 +139,7 @@ class Likelihood:
     It is infinite at t = 1, so that it is for paths whose span ends before: those of diffusions.
     """
 
-    def __call__(self, c: Coeffs, target: Target) -> Tensor:
+    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
         return _of(c, target, c.alpha * (c.d_alpha * c.sigma - c.d_sigma * c.alpha) / c.sigma)
 
 
@@ -152,12 +152,12 @@ WEIGHTS: Choices[Weight] = Choices(
     "weight",
     Callable,
     {
-        "own": Own,
+        "own": Unweighted,
         "simple": Simple,
         "snr": TruncatedSNR,
         "min-snr": MinSNR,
         "sigmoid": Sigmoid,
-        "edm": EDM,
+        "edm": EDMWeight,
         "likelihood": Likelihood,
     },
 )

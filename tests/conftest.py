@@ -30,11 +30,11 @@ from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import TOYS
 from flowgen.metrics import pairwise
 from flowgen.model import Model
-from flowgen.paths import DDPM, VE, VP, Bridge, Brownian, Constant, Cosine, Linear, OffsetCosine, Path
+from flowgen.paths import DDPM, VE, VP, Bridge, BrownianBridge, ConstantBridge, Cosine, Linear, OffsetCosine, Schedule
 from flowgen.runs import Run
-from flowgen.targets import Target
+from flowgen.targets import Prediction
 
-PATHS: dict[str, Path] = {
+SCHEDULES: dict[str, Schedule] = {
     "linear": Linear(),
     "linear-blurred": Linear(sigma_min=0.05),
     "cosine": Cosine(),
@@ -47,10 +47,10 @@ PATHS: dict[str, Path] = {
     "ve-narrow": VE(sigma_min=0.05, sigma_max=20.0),
 }
 BRIDGES: dict[str, Bridge] = {
-    "constant": Constant(0.3),
-    "brownian": Brownian(0.7),
+    "constant": ConstantBridge(0.3),
+    "brownian": BrownianBridge(0.7),
 }
-TARGETS: dict[str, Target] = {
+PREDICTIONS: dict[str, Prediction] = {
     "velocity": targets.velocity,
     "data": targets.data,
     "noise": targets.noise,
@@ -61,8 +61,8 @@ TARGETS: dict[str, Target] = {
 }
 SINGULAR = set(product(("linear", "linear-blurred", "cosine", "offset-cosine"), ("noise", "score")))
 USABLE = {
-    f"{path}-{target}": (PATHS[path], TARGETS[target])
-    for path, target in product(PATHS, TARGETS)
+    f"{path}-{target}": (SCHEDULES[path], PREDICTIONS[target])
+    for path, target in product(SCHEDULES, PREDICTIONS)
     if (path, target) not in SINGULAR
 }
 COUPLINGS = {
@@ -87,10 +87,10 @@ ADAPTIVE = {"dopri5": 20, "dopri8": 20, "bosh3": 20, "adaptive_heun": 20}
 
 
 @dataclass(frozen=True)
-class KnownLaw:
+class KnownTimes:
     """A time law and its distribution function."""
 
-    law: objectives.TimeLaw
+    law: objectives.TimeDistribution
     cdf: Callable[[np.ndarray], np.ndarray]
 
 
@@ -113,15 +113,15 @@ def u_shaped_cdf(a: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 TIMES = {
-    "uniform": KnownLaw(objectives.Uniform(), uniform_cdf),
-    "stratified": KnownLaw(objectives.Stratified(), uniform_cdf),
-    "discrete": KnownLaw(objectives.Discrete(), uniform_cdf),
-    "log-normal, its quantiles": KnownLaw(objectives.LogNormal(), uniform_cdf),
-    "logit-normal": KnownLaw(objectives.LogitNormal(), logit_normal_cdf(0, 1)),
-    "logit-normal-low": KnownLaw(objectives.LogitNormal(-0.8, 1.6), logit_normal_cdf(-0.8, 1.6)),
-    "u-shaped": KnownLaw(objectives.UShaped(), u_shaped_cdf(4)),
-    "u-shaped-flat": KnownLaw(objectives.UShaped(0.1), u_shaped_cdf(0.1)),
-    "u-shaped-steep": KnownLaw(objectives.UShaped(60), u_shaped_cdf(60)),
+    "uniform": KnownTimes(objectives.Uniform(), uniform_cdf),
+    "stratified": KnownTimes(objectives.Stratified(), uniform_cdf),
+    "discrete": KnownTimes(objectives.Discrete(), uniform_cdf),
+    "log-normal, its quantiles": KnownTimes(objectives.LogNormal(), uniform_cdf),
+    "logit-normal": KnownTimes(objectives.LogitNormal(), logit_normal_cdf(0, 1)),
+    "logit-normal-low": KnownTimes(objectives.LogitNormal(-0.8, 1.6), logit_normal_cdf(-0.8, 1.6)),
+    "u-shaped": KnownTimes(objectives.UShaped(), u_shaped_cdf(4)),
+    "u-shaped-flat": KnownTimes(objectives.UShaped(0.1), u_shaped_cdf(0.1)),
+    "u-shaped-steep": KnownTimes(objectives.UShaped(60), u_shaped_cdf(60)),
 }
 
 
@@ -135,8 +135,8 @@ def each(table: dict) -> dict:
     return {"params": list(table.values()), "ids": list(table)}
 
 
-@pytest.fixture(**each(PATHS))
-def path(request) -> Path:
+@pytest.fixture(**each(SCHEDULES))
+def path(request) -> Schedule:
     return request.param
 
 
@@ -146,24 +146,24 @@ def bridge(request) -> Bridge:
 
 
 @pytest.fixture
-def all_paths() -> list[Path]:
-    return list(PATHS.values())
+def all_paths() -> list[Schedule]:
+    return list(SCHEDULES.values())
 
 
-@pytest.fixture(**each(TARGETS))
-def target(request) -> Target:
+@pytest.fixture(**each(PREDICTIONS))
+def target(request) -> Prediction:
     return request.param
 
 
 @pytest.fixture(params=sorted(SINGULAR), ids="-".join)
-def singular(request) -> tuple[Path, Target]:
+def singular(request) -> tuple[Schedule, Prediction]:
     """A path and a target that says nothing about the data at t = 0."""
     name, target = request.param
-    return PATHS[name], TARGETS[target]
+    return SCHEDULES[name], PREDICTIONS[target]
 
 
 @pytest.fixture(**each(USABLE))
-def usable(request) -> tuple[Path, Target]:
+def usable(request) -> tuple[Schedule, Prediction]:
     return request.param
 
 
@@ -200,12 +200,12 @@ def adaptive(request) -> tuple[str, int]:
 
 
 @pytest.fixture
-def all_times() -> list[KnownLaw]:
+def all_times() -> list[KnownTimes]:
     return list(TIMES.values())
 
 
 @pytest.fixture(**each(TIMES))
-def known_law(request) -> KnownLaw:
+def known_law(request) -> KnownTimes:
     return request.param
 
 
@@ -243,7 +243,7 @@ class GaussianFlow:
     x_t ~ N(alpha mean, V) with V = alpha^2 std^2 + sigma^2.
     """
 
-    path: Path
+    path: Schedule
     mean: Tensor
     std: Tensor
 
@@ -285,7 +285,7 @@ class GaussianFlow:
 class EmpiricalFlow:
     """The exact flow of a path from N(0, I) to the rows of `data` with independent pairs: a softmax over the rows."""
 
-    path: Path
+    path: Schedule
     data: Tensor
 
     def ends(self, x: Tensor, t: Tensor) -> Pair:
@@ -299,7 +299,7 @@ class EmpiricalFlow:
 class ExactNet(nn.Module):
     """The network that predicts a target exactly, from a flow whose conditional expectations are known."""
 
-    def __init__(self, flow: GaussianFlow | EmpiricalFlow, target: Target) -> None:
+    def __init__(self, flow: GaussianFlow | EmpiricalFlow, target: Prediction) -> None:
         super().__init__()
         self.flow, self.target = flow, target
         self.weight = nn.Parameter(torch.zeros(()))  # unused: a model is where its weights are
@@ -323,7 +323,7 @@ class MapNet(nn.Module):
 
 
 @pytest.fixture
-def gaussian_flow() -> Callable[[Path], GaussianFlow]:
+def gaussian_flow() -> Callable[[Schedule], GaussianFlow]:
     """The exact flow of a path to a Gaussian of the plane."""
     mean, std = torch.tensor([1.5, -0.7], dtype=torch.float64), torch.tensor([0.4, 1.3], dtype=torch.float64)
     return lambda path: GaussianFlow(path, mean, std)
@@ -332,24 +332,24 @@ def gaussian_flow() -> Callable[[Path], GaussianFlow]:
 @pytest.fixture(params=["linear", "cosine"])
 def whole_flow(request, gaussian_flow) -> GaussianFlow:
     """The same on each path whose velocity is known from t = 0 to 1, as flow maps need it."""
-    return gaussian_flow(PATHS[request.param])
+    return gaussian_flow(SCHEDULES[request.param])
 
 
 @pytest.fixture
-def map_model() -> Callable[[Path, FlowMap], Model]:
+def map_model() -> Callable[[Schedule, FlowMap], Model]:
     """The model of a flow map that is known."""
     return lambda path, average: Model(MapNet(average), path)
 
 
 @pytest.fixture
-def empirical_flow(normal) -> Callable[[Path], EmpiricalFlow]:
+def empirical_flow(normal) -> Callable[[Schedule], EmpiricalFlow]:
     """The exact flow of a path to five points of the plane."""
     data = normal("five points", 5, 2)
     return lambda path: EmpiricalFlow(path, data)
 
 
 @pytest.fixture
-def exact_model() -> Callable[[GaussianFlow | EmpiricalFlow, Target], Model]:
+def exact_model() -> Callable[[GaussianFlow | EmpiricalFlow, Prediction], Model]:
     """The model that has learned a flow exactly."""
     return lambda flow, target: Model(ExactNet(flow, target), flow.path, target)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from flowgen.core import Failure, Pair
-from flowgen.couplings import Ends, ExactOT, Pool, ahead, batches, in_order
+from flowgen.couplings import ExactOT, IndependentPairs, Pool, ahead, batches, in_order
 from flowgen.data import Gaussian, moons
 
 CPU = torch.device("cpu")
 
 
 def stream():
-    return batches(Ends(Gaussian(), moons()), 8, seed=3, coupling=ExactOT(), pool=Pool(3, 2))
+    return batches(IndependentPairs(Gaussian(), moons()), 8, seed=3, coupling=ExactOT(), pool=Pool(3, 2))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])

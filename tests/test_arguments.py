@@ -10,10 +10,10 @@ import torch
 import flowgen
 from flowgen import (
     AutoGuided,
-    Ends,
     ExactOT,
     FlowMatching,
     Guided,
+    IndependentPairs,
     InputError,
     Model,
     Pair,
@@ -36,11 +36,11 @@ from flowgen import (
     solvers,
     targets,
 )
-from flowgen.config import COUPLINGS, LOSSES, PATHS, TARGETS, TIMES, WEIGHTS
+from flowgen.config import COUPLINGS, LOSSES, PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
 from flowgen.repath import repath
 
 SOURCE = data.Gaussian()
-ENDS = Ends(SOURCE, data.moons())
+ENDS = IndependentPairs(SOURCE, data.moons())
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,15 @@ def test_a_grid_may_be_a_number_of_even_steps():
     assert torch.equal(sample(vp, SOURCE, 5, even.tolist(), "euler"), sample(vp, SOURCE, 5, even, "euler"))
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_a_path_may_be_given_by_name(name):
-    assert Model(nn.MLP(dim=2), name, "data").path == PATHS[name]()
-    assert repath(Model(nn.MLP(dim=2), paths.Cosine()), name).path == PATHS[name]()
+    assert Model(nn.MLP(dim=2), name, "data").path == SCHEDULES[name]()
+    assert repath(Model(nn.MLP(dim=2), paths.Cosine()), name).path == SCHEDULES[name]()
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", PREDICTIONS)
 def test_a_target_may_be_given_by_name(name):
-    made = TARGETS[name]
+    made = PREDICTIONS[name]
     assert Model(nn.MLP(dim=2), "vp", name).target == (made() if isinstance(made, type) else made)
 
 
@@ -167,7 +167,7 @@ def test_a_class_in_place_of_its_object_is_refused(model, call, words):
         (lambda m: batches(ENDS, 0, seed=0), ["size of a batch", "not 0"]),
         (lambda m: batches(ENDS, 8, seed=None), ["seed", "None"]),
         (lambda m: batches(ENDS, 8, seed=0, start=-1), ["first batch", "-1"]),
-        (lambda m: batches(torch.zeros(3, 2), 8, seed=0), ["Ends(source, data)"]),
+        (lambda m: batches(torch.zeros(3, 2), 8, seed=0), ["IndependentPairs(source, data)"]),
         (lambda m: batches(ENDS, 8, seed=0, coupling=3), ["coupling", "an int"]),
         (lambda m: sampling.starts(SOURCE, 0, 5, seed=0.5), ["seed", "0.5"]),
     ],

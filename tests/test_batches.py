@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from flowgen.core import InputError, Pair, Part, generator
-from flowgen.couplings import Ends, ExactOT, Independent, MultiscaleOT, Pool, Prepared, Sinkhorn, StoredPairs, batches
+from flowgen.couplings import (
+    ExactOT,
+    Independent,
+    IndependentPairs,
+    MultiscaleOT,
+    Pool,
+    Prepared,
+    Sinkhorn,
+    StoredPairs,
+    batches,
+)
 from flowgen.data import Gaussian, moons
 
 THREADS = [0, 1, 3]
@@ -28,7 +38,7 @@ def numbered(n, generator):
 
 def toy(n, generator):
     """Pairs of the plane whose condition, no label, is the number of the row."""
-    return Ends(Gaussian(), moons())(n, generator)._replace(cond=torch.arange(n).double())
+    return IndependentPairs(Gaussian(), moons())(n, generator)._replace(cond=torch.arange(n).double())
 
 
 def same(left, right):
@@ -139,7 +149,7 @@ def test_a_stream_couples_the_rows_it_drew(coupling):
 
 def test_the_stream_of_exact_ot_costs_less_than_the_independent_one_and_whole_pools_least():
     def cost(coupling, pool=None):
-        stream = batches(Ends(Gaussian(), moons()), 64, seed=1, coupling=coupling, pool=pool)
+        stream = batches(IndependentPairs(Gaussian(), moons()), 64, seed=1, coupling=coupling, pool=pool)
         return sum(total(pair) for pair in islice(stream, 8))
 
     # the same rows, in one draw of 8 batches
@@ -151,7 +161,7 @@ def test_the_stream_of_exact_ot_costs_less_than_the_independent_one_and_whole_po
 
 def test_seeds_and_pools_give_different_rows():
     def first(seed):
-        return list(islice(batches(Ends(Gaussian(), moons()), 5, seed=seed), 3))
+        return list(islice(batches(IndependentPairs(Gaussian(), moons()), 5, seed=seed), 3))
 
     pairs = [*first(0), *first(1)]
     assert len({tuple(pair.x0.flatten().tolist()) for pair in pairs}) == 6
@@ -172,21 +182,21 @@ def test_every_call_of_a_coupling_has_random_numbers_of_its_own():
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_a_stream_leaves_global_state_alone(global_state_untouched, threads):
-    ends = Ends(Gaussian(), moons())
+    ends = IndependentPairs(Gaussian(), moons())
     for coupling in (Sinkhorn(), ExactOT()):
         list(islice(batches(ends, 16, seed=0, coupling=coupling, pool=Pool(2, 2), threads=threads), 5))
     next(batches(ends, 550, seed=0, coupling=MultiscaleOT(), pool=Pool(2), threads=threads))
 
 
 def test_ends_draw_source_and_data_independently():
-    pair = Ends(Gaussian((2,)), Gaussian((2,)))(20_000, generator(0, "ends"))
+    pair = IndependentPairs(Gaussian((2,)), Gaussian((2,)))(20_000, generator(0, "ends"))
     correlation = torch.corrcoef(torch.cat([pair.x0, pair.x1], dim=1).T) - torch.eye(4)
     assert correlation.abs().max() < 5 / 20_000**0.5
 
 
 def test_ends_of_different_shape_are_refused():
     with pytest.raises(InputError, match=r"\(3,\).*\(2,\)"):
-        Ends(Gaussian((3,)), moons())
+        IndependentPairs(Gaussian((3,)), moons())
 
 
 def test_stored_pairs_are_drawn_as_pairs_and_evenly():
@@ -205,7 +215,9 @@ def test_stored_pairs_are_drawn_as_pairs_and_evenly():
 @pytest.mark.parametrize("start", [1, 2, 3, 5, 6, 7, 12])
 def test_a_stream_that_starts_later_is_the_tail_of_the_whole(pool, start):
     def stream(start):
-        return batches(Ends(Gaussian(), moons()), 10, seed=3, coupling=ExactOT(group=4), pool=pool, start=start)
+        return batches(
+            IndependentPairs(Gaussian(), moons()), 10, seed=3, coupling=ExactOT(group=4), pool=pool, start=start
+        )
 
     whole, tail = list(islice(stream(0), start + 4)), list(islice(stream(start), 4))
     assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))

@@ -20,7 +20,7 @@ from flowgen.bench import cells, peers, report, speed, summary, table2d
 from flowgen.bench.table2d import METHODS, PROBLEMS, Cell, Protocol, Result
 from flowgen.bench.torchcfm import matchers, torchcfm_loop
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Ends, batches
+from flowgen.couplings import IndependentPairs, batches
 from flowgen.model import Model
 from flowgen.nn import MLP
 
@@ -143,7 +143,9 @@ def test_torchcfms_loop_leaves_the_global_generators_alone(interrupted):
     matcher = Thrower() if interrupted else matchers(0.1)["OT-CFM"]
     torch_state, (*_, numpy_state, _, _, _) = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     with suppress(ZeroDivisionError):
-        torchcfm_loop(MLP(2, 8, 1), matcher, batches(Ends(*PROBLEMS["N to moons"]), 16, seed=0), 3, 1e-3, 0.0, seed=5)
+        torchcfm_loop(
+            MLP(2, 8, 1), matcher, batches(IndependentPairs(*PROBLEMS["N to moons"]), 16, seed=0), 3, 1e-3, 0.0, seed=5
+        )
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
 

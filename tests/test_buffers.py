@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flowgen.core import InputError
-from flowgen.couplings import Ends, batches
+from flowgen.couplings import IndependentPairs, batches
 from flowgen.data import Gaussian, moons
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
@@ -45,7 +45,7 @@ class Cached(Running):
 
 def trained(net, steps=4):
     state = State(Model(net), ema=(0.05, 0.2))
-    list(fit(state, batches(Ends(Gaussian(), moons()), 16, seed=0), FlowMatching(), steps, seed=0))
+    list(fit(state, batches(IndependentPairs(Gaussian(), moons()), 16, seed=0), FlowMatching(), steps, seed=0))
     return state
 
 
@@ -63,7 +63,7 @@ def test_buffers_of_a_restored_state_reach_the_averages():
     first, second = trained(Running()), State(Model(Running()), ema=(0.05, 0.2))
     second.restore(first.tensors())
     assert torch.equal(second.ema.net.inner.running, first.model.net.inner.running)
-    list(fit(second, batches(Ends(Gaussian(), moons()), 16, seed=0, start=4), FlowMatching(), 8, seed=0))
+    list(fit(second, batches(IndependentPairs(Gaussian(), moons()), 16, seed=0, start=4), FlowMatching(), 8, seed=0))
     assert torch.equal(second.ema.net.inner.running, second.model.net.inner.running)
 
 

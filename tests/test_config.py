@@ -7,7 +7,18 @@ import pytest
 import typer
 
 from flowgen import InputError, paths, targets
-from flowgen.config import COUPLINGS, GRIDS, PATHS, SAMPLERS, SOLVERS, TARGETS, TIMES, WEIGHTS, make_config, sampling_by
+from flowgen.config import (
+    COUPLINGS,
+    GRIDS,
+    PREDICTIONS,
+    SAMPLERS,
+    SCHEDULES,
+    SOLVERS,
+    TIMES,
+    WEIGHTS,
+    make_config,
+    sampling_by,
+)
 from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Pool
 from flowgen.data import TOYS
 from flowgen.settings import dump_toml, override, parse_setting, read_toml
@@ -17,27 +28,27 @@ def singular(path: str, target: str) -> bool:
     return path in ("linear", "cosine", "offset-cosine") and target in ("noise", "score")
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("path", SCHEDULES)
+@pytest.mark.parametrize("target", PREDICTIONS)
 def test_a_target_that_is_singular_where_sampling_starts_is_refused(path, target):
     tree = {"data": "moons", "path": path, "target": target}
     if singular(path, target):
         with pytest.raises(InputError, match=f"target {target} is singular at t = 0 of the path {path},"):
             make_config(tree)
     else:
-        assert make_config(tree).target == (targets.EDM() if target == "edm" else TARGETS[target])
+        assert make_config(tree).target == (targets.EDM() if target == "edm" else PREDICTIONS[target])
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *({"path": name} for name in PATHS),
+        *({"path": name} for name in SCHEDULES),
         *({"coupling": name} for name in COUPLINGS),
         *({"times": name} for name in TIMES),
         *({"path": "vp", "weight": name} for name in WEIGHTS),
         {"path": {"name": "ddpm", "steps": 100, "beta_min": 0.001, "beta_max": 0.2}},
         {"path": "ve", "target": {"name": "edm", "sigma_data": 1.0}, "times": {"name": "log-normal", "mean": 0.0}},
-        *({"path": "vp", "target": name} for name in TARGETS),
+        *({"path": "vp", "target": name} for name in PREDICTIONS),
         {"path": {"name": "vp", "beta_min": 0.2, "beta_max": 15.5}},
         {"coupling": {"name": "exact", "group": 100}},
         {"source": 'a "quoted" \\ näme 😀', "seed": 7, "train": {"lr": 1e-05, "steps": 10**9}},
@@ -125,9 +136,9 @@ def test_a_pool_holds_the_group_unless_its_size_is_given(settings, pool):
 
 
 def test_the_bridge_coupling_has_the_noise_of_its_path():
-    assert make_config({"data": "moons", "coupling": "bridge"}).bridge == paths.Brownian(1.0)
+    assert make_config({"data": "moons", "coupling": "bridge"}).bridge == paths.BrownianBridge(1.0)
     config = make_config({"data": "moons", "coupling": {"name": "bridge", "sigma": 0.3}})
-    assert (config.bridge, config.make_objective().bridge) == (paths.Brownian(0.3), paths.Brownian(0.3))
+    assert (config.bridge, config.make_objective().bridge) == (paths.BrownianBridge(0.3), paths.BrownianBridge(0.3))
     still = make_config({"data": "moons", "coupling": "bridge", "bridge": {"sigma": 0.0}})
     assert still.make_objective().bridge is None
 
@@ -167,8 +178,8 @@ def test_a_setting_needs_key_and_value(setting):
     [
         ("data", TOYS),
         ("--coupling", COUPLINGS),
-        ("--path", PATHS),
-        ("--target", TARGETS),
+        ("--path", SCHEDULES),
+        ("--target", PREDICTIONS),
         ("--solver", SOLVERS),
         ("--weight", WEIGHTS),
         ("--times", TIMES),

@@ -16,9 +16,9 @@ from flowgen.data import (
     Blurred,
     Gaussian,
     Pinwheel,
-    Rows,
     Scaled,
     Scaling,
+    TensorDataset,
     circles,
     eight_gaussians,
     moons,
@@ -183,7 +183,7 @@ def test_a_gaussian_has_the_density_of_independent_normals(normal):
 
 
 def test_rows_are_drawn_evenly(normal):
-    law = Rows(normal("rows", 12, 3))
+    law = TensorDataset(normal("rows", 12, 3))
     drawn = law.sample(6000, generator(0, "rows"))
     match = (drawn.unsqueeze(1) == law.x).all(2)
     assert match.any(1).all()
@@ -196,12 +196,12 @@ def test_rows_that_are_not_finite_are_refused_and_counted(normal, bad):
     x = normal("rows", 12, 2, 2)
     x[3, 0, 1] = x[3, 1, 1] = x[7, 0, 0] = bad
     with pytest.raises(InputError, match="2 of 12 rows"):
-        Rows(x)
+        TensorDataset(x)
 
 
 def test_no_rows_are_refused():
     with pytest.raises(InputError, match="no rows"):
-        Rows(torch.zeros(0, 2))
+        TensorDataset(torch.zeros(0, 2))
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, math.inf, math.nan])

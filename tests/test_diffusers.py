@@ -11,7 +11,7 @@ from flowgen import grids, targets
 from flowgen.core import Failure, expand_time, generator, like
 from flowgen.exporting.to_diffusers import diffusers_parts
 from flowgen.paths import DDPM, VE, Linear
-from flowgen.samplers import DDIM, Ancestral, Churned, DPMSolverPP, Random, UniPC
+from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Random, UniPC
 from flowgen.sampling import walk
 from flowgen.solvers import euler
 
@@ -232,7 +232,7 @@ def test_heun_on_the_levels_of_karras(x):
     c = PATH.coeffs(grid)
     levels = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])
     torch.testing.assert_close(c.sigma / c.alpha, levels, rtol=1e-9, atol=0)
-    ours, y = list(walk(field_on(PATH), x, grid, Churned(PATH))), x / c.alpha[0]
+    ours, y = list(walk(field_on(PATH), x, grid, EDMSampler(PATH))), x / c.alpha[0]
     for k, time in enumerate(scheduler.timesteps):
         place = (k + 1) // 2
         noise = noise_of(c.alpha[place] * y, expand_time(grid[place].item(), y))
@@ -248,7 +248,7 @@ def test_churned_steps_are_those_of_karras_ve(path, x, same_noise):
     scheduler = scheduling_karras_ve.KarrasVeScheduler(s_churn=2.0, s_min=0.05, s_max=20.0, s_noise=1.007)
     scheduler.set_timesteps(15)
     grid = grids.karras(path, 15)
-    solver = Churned(path, churn=2.0 / 15, lo=0.05, hi=20.0, noise=1.007)
+    solver = EDMSampler(path, churn=2.0 / 15, lo=0.05, hi=20.0, noise=1.007)
 
     def out(y, level):
         t = path.time(-2 * torch.log(torch.as_tensor(level, dtype=torch.float64))).item()

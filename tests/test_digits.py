@@ -7,7 +7,7 @@ import torch
 from flowgen import evaluation, runs
 from flowgen.config import make_config
 from flowgen.core import InputError
-from flowgen.data import Rows, Scaled, Scaling, read_table
+from flowgen.data import Scaled, Scaling, TensorDataset, read_table
 from flowgen.evaluation.measure import Settings, floor
 from flowgen.exporting import graphs as exporting
 from flowgen.grids import uniform
@@ -140,7 +140,7 @@ def test_a_spread_that_no_number_holds_is_refused():
 
 
 def test_rows_of_a_table_come_standardised_in_the_library(table):
-    law = Scaled(Rows(table), Scaling.standardising(table))
+    law = Scaled(TensorDataset(table), Scaling.standardising(table))
     x = law.sample(1000, torch.Generator().manual_seed(0))
     assert x.dtype == torch.float32
     assert all(len(column.unique()) > 700 for column in x.T)
@@ -156,4 +156,4 @@ def test_an_exported_sampler_keeps_the_digits(trained, table):
 def test_data_that_were_read_with_other_columns_are_refused(trained):
     data = trained.config.load_data()
     with pytest.raises(InputError, match=r"read as rows of shape \(4,\), and the run has learned \(5,\)"):
-        trained.check_data(data._replace(law=Rows(data.law.x[:, 1:])))
+        trained.check_data(data._replace(law=TensorDataset(data.law.x[:, 1:])))

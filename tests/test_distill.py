@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from flowgen import checkpoints, flowmaps, grids, runs, sampling
 from flowgen.config import make_config
 from flowgen.core import InputError
-from flowgen.distill import Walked
+from flowgen.distill import SolverFlowMap
 from flowgen.guidance import Guided
 from flowgen.runs import Run, distill_config
 from flowgen.runs.places import found_in
 from flowgen.runs.teaching import METHODS, teaching, warm_start
-from flowgen.solvers import Jump, heun, rk4
+from flowgen.solvers import FlowMapStep, heun, rk4
 
 pytestmark = pytest.mark.journey
 
@@ -132,7 +132,7 @@ def test_what_teaches_is_the_velocity_of_the_run(student, store):
     taught, x = teaching(config, torch.device("cpu")), torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
     t, s = torch.full((9,), 0.2), torch.full((9,), 0.6)
     assert torch.equal(taught.velocity(x, t), teacher.model.velocity(x, t))
-    near = Walked(teacher.model.velocity, rk4, 20)(x, t, s)
+    near = SolverFlowMap(teacher.model.velocity, rk4, 20)(x, t, s)
     torch.testing.assert_close(taught.jump(x, t, s), near, rtol=0.05, atol=0.05)
     objective = config.make_objective(0, taught)
     assert objective.velocity == flowmaps.OfTeacher(taught.velocity)
@@ -203,7 +203,7 @@ def test_a_student_that_was_left_goes_on_bit_for_bit(method, teacher, student):
 def test_a_flow_that_maps_cannot_follow_is_learned_by_its_pairs(teacher, name, student):
     run = finish(student(name, teacher))
     model, x0 = runs.load(run.folder).model, torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-    assert sampling.flow(model, x0, grids.uniform(1), Jump()).isfinite().all()
+    assert sampling.flow(model, x0, grids.uniform(1), FlowMapStep()).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["endpoint", "shortcut"])
@@ -228,7 +228,7 @@ def test_a_student_follows_its_teacher(student, tmp_path):
         settings = {"train.steps": 300, "train.lr": 2e-3}
         config = distill_config(teacher.folder, name, 1, settings, 2000 if name == "endpoint" else None)
         run = finish(Run.create(tmp_path / name, config, "flowgen distill"))
-        jump = sampling.flow(runs.load(run.folder).model, x0, grids.uniform(1), Jump())
+        jump = sampling.flow(runs.load(run.folder).model, x0, grids.uniform(1), FlowMapStep())
         assert (jump - ends).square().mean() < 0.5 * euler, name
 
 

@@ -15,8 +15,8 @@ from flowgen.data import read_table
 from flowgen.runs import Run
 from flowgen.runs.pairs import stored_pairs
 from flowgen.runs.sampler import sampler
-from flowgen.sampling import Renoise
-from flowgen.solvers import Jump, heun
+from flowgen.sampling import ConsistencySampler
+from flowgen.solvers import FlowMapStep, heun
 
 pytestmark = pytest.mark.journey
 
@@ -277,12 +277,12 @@ def test_a_run_is_sampled_by_what_it_has_learned(store):
         return made.solver, len(made.grid) - 1
 
     assert chosen("moons") == (heun, 50)
-    assert chosen("meanflow") == (Jump(), 1)
-    assert chosen("meanflow", None, 4) == (Jump(), 4)
+    assert chosen("meanflow") == (FlowMapStep(), 1)
+    assert chosen("meanflow", None, 4) == (FlowMapStep(), 4)
     assert chosen("meanflow", heun) == (heun, 50)
     assert chosen("consistency")[1] == 1
     solver, steps = chosen("consistency-alone", None, 3, seed=9)
-    assert (type(solver), solver.seed, steps) == (Renoise, 9, 3)
+    assert (type(solver), solver.seed, steps) == (ConsistencySampler, 9, 3)
 
 
 def test_a_consistency_model_of_several_steps_has_other_noise_by_another_seed(home):

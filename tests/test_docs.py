@@ -128,8 +128,8 @@ def settings() -> dict[str, str]:
     keys = {key.removesuffix(".name"): value for key, value in defaults.items() if key not in ("reflow", "distill")}
     keys["data"] = None
     parts = {
-        "path": config.PATHS,
-        "target": config.TARGETS,
+        "path": config.SCHEDULES,
+        "target": config.PREDICTIONS,
         "weight": config.WEIGHTS,
         "coupling": config.COUPLINGS,
         "objective": config.OBJECTIVES,
@@ -180,14 +180,23 @@ def test_every_option_is_documented() -> None:
 
 def test_every_name_is_documented() -> None:
     text = (ROOT / "docs/commands.md").read_text()
-    names = (TOYS, READERS, config.PATHS, config.TARGETS, config.COUPLINGS, config.TIMES, config.NETS, config.SCHEDULES)
+    names = (
+        TOYS,
+        READERS,
+        config.SCHEDULES,
+        config.PREDICTIONS,
+        config.COUPLINGS,
+        config.TIMES,
+        config.NETS,
+        config.LR_SCHEDULES,
+    )
     for table in names:
         assert not [name for name in table if f"`{name}`" not in text]
     for table in (config.SOLVERS, config.SAMPLERS, config.GRIDS, config.WEIGHTS):
         assert not [name for name in table if f"`{name}`" not in text]
 
 
-def determined(path: paths.Path, target: targets.Target) -> str:
+def determined(path: paths.Schedule, target: targets.Prediction) -> str:
     try:
         return "all t" if targets.span(path, target)[1] == 1 else "t < 1"
     except InputError:
@@ -195,8 +204,8 @@ def determined(path: paths.Path, target: targets.Target) -> str:
 
 
 def test_where_targets_are_singular() -> None:
-    table = {row[0]: row[1:] for row in rows("choosing.md") if row[0] in (*config.PATHS, "path") and len(row) == 7}
-    assert table.pop("path") == list(config.TARGETS)
-    made = {name: made() for name, made in config.PATHS.items()}
-    kinds = [target() if isinstance(target, type) else target for target in config.TARGETS.values()]
+    table = {row[0]: row[1:] for row in rows("choosing.md") if row[0] in (*config.SCHEDULES, "path") and len(row) == 7}
+    assert table.pop("path") == list(config.PREDICTIONS)
+    made = {name: made() for name, made in config.SCHEDULES.items()}
+    kinds = [target() if isinstance(target, type) else target for target in config.PREDICTIONS.values()]
     assert table == {name: [determined(path, target) for target in kinds] for name, path in made.items()}

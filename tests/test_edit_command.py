@@ -17,7 +17,7 @@ from flowgen.data.tables import read_table
 from flowgen.editing import Downsampled, Mask
 from flowgen.runs import Run
 from flowgen.sampling import sample
-from flowgen.solvers import Adaptive, heun
+from flowgen.solvers import AdaptiveSolver, heun
 
 pytestmark = pytest.mark.journey
 
@@ -233,7 +233,7 @@ def test_solvers_that_land_go_back_from_where_the_velocity_is_finite(flowgen, fi
 def test_edits_of_a_run_are_what_was_measured_and_rows_are_their_own(files):
     trained = runs.load(Path("flow"))
     model = trained.model
-    for solver in (heun, Adaptive("bosh3", rtol=0.03, atol=0.03)):  # so rough that rows would see each other
+    for solver in (heun, AdaptiveSolver("bosh3", rtol=0.03, atol=0.03)):  # so rough that rows would see each other
         walked = runs.sampler(trained.config, model, trained.source, solver, 5)
         editor = runs.Editor(trained, model.velocity, walked, 3, seed=5)
         y = torch.rand(1, 1, 4, 4, generator=generator(0, "y"))

@@ -15,7 +15,7 @@ from flowgen.guidance import Guided
 from flowgen.paths import VP, Cosine, Linear, OffsetCosine
 from flowgen.sampling import solve
 from flowgen.sde import EulerMaruyama
-from flowgen.solvers import AdamsBashforth2, Adaptive, Solver, euler
+from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, Solver, euler
 
 HALF = torch.tensor([True, False, True, True, False, False])
 MEASUREMENTS = {
@@ -140,7 +140,7 @@ def test_the_guided_field_is_that_of_the_conditional_law(path, measured, normal,
     y = measurement.apply(normal("truth", 1, *event))
     x = (path.coeffs(TIMES[:1]).sigma + 1) * normal("points", len(TIMES), *event)
     spread = editing.unit_variance if std == 1 else of_variance(std**2)
-    found = editing.PseudoInverse(prior, path, measurement, y, spread)(x, TIMES)
+    found = editing.PiGDM(prior, path, measurement, y, spread)(x, TIMES)
     torch.testing.assert_close(found, prior.given(a, y.flatten())(x, TIMES), rtol=1e-7, atol=1e-7)
 
 
@@ -148,7 +148,7 @@ def test_behind_a_mask_each_entry_may_have_a_variance_of_its_own(path, normal):
     variance = normal("variances", 6).exp()
     prior, measurement = Normal(path, normal("mean", 6), variance.diag()), editing.Mask(HALF)
     y, x = measurement.apply(normal("truth", 1, 6)), normal("points", len(TIMES), 6)
-    found = editing.PseudoInverse(prior, path, measurement, y, of_variance(variance))(x, TIMES)
+    found = editing.PiGDM(prior, path, measurement, y, of_variance(variance))(x, TIMES)
     exact = prior.given(matrix(measurement, (6,)), y[0])(x, TIMES)
     torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-7)
 
@@ -160,7 +160,7 @@ def test_the_guided_flow_ends_where_the_conditional_one_does(path, normal):
     prior = Normal(path, mean, torch.eye(6, dtype=torch.float64))
     y, x0 = measurement.apply(normal("truth", 1, 6)), normal("noise", 20, 6)
     exact = torch.where(HALF, y, mean + x0)
-    guided = editing.PseudoInverse(prior, path, measurement, y)
+    guided = editing.PiGDM(prior, path, measurement, y)
     errors = [(solve(guided, x0, uniform(n), euler) - exact).abs().max().item() for n in (20, 40, 80)]
     assert errors[0] < 0.3
     for coarse, fine in pairwise(errors):
@@ -170,7 +170,7 @@ def test_the_guided_flow_ends_where_the_conditional_one_does(path, normal):
 def test_where_there_is_no_noise_the_field_stands(normal):
     path, x = Linear(), normal("points", 3, 6)
     prior = Normal(path, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    guided = editing.PseudoInverse(prior, path, editing.Mask(HALF), normal("y", 1, 6))
+    guided = editing.PiGDM(prior, path, editing.Mask(HALF), normal("y", 1, 6))
     t = torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64)
     found, bare = guided(x, t), prior(x, t)
     assert torch.equal(found[[0, 2]], bare[[0, 2]])
@@ -181,7 +181,7 @@ def test_where_there_is_no_noise_the_field_stands(normal):
 def test_before_its_time_the_field_stands(normal):
     path, x = VP(), normal("points", len(TIMES), 6)
     prior = Normal(path, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    whole = editing.PseudoInverse(prior, path, editing.Mask(HALF), normal("y", 1, 6))
+    whole = editing.PiGDM(prior, path, editing.Mask(HALF), normal("y", 1, 6))
     late = replace(whole, since=0.2)(x, TIMES)
     assert torch.equal(late[:2], prior(x, TIMES)[:2])
     assert torch.equal(late[2:], whole(x, TIMES)[2:])
@@ -191,9 +191,9 @@ def test_before_its_time_the_field_stands(normal):
 def test_rows_are_guided_alone_and_each_by_its_own_y(normal):
     path, x, y = Cosine(), normal("points", len(TIMES), 6), normal("y", len(TIMES), 6)
     prior = Normal(path, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    whole = editing.PseudoInverse(prior, path, editing.Mask(HALF), y)(x, TIMES)
+    whole = editing.PiGDM(prior, path, editing.Mask(HALF), y)(x, TIMES)
     for row in range(len(TIMES)):
-        alone = editing.PseudoInverse(prior, path, editing.Mask(HALF), y[row : row + 1])
+        alone = editing.PiGDM(prior, path, editing.Mask(HALF), y[row : row + 1])
         torch.testing.assert_close(alone(x[row : row + 1], TIMES[row : row + 1])[0], whole[row])
 
 
@@ -207,7 +207,7 @@ def test_guidance_by_labels_and_by_a_measurement_go_together(normal):
 
     y, mask = normal("y", 1, 6), editing.Mask(HALF)
     with torch.no_grad():
-        made = editing.PseudoInverse(Guided(field, 1, 3.0), path, mask, y)(x, t, torch.zeros(4, dtype=torch.int64))
+        made = editing.PiGDM(Guided(field, 1, 3.0), path, mask, y)(x, t, torch.zeros(4, dtype=torch.int64))
     mean = means[1] + 3 * (means[0] - means[1])
     exact = Normal(path, mean, eye).given(matrix(mask, (6,)), mask.apply(y)[0])
     torch.testing.assert_close(made, exact(x, t))
@@ -222,7 +222,7 @@ def still(x, t, cond=None):
 
 
 def replaced(path, y, solver=euler, event=(6,), **given):
-    return editing.Replaced(solver, path, editing.Mask(HALF), y, Gaussian(event), **given)
+    return editing.RePaint(solver, path, editing.Mask(HALF), y, Gaussian(event), **given)
 
 
 def test_after_a_step_the_known_part_is_that_of_the_path(path, normal):
@@ -324,7 +324,7 @@ def test_solvers_that_carry_or_draw_can_be_gone_over(solver, normal):
     made = solve(field, x0, editing.resampled(uniform(8, 0, 0.99), 3, 2), replaced(Linear(), y, solver))
     assert made.isfinite().all()
     assert replaced(Linear(), y, solver).order == solver.order
-    assert replaced(Linear(), y, Adaptive()).joint
+    assert replaced(Linear(), y, AdaptiveSolver()).joint
     assert replaced(Linear(), y, solver).draws
 
 
@@ -334,8 +334,8 @@ def correlated(normal, times=1, guided=False, path=None):
     cov = torch.tensor([[1.0, 0.95], [0.95, 1.0]], dtype=torch.float64)
     prior, mask = Normal(path, torch.zeros(2, dtype=torch.float64), cov), editing.Mask(torch.tensor([True, False]))
     y = torch.tensor([[1.5, 0.0]], dtype=torch.float64)
-    field = editing.PseudoInverse(prior, path, mask, y) if guided else prior
-    solver = editing.Replaced(euler, path, mask, y, Gaussian((2,)))
+    field = editing.PiGDM(prior, path, mask, y) if guided else prior
+    solver = editing.RePaint(euler, path, mask, y, Gaussian((2,)))
     with torch.no_grad():
         x = solve(field, normal("noise", 2000, 2), editing.resampled(uniform(30, 0, 0.999), times, 5), solver)
     return x[:, 1].mean().item(), x[:, 1].std().item()

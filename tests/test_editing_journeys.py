@@ -12,9 +12,9 @@ from flowgen.config import sampling_by
 from flowgen.core import Pair, expand_time
 from flowgen.grids import uniform
 from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine
-from flowgen.runs import Editor, Sampler
+from flowgen.runs import ChosenSampler, Editor
 from flowgen.sampling import grid_of, solve
-from flowgen.solvers import Adaptive, euler, heun, rk4
+from flowgen.solvers import AdaptiveSolver, euler, heun, rk4
 
 
 @pytest.mark.parametrize("solver", [euler, heun, rk4], ids=["euler", "heun", "rk4"])
@@ -49,7 +49,7 @@ def test_an_exact_field_leads_there_and_back(gaussian_flow, smooth, normal):
     """On diffusions from the end of the span, where the point is taken to be."""
     flow, x1 = gaussian_flow(smooth), normal("data", 8, 2)
     grid = uniform(4, *targets.span(smooth, targets.velocity))
-    solver = Adaptive("dopri8", rtol=1e-11, atol=1e-11)
+    solver = AdaptiveSolver("dopri8", rtol=1e-11, atol=1e-11)
     latent = editing.inverted(flow.velocity, x1, grid, solver)
     lo, hi = grid[0].item(), grid[-1].item()
     torch.testing.assert_close(latent, flow.map(x1, hi, lo), rtol=1e-8, atol=1e-8)
@@ -73,7 +73,7 @@ def test_a_redrawn_point_is_where_the_flow_takes_its_noised_one(gaussian_flow, s
     flow, t, (lo, hi) = gaussian_flow(smooth), 1 - strength, targets.span(smooth, targets.velocity)
     begun = editing.noised(smooth, normal("data", 8, 2), normal("noise", 8, 2), t)
     grid = editing.from_time(uniform(4, lo, hi), t)
-    made = solve(flow.velocity, begun, grid, Adaptive("dopri8", rtol=1e-9, atol=1e-9))
+    made = solve(flow.velocity, begun, grid, AdaptiveSolver("dopri8", rtol=1e-9, atol=1e-9))
     torch.testing.assert_close(made, flow.map(begun, t, hi), rtol=1e-6, atol=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_a_run_is_inverted_by_every_solver_that_draws_nothing(gaussian_flow, exa
     chosen, spacing = sampling_by(name, path)
     for steps, bound in ((8, math.inf), (150, 0.5 if name == "ddim" else 0.05)):
         grid = grid_of(model, chosen, steps, spacing)
-        editor = Editor(SimpleNamespace(model=model), model.velocity, Sampler(chosen, grid))
+        editor = Editor(SimpleNamespace(model=model), model.velocity, ChosenSampler(chosen, grid))
         back = editor.back(editor.invert(x))
         assert back.isfinite().all()
         assert (back - x).abs().max() < bound

@@ -9,8 +9,8 @@ from torch import nn
 
 from flowgen import VE, InputError, Model, checkpoints, evaluation, solvers
 from flowgen.core import generator
-from flowgen.data import Gaussian, Rows, Scaling, eight_gaussians
-from flowgen.evaluation import Estimate, Reference, Settings, Subject, views
+from flowgen.data import Gaussian, Scaling, TensorDataset, eight_gaussians
+from flowgen.evaluation import Estimate, EvaluatedModel, Reference, Settings, views
 from flowgen.evaluation.measure import estimate
 
 SMALL = Settings(steps=(1, 3), num=400, repeats=3)
@@ -29,7 +29,7 @@ class Still(nn.Module):
 
 def subject(by=(0.0, 0.0), law=None, view=None, trained_on=None):
     law = law or Gaussian()
-    return Subject(
+    return EvaluatedModel(
         "still",
         Model(Still(by)).requires_grad_(False),
         Reference("noise", Gaussian(), sets=1),
@@ -140,7 +140,7 @@ def test_trajectories_are_followed_in_chunks(monkeypatch):
 
 
 def test_no_divergence_without_a_density():
-    assert evaluation.kl_divergence(subject(law=Rows(torch.randn(50, 2))), SMALL) is None
+    assert evaluation.kl_divergence(subject(law=TensorDataset(torch.randn(50, 2))), SMALL) is None
 
 
 @pytest.mark.parametrize(("name", "each"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
@@ -231,7 +231,7 @@ def test_the_samples_most_like_copies_are_shown_with_what_they_copy(normal):
     settings = Settings(steps=(1,), num=50, repeats=2)
     (drawn,) = noise.draw(50, settings.seed, 0)
     others = normal("images", 30, 1, 4, 4).float()
-    seen = Rows(torch.cat([others[:10], drawn[7:8], others[10:], drawn[20:21] + 0.1]).clamp(-9, 9))
+    seen = TensorDataset(torch.cat([others[:10], drawn[7:8], others[10:], drawn[20:21] + 0.1]).clamp(-9, 9))
     view = views.rows(Scaling())
     made = subject(law=Gaussian((1, 4, 4)), view=view, trained_on=view.apply(seen.values))
     found = evaluation.suspects(made._replace(model=Model(Still(0.0)), source=noise, seen=seen), settings)
@@ -248,6 +248,6 @@ def test_the_samples_most_like_copies_are_shown_with_what_they_copy(normal):
 def test_without_images_in_memory_no_copies_are_shown(event):
     made = subject(law=Gaussian(event))._replace(source=Reference("noise", Gaussian(event), sets=1))
     assert evaluation.suspects(made, SMALL) is None
-    rows = Rows(torch.randn(5, *event, generator=generator(0, "rows")))
+    rows = TensorDataset(torch.randn(5, *event, generator=generator(0, "rows")))
     if event == (2,):
         assert evaluation.suspects(made._replace(seen=rows, trained_on=rows.values), SMALL) is None

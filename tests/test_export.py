@@ -216,7 +216,7 @@ def test_a_flow_map_is_exported_as_it_is_sampled(name, facts, run_of, tmp_path):
 
 def test_noise_between_jumps_cannot_be_exported(run_of, tmp_path):
     trained = runs.load(run_of("consistency"), "cpu")
-    solver = sampling.Renoise(trained.model.path, trained.source)
+    solver = sampling.ConsistencySampler(trained.model.path, trained.source)
     with pytest.raises(InputError, match="export it with --steps 1"):
         exporting.sampler(trained, uniform(2), solver)
     writers.write_torch(exporting.sampler(trained, uniform(1), solver), tmp_path / "x.pt2")

@@ -14,7 +14,7 @@ from flowgen.core import InputError, Pair, generator
 from flowgen.model import Model
 from flowgen.nn import MLP, ResMLP
 from flowgen.objectives import FlowMatching, Stratified
-from flowgen.optim import Constant, Cosine
+from flowgen.optim import ConstantRate, CosineRate
 from flowgen.training import Diverged, State, channels_last, compile_net, fit
 
 
@@ -181,18 +181,20 @@ def test_a_look_without_gradient_does_not_take_the_gradient_of_half_precision():
 
 
 def test_a_constant_rate_rises_on_a_line_and_stays():
-    rate = Constant(0.2, warmup=4)
+    rate = ConstantRate(0.2, warmup=4)
     assert [rate(step) for step in (0, 1, 2, 3, 4, 1000)] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.2, 0.2])
-    assert {Constant(0.2)(step) for step in range(9)} == {0.2}
+    assert {ConstantRate(0.2)(step) for step in range(9)} == {0.2}
 
 
 def test_a_cosine_rate_has_its_known_values():
-    rate = Cosine(0.3, steps=110, warmup=10, floor=0.1)
+    rate = CosineRate(0.3, steps=110, warmup=10, floor=0.1)
     known = {0: 0.03, 9: 0.3, 10: 0.3, 35: 0.2 + 0.1 * 0.5**0.5, 60: 0.2, 85: 0.2 - 0.1 * 0.5**0.5, 110: 0.1, 500: 0.1}
     assert [rate(step) for step in known] == pytest.approx(list(known.values()))
 
 
-@pytest.mark.parametrize("rate", [Cosine(1.0, 50), Cosine(1.0, 50, 20), Cosine(1.0, 50, 49), Cosine(1.0, 50, 5, 0.5)])
+@pytest.mark.parametrize(
+    "rate", [CosineRate(1.0, 50), CosineRate(1.0, 50, 20), CosineRate(1.0, 50, 49), CosineRate(1.0, 50, 5, 0.5)]
+)
 def test_a_cosine_rate_rises_and_then_falls_and_no_step_is_without_effect(rate):
     rates = np.array([rate(step) for step in range(rate.steps)])
     assert (rates[rate.warmup :] > rate.floor).all()
@@ -205,16 +207,16 @@ def test_a_cosine_rate_rises_and_then_falls_and_no_step_is_without_effect(rate):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Constant(-1.0),
-        lambda: Constant(math.nan),
-        lambda: Constant(math.inf),
-        lambda: Constant(1.0, warmup=-1),
-        lambda: Cosine(1.0, 10, 10),
-        lambda: Cosine(1.0, 10, -1),
-        lambda: Cosine(1.0, 0),
-        lambda: Cosine(1.0, 10, floor=1.1),
-        lambda: Cosine(1.0, 10, floor=-0.1),
-        lambda: Cosine(math.nan, 10),
+        lambda: ConstantRate(-1.0),
+        lambda: ConstantRate(math.nan),
+        lambda: ConstantRate(math.inf),
+        lambda: ConstantRate(1.0, warmup=-1),
+        lambda: CosineRate(1.0, 10, 10),
+        lambda: CosineRate(1.0, 10, -1),
+        lambda: CosineRate(1.0, 0),
+        lambda: CosineRate(1.0, 10, floor=1.1),
+        lambda: CosineRate(1.0, 10, floor=-0.1),
+        lambda: CosineRate(math.nan, 10),
     ],
 )
 def test_rates_that_make_no_schedule_are_refused(make):
@@ -224,7 +226,7 @@ def test_rates_that_make_no_schedule_are_refused(make):
 
 def test_a_step_is_as_long_as_its_rate():
     """Adam moves every weight of large gradient by the rate at its first step; without a rate, by the state's."""
-    for rate, length in ((lambda step: 0.25, 0.25), (Constant(0.4, warmup=8), 0.05), (None, 0.01)):
+    for rate, length in ((lambda step: 0.25, 0.25), (ConstantRate(0.4, warmup=8), 0.05), (None, 0.01)):
         state = State(model(), lr=0.01)
         before = nn.utils.parameters_to_vector(state.parameters).detach()
         next(fit(state, pairs(), FlowMatching(), 1, seed=0, rate=rate))
@@ -233,7 +235,7 @@ def test_a_step_is_as_long_as_its_rate():
 
 
 def test_a_rate_is_asked_for_each_step_by_its_number_and_a_state_goes_on_with_it():
-    asked, rate = [], Cosine(0.02, 9, warmup=3)
+    asked, rate = [], CosineRate(0.02, 9, warmup=3)
 
     def listening(step):
         asked.append(step)

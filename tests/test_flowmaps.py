@@ -16,8 +16,8 @@ from flowgen.flowmaps import (
     Shortcut,
 )
 from flowgen.guidance import Guided
-from flowgen.intervals import Spans
-from flowgen.losses import Adaptive, PseudoHuber, Squared
+from flowgen.intervals import TimePairs
+from flowgen.losses import AdaptiveLoss, PseudoHuber, Squared
 from flowgen.model import Model
 from flowgen.nn import MLP, DiT, ResMLP, UNet
 from flowgen.objectives import FlowMatching
@@ -54,7 +54,7 @@ def pairs_of(flow, n=ROWS):
 def spans(n=ROWS, diagonal=0.25):
     """Times in float64, some of them on the diagonal."""
     t, s = times(n)
-    return Spans(t, torch.where(torch.arange(n) < diagonal * n, t, s))
+    return TimePairs(t, torch.where(torch.arange(n) < diagonal * n, t, s))
 
 
 def taught(flow):
@@ -143,7 +143,7 @@ def test_shortcuts_are_zero_at_the_map(whole_flow, map_model):
 def test_halves_of_a_teacher_are_its_jumps(whole_flow, map_model):
     """Whatever the student is; the velocity is not asked."""
     objective = Shortcut(velocity=None, halves=whole_flow.average)
-    drawn = Spans(*times())
+    drawn = TimePairs(*times())
     found = error(objective, whole_flow, map_model, drawn, lambda x, t, s, cond: torch.zeros_like(x))
     x = whole_flow.path.at(pairs_of(whole_flow), drawn.t).x
     torch.testing.assert_close(found, -whole_flow.average(x, *drawn), rtol=1e-10, atol=1e-10)
@@ -175,7 +175,7 @@ def test_alpha_flow_is_exact_where_its_first_step_is(whole_flow, map_model, shar
 def test_alpha_flow_of_share_1_is_flow_matching_whatever_s_is(whole_flow, map_model):
     model, pair, (t, s) = map_model(whole_flow.path, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), times()
     known = FlowMatching(lambda n, generator: t)(model, pair, generator(0, "draws"))
-    torch.testing.assert_close(AlphaFlow(share=1.0).loss(model, pair, Spans(t, s)), known)
+    torch.testing.assert_close(AlphaFlow(share=1.0).loss(model, pair, TimePairs(t, s)), known)
 
 
 def test_losses_of_alpha_flow_do_not_fall_with_its_share(whole_flow, map_model):
@@ -299,7 +299,7 @@ NETS = {
 class Case:
     model: Model
     pair: Pair
-    drawn: Spans
+    drawn: TimePairs
 
 
 @pytest.fixture(params=NETS)
@@ -338,7 +338,7 @@ def test_meanflow_differentiates_every_net_as_finite_differences_do(case, monkey
 OBJECTIVES = {
     "meanflow": MeanFlow(),
     "meanflow, guided": MeanFlow(velocity=OfPairs(2.0, null=3), distance=Squared()),
-    "shortcut": Shortcut(distance=Adaptive(0.5)),
+    "shortcut": Shortcut(distance=AdaptiveLoss(0.5)),
     "shortcut, guided": Shortcut(velocity=OfPairs(2.0, null=3)),
     "alpha-flow": AlphaFlow(share=0.25),
     "alpha-flow, guided": AlphaFlow(velocity=OfPairs(0.5, null=3), distance=PseudoHuber(1.0), share=0.5),
@@ -359,8 +359,8 @@ def gradient(model, losses):
 def test_what_is_learned_from_has_no_gradient(objective, case):
     """The gradient is that of the distance from a constant."""
     model, pair, (t, s) = case.model, case.pair, objective.draw(case.pair.x1.shape, generator(0, "draws"))
-    now, losses = model.average(model.path.at(pair, t).x, t, s, pair.cond), objective.loss(model, pair, Spans(t, s))
-    known = objective.distance(now - (now - errors(objective, model, pair, Spans(t, s))).detach())
+    now, losses = model.average(model.path.at(pair, t).x, t, s, pair.cond), objective.loss(model, pair, TimePairs(t, s))
+    known = objective.distance(now - (now - errors(objective, model, pair, TimePairs(t, s))).detach())
     share = torch.where(s == t, 1.0, getattr(objective, "share", 1.0))
     torch.testing.assert_close(losses, known / share, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(gradient(model, losses), gradient(model, known / share), rtol=1e-8, atol=1e-9)
@@ -369,12 +369,12 @@ def test_what_is_learned_from_has_no_gradient(objective, case):
 def test_a_share_of_all_times_reaches_the_data(whole_flow, map_model):
     """Within it of the data the velocity alone is learned, and farther off it is a share of the way that is left."""
     model, pair, (t, _) = map_model(whole_flow.path, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), times()
-    to_data, near = Spans(t, torch.ones_like(t)), t > 0.75
+    to_data, near = TimePairs(t, torch.ones_like(t)), t > 0.75
     found = errors(AlphaFlow(share=0.25, absolute=True), model, pair, to_data)
     assert near.any()
     assert (~near).any()
     torch.testing.assert_close(found[near], errors(AlphaFlow(share=1.0), model, pair, to_data)[near])
     for row in (~near).nonzero().flatten()[:5]:
-        one = Spans(t[row : row + 1], torch.ones(1, dtype=t.dtype))
+        one = TimePairs(t[row : row + 1], torch.ones(1, dtype=t.dtype))
         known = errors(AlphaFlow(share=(0.25 / (1 - t[row])).item()), model, pair.take(slice(row, row + 1)), one)
         torch.testing.assert_close(found[row : row + 1], known)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flowgen.core import InputError, generator
-from flowgen.couplings import Ends, batches
+from flowgen.couplings import IndependentPairs, batches
 from flowgen.data import Gaussian, moons
 from flowgen.model import Model
 from flowgen.nn import MLP
@@ -51,7 +51,7 @@ def model():
 
 def trained(start, steps=5, **options):
     state = State(start, lr=0.1, weight_decay=0.5, ema=(0.05, 0.2))
-    pairs = batches(Ends(Gaussian(), moons()), 16, seed=0)
+    pairs = batches(IndependentPairs(Gaussian(), moons()), 16, seed=0)
     assert len(list(fit(state, pairs, FlowMatching(), state.step + steps, seed=0, **options))) == steps
     return state
 
@@ -101,7 +101,7 @@ def test_a_restored_state_keeps_what_is_frozen():
     kept = {name: x.clone() for name, x in first.tensors().items()}
     second = State(Model(Encoded()), lr=0.1, weight_decay=0.5, ema=(0.05, 0.2))
     second.restore(kept)
-    pairs = batches(Ends(Gaussian(), moons()), 16, seed=0, start=4)
+    pairs = batches(IndependentPairs(Gaussian(), moons()), 16, seed=0, start=4)
     list(fit(second, pairs, FlowMatching(), 8, seed=0))
     assert not changed(whole.tensors(), second.tensors())
     assert second.model.trainable == whole.model.trainable
@@ -127,7 +127,7 @@ def test_a_model_without_parameters_is_refused():
 
 def test_what_is_unfrozen_later_is_refused():
     state = State(model())
-    loop = fit(state, batches(Ends(Gaussian(), moons()), 16, seed=0), FlowMatching(), 10, seed=0)
+    loop = fit(state, batches(IndependentPairs(Gaussian(), moons()), 16, seed=0), FlowMatching(), 10, seed=0)
     list(islice(loop, 2))
     state.model.net.encoder.requires_grad_(True)
     with pytest.raises(InputError, match="frozen when the State was made"):
@@ -135,7 +135,7 @@ def test_what_is_unfrozen_later_is_refused():
 
 
 def test_a_loss_without_gradient_is_refused():
-    pairs = batches(Ends(Gaussian(), moons()), 16, seed=0)
+    pairs = batches(IndependentPairs(Gaussian(), moons()), 16, seed=0)
     with torch.no_grad(), pytest.raises(InputError, match="no_grad"):
         next(fit(State(model()), pairs, FlowMatching(), 1, seed=0))
     detached = lambda model, pair, generator: FlowMatching()(model, pair, generator).detach()  # noqa: E731

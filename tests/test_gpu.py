@@ -34,15 +34,25 @@ from flowgen import (
     targets,
 )
 from flowgen.core import Pair, generator
-from flowgen.couplings import Ends, ExactOT, Independent, MultiscaleOT, Pool, Semidiscrete, Sinkhorn, ahead, batches
-from flowgen.data import Gaussian, Rows, Scaled, Scaling, eight_gaussians, moons
+from flowgen.couplings import (
+    ExactOT,
+    Independent,
+    IndependentPairs,
+    MultiscaleOT,
+    Pool,
+    Semidiscrete,
+    Sinkhorn,
+    ahead,
+    batches,
+)
+from flowgen.data import Gaussian, Scaled, Scaling, TensorDataset, eight_gaussians, moons
 from flowgen.grids import uniform
 from flowgen.intervals import Intervals
 from flowgen.model import Model
 from flowgen.nn import MLP, Classifier, DiT, NoisyClassifier, ResMLP, UNet, fit_classifier, seeded
-from flowgen.optim import Cosine
+from flowgen.optim import CosineRate
 from flowgen.reflow import Inversion, Reflow
-from flowgen.sampling import Renoise, grid_of, sample, solve, starts
+from flowgen.sampling import ConsistencySampler, grid_of, sample, solve, starts
 from flowgen.training import State, channels_last, compile_net, fit
 
 CPU = torch.device("cpu")
@@ -102,12 +112,12 @@ def labels(rows):
 
 def stored(name, rows=40):
     """Rows of data in model units, with labels."""
-    return Rows(0.5 * normal("data", rows, *event(name)) + 0.5, labels(rows))
+    return TensorDataset(0.5 * normal("data", rows, *event(name)) + 0.5, labels(rows))
 
 
 def pairs(name, device, start=0):
     """The pairs as a training reads them: sources from the CPU, data that lie on the device."""
-    ends = Ends(Gaussian(event(name)), Scaled(stored(name).to(device), Scaling().to(device)))
+    ends = IndependentPairs(Gaussian(event(name)), Scaled(stored(name).to(device), Scaling().to(device)))
     return batches(ends, 16 if event(name) == (2,) else 4, seed=0, start=start)
 
 
@@ -140,7 +150,7 @@ def same(left, right):
 @pytest.mark.parametrize("name", NETS)
 def test_a_device_trains_as_the_cpu_does(name, device):
     """Losses, weights, both averages and the optimizer's moments."""
-    options = {"clip": 1.0, "rate": Cosine(1e-3, 10, 2)}
+    options = {"clip": 1.0, "rate": CosineRate(1e-3, 10, 2)}
     (losses, state), (expected, other) = trained(name, device, **options), trained(name, CPU, **options)
     assert losses == pytest.approx(expected, rel=1e-3)
     assert all(x.device.type == device.type for key, x in state.tensors().items() if key != "step")
@@ -150,15 +160,15 @@ def test_a_device_trains_as_the_cpu_does(name, device):
 OBJECTIVES = {
     "stratified times": objectives.FlowMatching(objectives.Stratified()),
     "times of the papers": objectives.FlowMatching(objectives.LogitNormal()),
-    "bridge": objectives.FlowMatching(bridge=paths.Constant(0.3)),
-    "noise of a bridge": objectives.BridgeNoise(paths.Brownian(0.7)),
+    "bridge": objectives.FlowMatching(bridge=paths.ConstantBridge(0.3)),
+    "noise of a bridge": objectives.BridgeNoise(paths.BrownianBridge(0.7)),
     "meanflow": flowmaps.MeanFlow(),
     "guided meanflow": flowmaps.MeanFlow(velocity=flowmaps.OfPairs(2.0, CLASSES)),
     "shortcut": flowmaps.Shortcut(),
     "alpha-flow": flowmaps.AlphaFlow(Intervals()),
     "annealed": flowmaps.Annealed(flowmaps.AlphaFlow(), 4),
     "end point": flowmaps.EndPoint(),
-    "premetric": premetric.Premetric(lambda x: x.flatten(1)[:, :2]),
+    "premetric": premetric.PerceptualLoss(lambda x: x.flatten(1)[:, :2]),
 }
 
 
@@ -369,7 +379,7 @@ def test_batches_of_data_on_a_device_are_the_same(coupling, device):
     streams = []
     for where in (device, CPU):
         scaling = Scaling.standardising(stored("mlp").x).to(where)
-        ends = Ends(moons(), Scaled(stored("mlp").to(where), scaling))
+        ends = IndependentPairs(moons(), Scaled(stored("mlp").to(where), scaling))
         streams.append(batches(ends, 8, seed=1, coupling=coupling, pool=Pool(3, 2)))
     for got, wanted in islice(zip(*streams, strict=False), 12):
         for x, expected in zip(got, wanted, strict=True):
@@ -380,8 +390,8 @@ def test_bytes_on_a_device_are_the_floats_of_the_cpu(device):
     pixels = torch.randint(256, (30, *IMAGE), dtype=torch.uint8, generator=generator(0, "pixels"))
     read = []
     for where in (device, CPU):
-        data = Scaled(Rows(pixels, labels(30)).to(where), Scaling.of_range(0, 1).to(where))
-        read.append(next(batches(Ends(Gaussian(IMAGE), data), 16, seed=0)))
+        data = Scaled(TensorDataset(pixels, labels(30)).to(where), Scaling.of_range(0, 1).to(where))
+        read.append(next(batches(IndependentPairs(Gaussian(IMAGE), data), 16, seed=0)))
     assert read[0].x1.device.type == device.type
     for x, y in zip(*read, strict=True):
         close(x, y, rtol=1e-6, atol=1e-6)
@@ -397,7 +407,7 @@ def test_pairs_made_ahead_lie_on_the_device(device):
 # sampling
 
 
-PATHS = {
+SCHEDULES = {
     "linear": paths.Linear(),
     "blurred": paths.Linear(sigma_min=0.05),
     "cosine": paths.Cosine(),
@@ -408,7 +418,7 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("path", SCHEDULES.values(), ids=SCHEDULES)
 def test_paths_are_the_same_there(path, device):
     t = torch.rand(20, generator=generator(0, "t")) * 0.9 + 0.05
     for got, wanted in zip(path.coeffs(t.to(device)), path.coeffs(t), strict=True):
@@ -433,18 +443,18 @@ SOLVERS = {
     "heun": lambda path: solvers.heun,
     "rk4": lambda path: solvers.rk4,
     "ab2": lambda path: solvers.AdamsBashforth2(),
-    "jump": lambda path: solvers.Jump(),
-    "renoise": lambda path: Renoise(path, Gaussian()),
+    "jump": lambda path: solvers.FlowMapStep(),
+    "renoise": lambda path: ConsistencySampler(path, Gaussian()),
     "ddim": lambda path: samplers.DDIM(path),
     "noisy ddim": lambda path: samplers.DDIM(path, 0.5),
     "ancestral": lambda path: samplers.Ancestral(path),
-    "churned": lambda path: samplers.Churned(path),
+    "churned": lambda path: samplers.EDMSampler(path),
     "dpm-solver++": lambda path: samplers.DPMSolverPP(path),
     "dpm-solver++ 3": lambda path: samplers.DPMSolverPP(path, 3),
     "unipc": lambda path: samplers.UniPC(path),
     "langevin": lambda path: samplers.Langevin(path),
-    "corrected": lambda path: samplers.Corrected(solvers.euler, path),
-    "stochastic": lambda path: sde.Stochastic(path, 0.5),
+    "corrected": lambda path: samplers.PredictorCorrector(solvers.euler, path),
+    "stochastic": lambda path: sde.ReverseSDE(path, 0.5),
 }
 
 
@@ -465,7 +475,7 @@ def test_samples_are_those_of_the_cpu_by_every_sampler(name, device):
 @pytest.mark.parametrize("method", ["dopri5", "adaptive_heun"])
 def test_adaptive_samplers_go_there(method, device):
     pytest.importorskip("torchdiffeq")
-    solver = solvers.Adaptive(method)
+    solver = solvers.AdaptiveSolver(method)
     got, wanted = (sampled(made("mlp"), solver, where, steps=1) for where in (device, CPU))
     close(got, wanted, rtol=0.01, atol=0.01)
 
@@ -473,8 +483,8 @@ def test_adaptive_samplers_go_there(method, device):
 @pytest.mark.parametrize("path", ["vp", "ddpm", "ve"])
 @pytest.mark.parametrize("target", ["noise", "data", "v", "edm"])
 def test_every_prediction_is_sampled_alike(path, target, device):
-    model = made("mlp", PATHS[path], targets.EDM() if target == "edm" else getattr(targets, target))
-    got, wanted = (sampled(model, samplers.DDIM(PATHS[path]), where) for where in (device, CPU))
+    model = made("mlp", SCHEDULES[path], targets.EDM() if target == "edm" else getattr(targets, target))
+    got, wanted = (sampled(model, samplers.DDIM(SCHEDULES[path]), where) for where in (device, CPU))
     close(got, wanted, rtol=0.01, atol=0.02)
 
 
@@ -539,8 +549,10 @@ def fields(device):
         "auto": guidance.AutoGuided(model.velocity, weak.velocity, 2.0),
         "classifier": guidance.ClassifierGuided(model.velocity, classifier(device), path, 1.5),
         "score": sde.ScoreOf(model.velocity, path),
-        "walked": lambda x, t, cond: distill.Walked(model.velocity, solvers.heun, 2)(x, t, t + (1 - t) / 2, cond),
-        "kept": editing.PseudoInverse(
+        "walked": lambda x, t, cond: distill.SolverFlowMap(model.velocity, solvers.heun, 2)(
+            x, t, t + (1 - t) / 2, cond
+        ),
+        "kept": editing.PiGDM(
             model.velocity,
             path,
             editing.Mask(torch.tensor([True, False]).to(device)),
@@ -579,7 +591,7 @@ def test_what_is_measured_is_replaced_there(device):
     for where in (device, CPU):
         model = made("mlp").to(where)
         y = torch.tensor([1.0, 0.0]).to(where)
-        solver = editing.Replaced(solvers.euler, path, first_kept(where), y, Gaussian())
+        solver = editing.RePaint(solvers.euler, path, first_kept(where), y, Gaussian())
         grid = editing.resampled(uniform(4), 2)
         x = solve(model.velocity, starts(Gaussian(), 0, 64, 0).to(where), grid, solver).detach()
         assert torch.equal(x[:, 0].cpu(), torch.ones(64))

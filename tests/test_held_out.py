@@ -12,7 +12,7 @@ from scipy import stats
 from flowgen import InputError, checkpoints, evaluation, runs
 from flowgen.config import SplitConfig, load_data
 from flowgen.core import generator
-from flowgen.data import Rows, split
+from flowgen.data import TensorDataset, split
 from flowgen.evaluation import Reference, Settings
 from flowgen.runs import Run
 from flowgen.settings import dump_toml
@@ -156,7 +156,7 @@ def test_a_table_without_held_out_rows_says_so(table, tmp_path, trained):
 
 def test_two_sets_have_no_row_in_common():
     rows = torch.arange(101.0).unsqueeze(1)
-    reference = Reference("rows", Rows(rows))
+    reference = Reference("rows", TensorDataset(rows))
     assert reference.size(1000) == 50
     draws = [reference.draw(50, 0, index) for index in range(20)]
     for first, second in draws:

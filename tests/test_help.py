@@ -15,7 +15,7 @@ from flowgen_cli.groups import GROUPS, RUN, group_of
 from PIL import Image
 
 import flowgen as package
-from flowgen.config import PATHS, make_config
+from flowgen.config import SCHEDULES, make_config
 from flowgen.config.parents import ReflowConfig
 from flowgen.config.recipes import reflow_defaults
 from flowgen.settings import flat
@@ -158,7 +158,7 @@ def test_every_option_of_train_has_its_default_tested() -> None:
 def test_a_default_of_train_is_what_is_taken(option: str, data: dict[tuple[str, ...], str]) -> None:
     text = options("train")[option].show_default
     for kinds, name in data.items():
-        for path in [None, *PATHS] if option != "path" else [None]:
+        for path in [None, *SCHEDULES] if option != "path" else [None]:
             config = flat(make_config({"data": name, **({"path": path} if path else {})}).model_dump())
             expected = told(text, *kinds, path or "linear")
             assert str(config.get(SETTINGS[option], 1.0)) == expected, (name, path)

@@ -13,7 +13,7 @@ from flowgen import checkpoints, grids, heun, runs, sampling
 from flowgen.config import load_data, make_config
 from flowgen.config.data import ImagesConfig, SplitConfig
 from flowgen.core import InputError
-from flowgen.data import Rows
+from flowgen.data import TensorDataset
 from flowgen.data.folder import ImageFolder
 from flowgen.runs import Run
 
@@ -94,7 +94,7 @@ OPTIONS = {
 def test_a_streamed_folder_trains_as_one_in_memory(tmp_path, pictures, tree):
     memory = finish(create(tmp_path / "memory", pictures, **tree))
     streamed = finish(create(tmp_path / "streamed", pictures, memory=0, **tree))
-    assert isinstance(memory.config.load_data().law, Rows)
+    assert isinstance(memory.config.load_data().law, TensorDataset)
     assert isinstance(streamed.config.load_data().law, ImageFolder)
     assert_same(memory, streamed)
 

@@ -6,12 +6,12 @@ import torch
 
 from flowgen.core import generator
 from flowgen.data import Categorical, Gaussian
-from flowgen.distill import Walked
+from flowgen.distill import SolverFlowMap
 from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import BLOCK, Counted, Renoise, asked, flow, pair_chunks, sample, solve, starts, walk
-from flowgen.solvers import AdamsBashforth2, Jump, euler, rk4
+from flowgen.sampling import BLOCK, ConsistencySampler, Counted, asked, flow, pair_chunks, sample, solve, starts, walk
+from flowgen.solvers import AdamsBashforth2, FlowMapStep, euler, rk4
 
 PLANE = Gaussian((2,))
 GRIDS = {
@@ -29,21 +29,21 @@ def test_jumps_by_the_known_map_are_exact_on_any_grid(grid, whole_flow, normal):
     first, last = grid[0].item(), grid[-1].item()
     x = whole_flow.map(normal("x", 100, 2), 0.0, first)
     counted = Counted(whole_flow.average)
-    end = solve(counted, x, grid, Jump())
+    end = solve(counted, x, grid, FlowMapStep())
     torch.testing.assert_close(end, whole_flow.map(x, first, last), rtol=1e-10, atol=1e-10)
     assert (counted.evaluations, counted.rows) == (len(grid) - 1, 100 * (len(grid) - 1))
 
 
 def test_every_state_on_the_way_of_jumps_is_exact(whole_flow, normal):
     x, grid = normal("x", 100, 2), uniform(5)
-    for t, state in zip(grid[1:].tolist(), walk(whole_flow.average, x, grid, Jump()), strict=True):
+    for t, state in zip(grid[1:].tolist(), walk(whole_flow.average, x, grid, FlowMapStep()), strict=True):
         torch.testing.assert_close(state, whole_flow.map(x, 0.0, t), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_jump_asks_for_both_times_and_hands_on_the_condition(dtype, recorder):
     x, cond = torch.zeros(3, 2, dtype=dtype), torch.arange(3)
-    Jump().step(recorder, x, 0.25, 0.75, cond)
+    FlowMapStep().step(recorder, x, 0.25, 0.75, cond)
     _, t, s, given = recorder.seen
     assert t.dtype == s.dtype == dtype
     assert t.tolist() == [0.25] * 3
@@ -53,9 +53,13 @@ def test_a_jump_asks_for_both_times_and_hands_on_the_condition(dtype, recorder):
 
 def test_a_model_is_asked_for_what_its_solver_takes(whole_flow, map_model, normal):
     model, x0 = map_model(whole_flow.path, whole_flow.average), normal("x0", 50, 2)
-    for solver, name in ((Jump(), "average"), (Renoise(whole_flow.path, PLANE), "average"), (euler, "velocity")):
+    for solver, name in (
+        (FlowMapStep(), "average"),
+        (ConsistencySampler(whole_flow.path, PLANE), "average"),
+        (euler, "velocity"),
+    ):
         assert asked(model, solver) == getattr(model, name)
-    torch.testing.assert_close(flow(model, x0, uniform(1), Jump()), whole_flow.map(x0, 0.0, 1.0))
+    torch.testing.assert_close(flow(model, x0, uniform(1), FlowMapStep()), whole_flow.map(x0, 0.0, 1.0))
     torch.testing.assert_close(flow(model, x0, uniform(50), rk4), whole_flow.map(x0, 0.0, 1.0), rtol=1e-4, atol=1e-4)
 
 
@@ -74,7 +78,7 @@ class Double:
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_renoised_samples_of_the_known_map_have_the_law_of_the_data(steps, whole_flow, map_model):
     model, n = map_model(whole_flow.path, whole_flow.average), 40_000
-    (made,) = pair_chunks(model, Double(), n, uniform(steps), Renoise(whole_flow.path, Double()), chunk=n)
+    (made,) = pair_chunks(model, Double(), n, uniform(steps), ConsistencySampler(whole_flow.path, Double()), chunk=n)
     z = (made.x1 - whole_flow.mean) / whole_flow.std
     assert (z.mean(0).abs() < 4.5 / n**0.5).all()
     moments = z.T @ z / n - torch.eye(2)
@@ -89,7 +93,7 @@ def test_each_step_of_renoise_is_the_path_between_its_end_and_new_noise(whole_fl
     n, seen = 10_000, {"start": starts(Double(), 0, 10_000, 0)}
     x = whole_flow.map(seen["start"], 0.0, 0.3)
     for seed, s in ((0, 0.4), (0, 0.9), (1, 0.4)):
-        there, carry = Renoise(whole_flow.path, Double(), seed).step(whole_flow.average, x, 0.3, s)
+        there, carry = ConsistencySampler(whole_flow.path, Double(), seed).step(whole_flow.average, x, 0.3, s)
         c = whole_flow.path.coeffs(torch.tensor(s, dtype=torch.float64))
         seen[seed, s] = (there - c.alpha * whole_flow.map(x, 0.3, 1.0)) / c.sigma
         assert carry is None
@@ -100,12 +104,12 @@ def test_each_step_of_renoise_is_the_path_between_its_end_and_new_noise(whole_fl
 
 def test_the_last_step_of_renoise_is_the_end_itself(whole_flow, normal):
     x = normal("x", 20, 2)
-    end, _ = Renoise(whole_flow.path, Double()).step(whole_flow.average, x, 0.3, 1.0)
+    end, _ = ConsistencySampler(whole_flow.path, Double()).step(whole_flow.average, x, 0.3, 1.0)
     torch.testing.assert_close(end, whole_flow.map(x, 0.3, 1.0), rtol=1e-12, atol=1e-12)
 
 
 def test_the_noise_of_a_row_does_not_depend_on_its_batch(whole_flow, normal):
-    x, solver = normal("x", 300, 2), Renoise(whole_flow.path, PLANE, seed=5)
+    x, solver = normal("x", 300, 2), ConsistencySampler(whole_flow.path, PLANE, seed=5)
     whole, _ = solver.step(whole_flow.average, x, 0.3, 0.6)
     for first, last in ((0, 10), (64, 128), (100, 101), (130, 300)):
         some, _ = solver.at(first).step(whole_flow.average, x[first:last], 0.3, 0.6)
@@ -115,8 +119,8 @@ def test_the_noise_of_a_row_does_not_depend_on_its_batch(whole_flow, normal):
 
 
 SOLVERS = {
-    "jump": lambda path: Jump(),
-    "renoise": lambda path: Renoise(path, PLANE, seed=3),
+    "jump": lambda path: FlowMapStep(),
+    "renoise": lambda path: ConsistencySampler(path, PLANE, seed=3),
 }
 
 
@@ -152,7 +156,7 @@ def test_what_a_solver_makes_of_a_field_converges_at_its_order(fixed_step, whole
     x, t, s = rows(normal)
     known, errors = whole_flow.average(x, t, s), []
     for steps in (16, 32):
-        errors.append((Walked(whole_flow.velocity, solver, steps)(x, t, s) - known).norm().item())
+        errors.append((SolverFlowMap(whole_flow.velocity, solver, steps)(x, t, s) - known).norm().item())
     assert errors[0] / errors[1] > 0.8 * 2**solver.order  # midpoint is of order 3 on the straight path
     assert errors[1] < {1: 0.5, 2: 0.02, 4: 1e-5}[solver.order]
 
@@ -166,7 +170,7 @@ def test_it_takes_as_many_evaluations_as_its_steps_and_hands_on_the_condition(fi
         seen.append((t, cond))
         return x
 
-    Walked(field, solver, 3)(x, t, s, cond)
+    SolverFlowMap(field, solver, 3)(x, t, s, cond)
     assert len(seen) == 3 * evaluations
     assert all(given is cond for _, given in seen)
     torch.testing.assert_close(seen[0][0], t)
@@ -177,5 +181,5 @@ def test_it_takes_as_many_evaluations_as_its_steps_and_hands_on_the_condition(fi
 def test_a_constant_field_is_its_own_average(normal):
     x, t, s = rows(normal)
     for solver in (euler, rk4, AdamsBashforth2()):
-        found = Walked(lambda x, t, cond=None: torch.ones_like(x) * 3, solver, 2)(x, t, s)
+        found = SolverFlowMap(lambda x, t, cond=None: torch.ones_like(x) * 3, solver, 2)(x, t, s)
         torch.testing.assert_close(found, torch.full_like(x, 3.0))

@@ -13,13 +13,13 @@ from flowgen import likelihood, targets
 from flowgen.core import InputError, Pair
 from flowgen.data import Gaussian, Scaling, eight_gaussians
 from flowgen.grids import log_snr, uniform
-from flowgen.likelihood import Signs, bits_per_dim, dequantised, divergence, log_likelihood, probes
+from flowgen.likelihood import Rademacher, bits_per_dim, dequantised, divergence, log_likelihood, probes
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.paths import VE, VP, Cosine, Linear
 from flowgen.repath import repath
 from flowgen.sampling import flow
-from flowgen.solvers import Adaptive, rk4
+from flowgen.solvers import AdaptiveSolver, rk4
 
 
 class Affine(nn.Module):
@@ -109,28 +109,28 @@ def test_over_all_signs_the_estimate_is_the_divergence(normal, event):
     assert math.prod(event) == 1 or (one - exact).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("law", [Signs((3,)), Gaussian((3,))], ids=["signs", "normal"])
+@pytest.mark.parametrize("law", [Rademacher((3,)), Gaussian((3,))], ids=["signs", "normal"])
 def test_the_estimate_is_unbiased_and_signs_vary_less(normal, law):
     """Of e^T A e with A symmetric: 2 |A|^2 for normal probes, and without the diagonal for signs."""
     a, x = normal("A", 3, 3), normal("x", 4000, 3)
     a = a + a.T
     drawn = probes(law, 4000, 2, seed=3).double()
     _, found = likelihood.estimated_divergence(lambda x, t, cond: x @ a.T, x, torch.zeros(4000), None, drawn)
-    square = a.square().sum() - (a.diagonal().square().sum() if isinstance(law, Signs) else 0)
+    square = a.square().sum() - (a.diagonal().square().sum() if isinstance(law, Rademacher) else 0)
     variance = 2 * square / 2  # of the mean of two
     assert abs(found.mean() - a.trace()) < 4 * (variance / 4000).sqrt()
     torch.testing.assert_close(found.var(), variance, rtol=0.15, atol=0)
 
 
 def test_the_probes_of_a_row_are_a_function_of_its_number():
-    whole, part = probes(Signs((2, 3)), 200, 3, seed=1), probes(Signs((2, 3)), 50, 3, seed=1, first=130)
+    whole, part = probes(Rademacher((2, 3)), 200, 3, seed=1), probes(Rademacher((2, 3)), 50, 3, seed=1, first=130)
     assert torch.equal(whole[:, 130:180], part)
     assert set(whole.unique().tolist()) == {-1.0, 1.0}
     assert whole.mean().abs() < 4 / math.sqrt(whole.numel())
     assert not torch.equal(whole[0], whole[1])
-    assert not torch.equal(whole, probes(Signs((2, 3)), 200, 3, seed=2))
+    assert not torch.equal(whole, probes(Rademacher((2, 3)), 200, 3, seed=2))
     with pytest.raises(InputError, match="at least one probe, not 0"):
-        probes(Signs((2,)), 5, 0, seed=0)
+        probes(Rademacher((2,)), 5, 0, seed=0)
 
 
 def test_a_probe_stays_the_same_along_a_trajectory(normal):
@@ -380,7 +380,7 @@ def test_the_error_falls_at_the_order_of_the_solver(fixed_step, normal):
 
 def test_an_adaptive_solver_finds_the_same_density(normal):
     model, x = Model(smooth_net(2)), normal("x", 10, 2)
-    adaptive = log_likelihood(model, Gaussian(), x, uniform(1), Adaptive("dopri5", 1e-8, 1e-8))
+    adaptive = log_likelihood(model, Gaussian(), x, uniform(1), AdaptiveSolver("dopri5", 1e-8, 1e-8))
     torch.testing.assert_close(adaptive, log_likelihood(model, Gaussian(), x, uniform(50), rk4), rtol=0, atol=1e-5)
 
 

@@ -14,10 +14,10 @@ from flowgen import checkpoints, runs
 from flowgen.config import make_config
 from flowgen.data import Gaussian, moons, read_table
 from flowgen.grids import log_snr, uniform
-from flowgen.likelihood import Signs, dequantised, log_likelihood, probes
+from flowgen.likelihood import Rademacher, dequantised, log_likelihood, probes
 from flowgen.runs.densities import asked_rows
 from flowgen.settings import merged
-from flowgen.solvers import Adaptive, heun, rk4
+from flowgen.solvers import AdaptiveSolver, heun, rk4
 
 pytestmark = pytest.mark.journey
 
@@ -198,7 +198,7 @@ def test_images_take_one_probe_and_rows_none(home):
     assert found["hutchinson"] == 1
     trained = runs.load(Path("runs/images"))
     asked = asked_rows(trained, None, None, None, 3)
-    drawn, x = probes(Signs((1, 4, 4)), 6, 1, seed=3), dequantised(asked.x, 1 / 255, seed=3)
+    drawn, x = probes(Rademacher((1, 4, 4)), 6, 1, seed=3), dequantised(asked.x, 1 / 255, seed=3)
     exact = log_likelihood(trained.model, Gaussian((1, 4, 4)), x, uniform(25), rk4, asked.cond, drawn)
     torch.testing.assert_close(rows, exact - 16 * math.log(255), rtol=1e-5, atol=1e-4)
     assert measured(home, "runs/plain")[0]["hutchinson"] == 0
@@ -220,7 +220,7 @@ def test_adaptive_solvers_and_flow_maps_with_a_velocity(home):
     trained = runs.load(Path("runs/both"))
     x = asked_rows(trained, None, 20, None, 0).x
     _, diagonal = measured(home, "runs/both", "--num", 20)
-    exact = log_likelihood(trained.model, Gaussian(), x, uniform(1), Adaptive("dopri5", 1e-7, 1e-7))
+    exact = log_likelihood(trained.model, Gaussian(), x, uniform(1), AdaptiveSolver("dopri5", 1e-7, 1e-7))
     torch.testing.assert_close(diagonal, exact, rtol=0, atol=1e-4)
 
 

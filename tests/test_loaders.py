@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flowgen import loader_pairs
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Ends, ExactOT, batches
+from flowgen.couplings import ExactOT, IndependentPairs, batches
 from flowgen.data import Gaussian, Scaling, moons
 from flowgen.model import Model
 from flowgen.nn import MLP
@@ -47,12 +47,12 @@ class Pairs(torch.utils.data.Dataset):
 
 
 def test_what_can_be_read_again_is_read_epoch_after_epoch():
-    whole = take(batches(Ends(Gaussian(), moons()), 8, seed=0), 3)
+    whole = take(batches(IndependentPairs(Gaussian(), moons()), 8, seed=0), 3)
     assert trained(whole, 8) == trained([*whole, *whole, *whole], 8)
 
 
 def test_an_iterator_that_ends_says_how_many_batches_there_were():
-    pairs = take(batches(Ends(Gaussian(), moons()), 8, seed=0), 4)
+    pairs = take(batches(IndependentPairs(Gaussian(), moons()), 8, seed=0), 4)
     assert len(trained(iter(pairs), 4)) == 4
     with pytest.raises(InputError, match="there were only 4 batches"):
         trained(iter(pairs), 5)
@@ -61,7 +61,7 @@ def test_an_iterator_that_ends_says_how_many_batches_there_were():
 
 
 def test_a_loader_that_gives_nothing_again_is_refused():
-    once = iter(take(batches(Ends(Gaussian(), moons()), 8, seed=0), 3))
+    once = iter(take(batches(IndependentPairs(Gaussian(), moons()), 8, seed=0), 3))
 
     class Once:
         def __iter__(self):
@@ -71,7 +71,7 @@ def test_a_loader_that_gives_nothing_again_is_refused():
         trained(Once(), 5)
 
 
-@pytest.mark.parametrize("pairs", [Ends(Gaussian(), moons()), 5], ids=["Ends", "number"])
+@pytest.mark.parametrize("pairs", [IndependentPairs(Gaussian(), moons()), 5], ids=["IndependentPairs", "number"])
 def test_what_is_no_iterable_is_refused(pairs):
     with pytest.raises(InputError, match="expected an iterable"):
         trained(pairs, 5)

@@ -7,15 +7,15 @@ import torch
 from torch.func import grad, vmap
 
 from flowgen.core import InputError
-from flowgen.losses import Adaptive, PseudoHuber, Squared
+from flowgen.losses import AdaptiveLoss, PseudoHuber, Squared
 
 LOSSES = {
     "squared": Squared(),
     "pseudo-huber": PseudoHuber(),
     "pseudo-huber-wide": PseudoHuber(2.0),
-    "adaptive": Adaptive(),
-    "adaptive-half": Adaptive(0.5, 0.1),
-    "adaptive-none": Adaptive(0.0),
+    "adaptive": AdaptiveLoss(),
+    "adaptive-half": AdaptiveLoss(0.5, 0.1),
+    "adaptive-none": AdaptiveLoss(0.0),
 }
 EVENTS = [(1,), (7,), (2, 3, 4)]
 
@@ -42,7 +42,7 @@ def test_each_row_has_its_own_loss(loss, errors):
 
 def test_a_loss_is_zero_without_an_error_and_grows_with_it(loss, errors):
     assert not loss(torch.zeros_like(errors)).any()
-    sizes = torch.logspace(-6, 3, 100, dtype=torch.float64)  # `Adaptive` comes close to 1
+    sizes = torch.logspace(-6, 3, 100, dtype=torch.float64)  # `AdaptiveLoss` comes close to 1
     found = loss(sizes[:, None] * torch.nn.functional.normalize(errors[:1].flatten(1)))
     assert (found.diff() > 0).all()
 
@@ -57,18 +57,18 @@ def test_a_loss_does_not_know_the_direction_of_an_error(loss, errors):
 def test_a_larger_event_of_like_errors_weighs_no_more(errors):
     """The mean over the event; |e| is the root of its sum, as in the paper, and grows with the root of the size."""
     twice = torch.cat([errors, errors], dim=1)
-    for loss in (Squared(), Adaptive(), Adaptive(0.5)):
+    for loss in (Squared(), AdaptiveLoss(), AdaptiveLoss(0.5)):
         torch.testing.assert_close(loss(twice), loss(errors))
     torch.testing.assert_close(PseudoHuber()(twice), math.sqrt(2) * PseudoHuber()(errors))
 
 
 def test_gradients_are_those_of_finite_differences(loss, errors, normal):
-    """But for what `Adaptive` holds constant: there the denominator is kept where it was."""
+    """But for what `AdaptiveLoss` holds constant: there the denominator is kept where it was."""
     x, way, h = errors[2:5].flatten(1), normal("way", 3, errors[0].numel()), 1e-6
 
     def value(e):
-        held = (x.square().mean(1) + loss.c) ** loss.power if isinstance(loss, Adaptive) else 1.0
-        return (Squared() if isinstance(loss, Adaptive) else loss)(e) / held
+        held = (x.square().mean(1) + loss.c) ** loss.power if isinstance(loss, AdaptiveLoss) else 1.0
+        return (Squared() if isinstance(loss, AdaptiveLoss) else loss)(e) / held
 
     slope = (value(x + h * way) - value(x - h * way)) / (2 * h)
     exact = vmap(grad(lambda e: loss(e[None])[0]))(x)
@@ -133,7 +133,7 @@ def test_adaptive_losses_pull_by_the_power(normal):
     for power in (0.0, 0.25, 0.5, 1.0, 1.5):
         e = normal("e", 1, 5).expand(2, 5) * torch.tensor([[1e4], [1e6]])
         e.requires_grad_()
-        Adaptive(power)(e).sum().backward()
+        AdaptiveLoss(power)(e).sum().backward()
         ratio = (e.grad[1].norm() / e.grad[0].norm()).item()
         assert math.log10(ratio) / 2 == pytest.approx(1 - 2 * power, abs=1e-6)
 
@@ -141,12 +141,12 @@ def test_adaptive_losses_pull_by_the_power(normal):
 def test_adaptive_losses_of_power_1_are_shares_of_one():
     e = torch.tensor([[1e-6], [math.sqrt(1e-3)], [0.1], [1e6]], dtype=torch.float64)
     known = torch.tensor([1e-9, 1 / 2, 10 / 11, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(Adaptive()(e), known, rtol=1e-8, atol=0)
+    torch.testing.assert_close(AdaptiveLoss()(e), known, rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("c", [0.0, -1.0, math.nan, math.inf])
 def test_a_c_that_is_not_positive_is_refused(c):
-    for made in (lambda: PseudoHuber(c), lambda: Adaptive(1.0, c)):
+    for made in (lambda: PseudoHuber(c), lambda: AdaptiveLoss(1.0, c)):
         with pytest.raises(InputError, match="positive c"):
             made()
 
@@ -154,4 +154,4 @@ def test_a_c_that_is_not_positive_is_refused(c):
 @pytest.mark.parametrize("power", [-0.1, math.nan, math.inf])
 def test_a_power_that_is_negative_is_refused(power):
     with pytest.raises(InputError, match="power >= 0"):
-        Adaptive(power)
+        AdaptiveLoss(power)

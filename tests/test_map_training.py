@@ -26,9 +26,9 @@ from flowgen.intervals import Intervals, Steps, ToData
 from flowgen.losses import Squared
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.objectives import FlowMatching, LogNormal, Scheduled, Splittable, Uniform
+from flowgen.objectives import FlowMatching, LogNormal, Splittable, StepwiseObjective, Uniform
 from flowgen.sampling import sample
-from flowgen.solvers import Jump
+from flowgen.solvers import FlowMapStep
 from flowgen.training import State, fit
 
 pytestmark = pytest.mark.journey
@@ -139,7 +139,7 @@ def test_the_share_falls_from_1_in_halves_to_the_last(last, steps):
 def test_the_objective_of_a_step_is_that_of_its_share():
     inner = AlphaFlow(Intervals(Uniform(), 0.1), distance=Squared(), share=0.7)
     annealed = Annealed(inner, 100)
-    assert isinstance(annealed, Scheduled)
+    assert isinstance(annealed, StepwiseObjective)
     assert annealed.at(60) == annealed.at(60) == AlphaFlow(inner.intervals, inner.velocity, inner.distance, 1 / 16)
     assert annealed.objective is inner
     assert inner.share == 0.7
@@ -182,7 +182,7 @@ def test_training_that_was_left_goes_on_bit_for_bit(objective):
 @pytest.mark.parametrize("accumulate", [2, 5])
 def test_parts_of_a_batch_have_the_losses_of_all(objective, accumulate):
     whole, parts = fresh(), fresh()
-    at = objective.at(0) if isinstance(objective, Scheduled) else objective
+    at = objective.at(0) if isinstance(objective, StepwiseObjective) else objective
     assert isinstance(at, Splittable)
     losses = list(fit(whole, stream(), objective, 9, seed=0))
     again = list(fit(parts, stream(), objective, 9, seed=0, accumulate=accumulate))
@@ -285,7 +285,7 @@ def of_a_flow():
 @pytest.mark.parametrize("name", FROM_SCRATCH)
 def test_one_jump_is_nearer_to_the_data_than_one_step_of_a_flow(name, of_a_flow):
     """The flow's step is 1.16 from the data, two sets of which are 0.11 apart; a jump is 0.25 to 0.35."""
-    assert learned(FROM_SCRATCH[name], Jump()) < 0.5 * of_a_flow
+    assert learned(FROM_SCRATCH[name], FlowMapStep()) < 0.5 * of_a_flow
 
 
 BY_VELOCITY = {

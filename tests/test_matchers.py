@@ -14,15 +14,15 @@ from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.metrics import wasserstein2
 from flowgen.model import Model
 from flowgen.objectives import Draws, FlowMatching
-from flowgen.paths import Brownian, Constant, Cosine, Linear
+from flowgen.paths import BrownianBridge, ConstantBridge, Cosine, Linear
 from flowgen.sde import BridgeScore, Drift
 
 SIGMA = 0.3
 MATCHERS = {
-    "I-CFM": (cfm.ConditionalFlowMatcher, Linear(), Constant(SIGMA)),
-    "OT-CFM": (cfm.ExactOptimalTransportConditionalFlowMatcher, Linear(), Constant(SIGMA)),
-    "SB-CFM": (cfm.SchrodingerBridgeConditionalFlowMatcher, Linear(), Brownian(SIGMA)),
-    "VP-CFM": (cfm.VariancePreservingConditionalFlowMatcher, Cosine(), Constant(SIGMA)),
+    "I-CFM": (cfm.ConditionalFlowMatcher, Linear(), ConstantBridge(SIGMA)),
+    "OT-CFM": (cfm.ExactOptimalTransportConditionalFlowMatcher, Linear(), ConstantBridge(SIGMA)),
+    "SB-CFM": (cfm.SchrodingerBridgeConditionalFlowMatcher, Linear(), BrownianBridge(SIGMA)),
+    "VP-CFM": (cfm.VariancePreservingConditionalFlowMatcher, Cosine(), ConstantBridge(SIGMA)),
     "FM": (cfm.TargetConditionalFlowMatcher, Linear(sigma_min=SIGMA), None),
 }
 
@@ -62,7 +62,7 @@ def test_flow_matching_looks_where_a_matcher_does_and_wants_its_velocity(name, e
 
 def test_the_weighted_score_of_torchcfm_is_what_the_drift_adds_to_the_velocity(normal):
     """A net s with lambda s = -eps (arXiv 2307.03672) is sigma^2 / 2 times the score."""
-    matcher, bridge = cfm.SchrodingerBridgeConditionalFlowMatcher(SIGMA), Brownian(SIGMA)
+    matcher, bridge = cfm.SchrodingerBridgeConditionalFlowMatcher(SIGMA), BrownianBridge(SIGMA)
     eps, t = normal("eps", 64, 1), torch.linspace(0.02, 0.98, 64, dtype=torch.float64)
     theirs = -eps / matcher.compute_lambda(t).unsqueeze(1)
     drift = Drift(lambda x, t, cond: 0 * x, BridgeScore(lambda x, t, cond: eps, bridge), lambda t: SIGMA)

@@ -14,15 +14,15 @@ from scipy.stats import kstest, norm
 
 from flowgen import grids, sde
 from flowgen.core import generator, like
-from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine, Path
-from flowgen.samplers import DDIM, Ancestral, Churned, Corrected, DPMSolverPP, UniPC
+from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine, Schedule
+from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, PredictorCorrector, UniPC
 from flowgen.sampling import solve
 from flowgen.solvers import heun, rk4
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 MEANS = torch.tensor([[1.5, 0.5], [-1.5, 1.0], [0.0, -1.5]], dtype=torch.float64)
 STDS = torch.tensor([0.3, 0.5, 0.4], dtype=torch.float64)
-PATHS = [Linear(), Cosine(), VP(), OffsetCosine(), DDPM(), VE(0.05, 20.0)]
+SCHEDULES = [Linear(), Cosine(), VP(), OffsetCosine(), DDPM(), VE(0.05, 20.0)]
 FIRST, LAST = 0.2, 0.9
 """Times between which no sampler comes near a singular end."""
 
@@ -31,7 +31,7 @@ FIRST, LAST = 0.2, 0.9
 class Mixture:
     """The exact velocity and the law of a path from N(0, I) to the mixture, with independent pairs."""
 
-    path: Path
+    path: Schedule
 
     def parts(self, t):
         """The deviation `(..., K)` of each component, and alpha, at times of any shape."""
@@ -80,10 +80,10 @@ def known_ends(path):
 
 @pytest.mark.parametrize(
     ("make", "order"),
-    [(DDIM, 1), (DPMSolverPP, 2), (UniPC, 2), (Churned, 2), (lambda path: heun, 2), (lambda path: rk4, 4)],
+    [(DDIM, 1), (DPMSolverPP, 2), (UniPC, 2), (EDMSampler, 2), (lambda path: heun, 2), (lambda path: rk4, 4)],
     ids=["ddim", "dpm++2m", "unipc", "edm", "heun", "rk4"],
 )
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: type(path).__name__)
 def test_with_the_exact_score_of_a_mixture_a_sampler_has_its_order(make, order, path):
     mixture = Mixture(path)
     x, truth = known_ends(path)
@@ -102,15 +102,15 @@ def test_with_the_exact_score_of_a_mixture_a_sampler_has_its_order(make, order, 
         Ancestral,
         lambda path: DDIM(path, 1.0),
         lambda path: DDIM(path, 0.5),
-        lambda path: Churned(path, 0.05),
-        lambda path: sde.Stochastic(path, 0.5),
-        lambda path: sde.Stochastic(path, 1.0),
-        lambda path: sde.Stochastic(path, 1.5),
-        lambda path: Corrected(DDIM(path), path, 0.1),
+        lambda path: EDMSampler(path, 0.05),
+        lambda path: sde.ReverseSDE(path, 0.5),
+        lambda path: sde.ReverseSDE(path, 1.0),
+        lambda path: sde.ReverseSDE(path, 1.5),
+        lambda path: PredictorCorrector(DDIM(path), path, 0.1),
     ],
     ids=["ddpm", "ddim-1", "ddim-0.5", "edm", "sde-0.5", "sde-1", "sde-1.5", "corrected"],
 )
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: type(path).__name__)
 def test_with_the_exact_score_of_a_mixture_noise_keeps_the_marginal(make, path):
     """From the marginal of one time to that of another, along three directions."""
     mixture = Mixture(path)

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Ends, ExactOT, MultiscaleOT
+from flowgen.couplings import ExactOT, IndependentPairs, MultiscaleOT
 from flowgen.couplings.multiscale import EXACT_UP_TO, TREE_BELOW, _cells, _divided, _paired, anchored
 from flowgen.data import Gaussian, eight_gaussians
 
@@ -194,7 +194,7 @@ def coupled_rows(pair, seed):
 
 
 def test_in_the_plane_many_rows_cost_no_more_than_exact_groups_of_512():
-    ends, ratios = Ends(Gaussian(), eight_gaussians()), []
+    ends, ratios = IndependentPairs(Gaussian(), eight_gaussians()), []
     for seed in range(2):
         pair = ends(8192, generator(seed, "pairs"))
         led = MultiscaleOT().prepared(8192, lambda n, seed=seed: ends(n, generator(seed, "others")))

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flowgen.core import InputError, generator
 from flowgen.nn import MLP, UNET_SIZES, DiT, ResMLP, UNet
 from flowgen.nn.dit import patchify, positions, unpatchify
-from flowgen.nn.embeddings import Conditioning, Waves
+from flowgen.nn.embeddings import Conditioning, FourierFeatures
 
 EVENT, CLASSES, ROWS = (2, 8, 8), 3, 6
 NETS = {
@@ -273,7 +273,7 @@ def test_patches_know_where_they_are(inputs):
 
 def test_times_have_waves_of_their_own():
     t = torch.linspace(-1, 1, 2001)
-    waves = Waves(32)(t)
+    waves = FourierFeatures(32)(t)
     assert torch.pdist(waves).min() > 0.05
     assert torch.pdist(waves[::2].bfloat16().float()).min() > 0.05
 

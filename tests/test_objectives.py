@@ -17,12 +17,12 @@ from flowgen.objectives import (
     LogNormal,
     Splittable,
     Stratified,
-    TimeLaw,
+    TimeDistribution,
     Uniform,
     UShaped,
     on_path,
 )
-from flowgen.paths import DDPM, Brownian, Constant, Linear
+from flowgen.paths import DDPM, BrownianBridge, ConstantBridge, Linear
 
 # time laws
 
@@ -46,7 +46,7 @@ def test_times_are_a_function_of_the_generator(known_law, global_state_untouched
 
 
 def test_every_time_law_is_held_to_these_laws(all_times):
-    assert {type(known.law) for known in all_times} == set(TimeLaw.__subclasses__())
+    assert {type(known.law) for known in all_times} == set(TimeDistribution.__subclasses__())
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 512])
@@ -347,12 +347,12 @@ def inner(n, generator):
 
 
 @pytest.mark.parametrize("sigma", [0.1, 1.0])
-@pytest.mark.parametrize("bridge", [Constant, Brownian])
+@pytest.mark.parametrize("bridge", [ConstantBridge, BrownianBridge])
 def test_points_and_velocities_with_a_bridge_are_those_of_torchcfm(bridge, sigma, normal, recorder):
     """torchcfm's noise is read off the point, and is standard normal; its velocity at the point is the target."""
     from torchcfm import conditional_flow_matching as cfm
 
-    matchers = {Constant: cfm.ConditionalFlowMatcher, Brownian: cfm.SchrodingerBridgeConditionalFlowMatcher}
+    matchers = {ConstantBridge: cfm.ConditionalFlowMatcher, BrownianBridge: cfm.SchrodingerBridgeConditionalFlowMatcher}
     matcher = matchers[bridge](sigma)
     pair = Pair(normal("x0", 3000, 2), normal("x1", 3000, 2))
     loss = FlowMatching(inner, bridge(sigma))(Model(recorder), pair, generator(0, "objective"))
@@ -375,7 +375,7 @@ def test_times_stay_on_the_span_of_the_model_and_of_the_bridge(path, bridge, nor
 
 def test_times_never_reach_the_ends_of_a_brownian_bridge(known_law, recorder):
     pair = Pair(torch.zeros(100_000, 1), torch.zeros(100_000, 1))
-    loss = FlowMatching(known_law.law, Brownian(1.0))(Model(recorder), pair, generator(0, "objective"))
+    loss = FlowMatching(known_law.law, BrownianBridge(1.0))(Model(recorder), pair, generator(0, "objective"))
     t = recorder.seen[1]
     assert t.min() > 0
     assert t.max() < 1

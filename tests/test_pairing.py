@@ -14,7 +14,7 @@ import torch
 from flowgen import data, plots, runs
 from flowgen.config import COUPLINGS, Config, make_config, semidiscrete
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Ends, ExactOT, Independent, Pool, Sinkhorn
+from flowgen.couplings import ExactOT, Independent, IndependentPairs, Pool, Sinkhorn
 from flowgen.evaluation import pairing
 from flowgen.evaluation.pairing import Comparison, Measured, Trial
 
@@ -34,7 +34,7 @@ def compared(tree: dict, names: tuple[str, ...] = (), pools: int = 1) -> Compari
     return Comparison("data", pairing.default_of(tree), pools, len(loaded.classes), measured)
 
 
-def ends_of(config: Config) -> Ends:
+def ends_of(config: Config) -> IndependentPairs:
     return config.ends(config.load_data(), torch.device("cpu"))
 
 

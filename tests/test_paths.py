@@ -10,14 +10,14 @@ from scipy.integrate import quad, solve_ivp
 from torch.func import jvp
 
 from flowgen.core import InputError, Pair
-from flowgen.paths import DDPM, VE, VP, Brownian, Constant, Cosine, Linear, OffsetCosine, Path
+from flowgen.paths import DDPM, VE, VP, BrownianBridge, ConstantBridge, Cosine, Linear, OffsetCosine, Schedule
 
 INSIDE = torch.linspace(0, 0.999, 500, dtype=torch.float64)
 """Times at which every coefficient of every path is finite; the log-SNR of some is infinite at the first."""
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
-def blur(path: Path) -> float:
+def blur(path: Schedule) -> float:
     """The share of the source that a path was asked to end with."""
     return path.sigma_min if isinstance(path, Linear) else 0.0
 
@@ -181,7 +181,7 @@ def test_the_velocity_is_the_score_and_the_scaling(path, gaussian_flow, normal):
         torch.testing.assert_close(u, flow.velocity(x, time.expand(20)), rtol=1e-8, atol=1e-8)
 
 
-def torchcfm_matcher(path: Path):
+def torchcfm_matcher(path: Schedule):
     """The matcher of a path; that of a blurred one takes its noise for the source."""
     from torchcfm import conditional_flow_matching as cfm
 
@@ -253,14 +253,14 @@ def test_a_straight_path_refuses_a_blur_that_leaves_no_data(sigma_min):
 
 
 def test_every_path_is_held_to_these_laws(all_paths):
-    assert {type(path) for path in all_paths} == set(Path.__subclasses__())
+    assert {type(path) for path in all_paths} == set(Schedule.__subclasses__())
 
 
 # bridges
 
 
 @pytest.mark.parametrize("sigma", [-0.1, math.nan, math.inf])
-@pytest.mark.parametrize("made", [Constant, Brownian])
+@pytest.mark.parametrize("made", [ConstantBridge, BrownianBridge])
 def test_a_bridge_refuses_a_noise_that_is_none(made, sigma):
     with pytest.raises(InputError, match="noise of a bridge"):
         made(sigma)
@@ -289,7 +289,7 @@ def test_a_brownian_bridge_has_the_variance_of_a_pinned_random_walk(sigma, norma
     walk = (sigma / n**0.5 * normal("steps", walks, n)).cumsum(1)
     t = torch.arange(1, n + 1, dtype=torch.float64) / n
     pinned = walk - t * walk[:, -1:]
-    width, _ = Brownian(sigma).gamma(t)
+    width, _ = BrownianBridge(sigma).gamma(t)
     assert width[-1] == 0
     torch.testing.assert_close(pinned[:, -1], torch.zeros(walks, dtype=torch.float64), rtol=0, atol=1e-12)
     assert ((pinned[:, :-1].square().mean(0).sqrt() / width[:-1] - 1).abs() < 4 / (2 * walks) ** 0.5).all()
@@ -297,7 +297,7 @@ def test_a_brownian_bridge_has_the_variance_of_a_pinned_random_walk(sigma, norma
 
 def test_a_brownian_bridge_is_zero_at_both_ends_and_symmetric_between_them():
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
-    width, slope = Brownian(0.5).gamma(t)
+    width, slope = BrownianBridge(0.5).gamma(t)
     assert torch.equal(width[[0, -1]], torch.zeros(2, dtype=torch.float64))
     torch.testing.assert_close(width, width.flip(0), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(slope[1:-1], -slope[1:-1].flip(0), rtol=1e-9, atol=1e-12)

@@ -11,7 +11,7 @@ from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import Draws, FlowMatching, Splittable, UShaped
 from flowgen.paths import Linear
-from flowgen.premetric import LATEST, Premetric
+from flowgen.premetric import LATEST, PerceptualLoss
 
 ABSOLUTE = PseudoHuber(1e-9)
 
@@ -36,7 +36,7 @@ def test_pairs_that_are_known_have_no_loss(usable, normal):
     path, target = usable
     pair = ends(normal)
     model = Model(Knows(pair, path, target), path, target)
-    found = Premetric(nn.Sequential(nn.Linear(3, 5), nn.Tanh()))(model, pair, generator(0, "t"))
+    found = PerceptualLoss(nn.Sequential(nn.Linear(3, 5), nn.Tanh()))(model, pair, generator(0, "t"))
     assert found.shape == (200,)
     assert found.max() < 0.05  # of rounding at the far end, where a prediction says little of the data
 
@@ -48,7 +48,7 @@ def test_features_of_a_straight_path_weigh_errors_of_the_velocity_alike_at_all_t
     model = Model(Knows(pair, Linear(), targets.velocity, miss))
     matrix = normal("A", 3, 7).float()
     times = torch.linspace(0, 1 - 2 * LATEST, 200)
-    found = Premetric(lambda x: x @ matrix, weight, distance=ABSOLUTE).loss(model, pair, Draws(times, None))
+    found = PerceptualLoss(lambda x: x @ matrix, weight, distance=ABSOLUTE).loss(model, pair, Draws(times, None))
     exact = miss.norm() + weight * (miss @ matrix).norm()
     torch.testing.assert_close(found, exact.expand(200), rtol=2e-3, atol=0)
 
@@ -56,7 +56,7 @@ def test_features_of_a_straight_path_weigh_errors_of_the_velocity_alike_at_all_t
 def test_the_weight_of_times_is_bounded(normal):
     pair = ends(normal)
     model = Model(MLP(3, width=8, depth=1))
-    found = Premetric(torch.sin).loss(model, pair, Draws(torch.ones(200), None))
+    found = PerceptualLoss(torch.sin).loss(model, pair, Draws(torch.ones(200), None))
     assert found.isfinite().all()
     found.mean().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -65,7 +65,7 @@ def test_the_weight_of_times_is_bounded(normal):
 def test_without_features_it_is_flow_matching(normal):
     pair, model = ends(normal), Model(MLP(3, width=8, depth=1))
     for distance in (Squared(), PseudoHuber(0.3)):
-        one = Premetric(torch.zeros_like, distance=distance)
+        one = PerceptualLoss(torch.zeros_like, distance=distance)
         other = FlowMatching(UShaped(), distance=distance)
         assert isinstance(one, Splittable)
         torch.testing.assert_close(one(model, pair, generator(0, "t")), other(model, pair, generator(0, "t")))
@@ -75,7 +75,7 @@ def test_features_teach_the_net_and_are_not_taught(normal):
     embed = nn.Linear(3, 3, bias=False)
     embed.requires_grad_(False)
     pair, model = ends(normal), Model(MLP(3, width=8, depth=1))
-    Premetric(embed)(model, pair, generator(0, "t")).mean().backward()
+    PerceptualLoss(embed)(model, pair, generator(0, "t")).mean().backward()
     assert embed.weight.grad is None
     with_features = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
@@ -87,4 +87,4 @@ def test_features_teach_the_net_and_are_not_taught(normal):
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_none_is_refused(weight):
     with pytest.raises(InputError, match="positive weight"):
-        Premetric(torch.sin, weight)
+        PerceptualLoss(torch.sin, weight)

@@ -20,8 +20,8 @@ from flowgen.flowmaps import AlphaFlow, Annealed, MeanFlow
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching, Stratified
-from flowgen.optim import Cosine
-from flowgen.paths import Brownian
+from flowgen.optim import CosineRate
+from flowgen.paths import BrownianBridge
 from flowgen.training import State, fit
 
 pytestmark = pytest.mark.journey
@@ -30,7 +30,10 @@ SIZE = 24
 CASES = {
     "plain": (FlowMatching(), {}),
     "accumulated": (FlowMatching(), {"accumulate": 3, "clip": 0.5}),
-    "bridge, stratified": (FlowMatching(Stratified(), Brownian(0.5)), {"accumulate": 2, "rate": Cosine(0.01, 6, 2)}),
+    "bridge, stratified": (
+        FlowMatching(Stratified(), BrownianBridge(0.5)),
+        {"accumulate": 2, "rate": CosineRate(0.01, 6, 2)},
+    ),
     "flow map": (MeanFlow(), {"accumulate": 2}),
     "flow map, annealed": (Annealed(AlphaFlow(), 6), {}),
 }

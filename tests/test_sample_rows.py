@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from flowgen.core import InputError, Part, generator
-from flowgen.data import Gaussian, Rows, Scaling
+from flowgen.data import Gaussian, Scaling, TensorDataset
 from flowgen.grids import uniform
 from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.sampling import BLOCK, chunk_rows, flow, pair_chunks, sample, sample_chunks, starts
-from flowgen.solvers import AdamsBashforth2, Adaptive, euler, heun
+from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, euler, heun
 
 pytestmark = pytest.mark.journey
 
 CLASSES, NUM = 3, 300
-SOLVERS = {"euler": euler, "heun": heun, "ab2": AdamsBashforth2(), "joint": Adaptive("bosh3", 1e-3, 1e-3)}
+SOLVERS = {"euler": euler, "heun": heun, "ab2": AdamsBashforth2(), "joint": AdaptiveSolver("bosh3", 1e-3, 1e-3)}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_pairs_that_start_later_and_end_sooner_are_the_same(model, labels, num):
 
 
 def test_source_points_are_those_of_their_numbers(model):
-    law = Rows(torch.arange(50.0).repeat(2, 1).T.contiguous())
+    law = TensorDataset(torch.arange(50.0).repeat(2, 1).T.contiguous())
     assert torch.equal(made(model, law=law).x0, starts(law, 0, NUM, 7, "sample"))
     assert torch.equal(made(model, law=law, start=64).x0, starts(law, 0, NUM, 7, "sample")[64:])
 

@@ -9,10 +9,10 @@ import torch
 from flowgen import grids, targets
 from flowgen.core import InputError, expand_time, like
 from flowgen.paths import VE, VP, Linear
-from flowgen.samplers import DDIM, Ancestral, Churned, Corrected, DPMSolverPP, Langevin, UniPC
+from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, UniPC
 from flowgen.sampling import Counted, solve, walk
-from flowgen.sde import Stochastic
-from flowgen.solvers import Jump, euler, rk4
+from flowgen.sde import ReverseSDE
+from flowgen.solvers import FlowMapStep, euler, rk4
 
 SOLVERS = {
     "ddim": DDIM,
@@ -24,11 +24,11 @@ SOLVERS = {
     "dpm-solver-2": DPMSolverPP,
     "dpm-solver-3": lambda path: DPMSolverPP(path, 3),
     "unipc": UniPC,
-    "heun": Churned,
-    "churned": lambda path: Churned(path, 0.3, 0.05, 20.0, 1.01),
-    "stochastic-none": lambda path: Stochastic(path, 0.0),
-    "stochastic": Stochastic,
-    "corrected": lambda path: Corrected(Ancestral(path), path),
+    "heun": EDMSampler,
+    "churned": lambda path: EDMSampler(path, 0.3, 0.05, 20.0, 1.01),
+    "stochastic-none": lambda path: ReverseSDE(path, 0.0),
+    "stochastic": ReverseSDE,
+    "corrected": lambda path: PredictorCorrector(Ancestral(path), path),
     "langevin": lambda path: Langevin(path, steps=3),
 }
 ORDERS = {"ddim": 1, "dpm-solver-1": 1, "dpm-solver-2": 2, "heun": 2}
@@ -105,7 +105,7 @@ def test_what_a_walk_of_seven_steps_costs(name, empirical_flow, normal):
 def test_a_level_that_is_infinite_is_left_by_eulers_step(empirical_flow, normal):
     path, x = Linear(), normal("source", 6, 2)
     field = Counted(field_of(empirical_flow(path)))
-    end, _ = Churned(path, 0.3).step(field, x, 0.0, 0.2)
+    end, _ = EDMSampler(path, 0.3).step(field, x, 0.0, 0.2)
     assert field.evaluations == 1
     torch.testing.assert_close(end, x + 0.2 * field(x, expand_time(0.0, x)))
 
@@ -153,7 +153,7 @@ def test_ddim_is_eulers_method_in_the_noise_level(path, empirical_flow, grid, no
         torch.testing.assert_close(solve(field_of(flow), x, grid, solver), c.alpha[-1] * y, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("make", [DDIM, lambda path: DPMSolverPP(path, 1), lambda path: Stochastic(path, 0.0)])
+@pytest.mark.parametrize("make", [DDIM, lambda path: DPMSolverPP(path, 1), lambda path: ReverseSDE(path, 0.0)])
 def test_on_the_straight_path_it_is_eulers_method(make, empirical_flow, normal):
     flow, x = empirical_flow(Linear()), normal("source", 6, 2)
     exact = walk(field_of(flow), x, grids.uniform(9), euler)
@@ -237,7 +237,7 @@ def test_whole_walks_lead_where_the_flow_to_several_points_does(path, empirical_
         return grids.log_snr(path, steps, 0.0, 0.95)
 
     exact = solve(field_of(flow), x, grid(300), rk4)
-    for solver in (DPMSolverPP(path), DPMSolverPP(path, 3), UniPC(path), Churned(path)):
+    for solver in (DPMSolverPP(path), DPMSolverPP(path, 3), UniPC(path), EDMSampler(path)):
         ends = [solve(field_of(flow), x, grid(steps), solver) for steps in (40, 80)]
         coarse, fine = (float((end - exact).square().mean().sqrt()) for end in ends)
         assert fine < min(0.005, 0.55 * coarse)  # of order 2, with room
@@ -254,19 +254,19 @@ def test_whole_walks_lead_where_the_flow_to_several_points_does(path, empirical_
         (lambda path: DDIM(path, math.nan), "eta"),
         (lambda path: DPMSolverPP(path, 0), "orders 1, 2 and 3"),
         (lambda path: DPMSolverPP(path, 4), "orders 1, 2 and 3"),
-        (lambda path: Churned(path, -1.0), "churn >= 0"),
-        (lambda path: Churned(path, math.nan), "churn >= 0"),
-        (lambda path: Churned(path, 0.1, 2.0, 1.0), "lo <= hi"),
-        (lambda path: Churned(path, 0.1, noise=0.0), "noise > 0"),
-        (lambda path: Corrected(Jump(), path), "jumps"),
-        (lambda path: Corrected(euler, path, 0.0), "snr"),
-        (lambda path: Corrected(euler, path, 1.0), "snr"),
-        (lambda path: Corrected(euler, path, steps=-1), "steps"),
+        (lambda path: EDMSampler(path, -1.0), "churn >= 0"),
+        (lambda path: EDMSampler(path, math.nan), "churn >= 0"),
+        (lambda path: EDMSampler(path, 0.1, 2.0, 1.0), "lo <= hi"),
+        (lambda path: EDMSampler(path, 0.1, noise=0.0), "noise > 0"),
+        (lambda path: PredictorCorrector(FlowMapStep(), path), "jumps"),
+        (lambda path: PredictorCorrector(euler, path, 0.0), "snr"),
+        (lambda path: PredictorCorrector(euler, path, 1.0), "snr"),
+        (lambda path: PredictorCorrector(euler, path, steps=-1), "steps"),
         (lambda path: Langevin(path, 0.0), "size"),
         (lambda path: Langevin(path, 4.0), "size"),
         (lambda path: Langevin(path, steps=0), "steps"),
-        (lambda path: Stochastic(path, -0.1), "not negative"),
-        (lambda path: Stochastic(path, math.inf), "finite"),
+        (lambda path: ReverseSDE(path, -0.1), "not negative"),
+        (lambda path: ReverseSDE(path, math.inf), "finite"),
     ],
 )
 def test_samplers_that_there_are_not_are_refused(make, match):

@@ -17,20 +17,20 @@ from flowgen.data import Gaussian
 from flowgen.grids import karras, log_snr, uniform
 from flowgen.model import Model
 from flowgen.paths import VE, VP, Linear
-from flowgen.samplers import DDIM, Ancestral, Churned, Corrected, DPMSolverPP, Langevin, Random, UniPC
+from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, Random, UniPC
 from flowgen.sampling import sample, solve, walk
-from flowgen.sde import Drift, EulerMaruyama, ReverseTime, ScoreOf, Stochastic
-from flowgen.solvers import Adaptive, Jump, euler, heun
+from flowgen.sde import Drift, EulerMaruyama, ReverseSDE, ReverseTime, ScoreOf
+from flowgen.solvers import AdaptiveSolver, FlowMapStep, euler, heun
 
 RANDOM = {
     "ddim-half": lambda path, seed=0: DDIM(path, 0.5, seed=seed),
     "ddim-whole": lambda path, seed=0: DDIM(path, 1.0, seed=seed),
     "ancestral": lambda path, seed=0: Ancestral(path, seed=seed),
     "ancestral-large": lambda path, seed=0: Ancestral(path, True, seed=seed),
-    "churned": lambda path, seed=0: Churned(path, 0.2, seed=seed),
-    "stochastic": lambda path, seed=0: Stochastic(path, 0.7, seed=seed),
-    "corrected": lambda path, seed=0: Corrected(Ancestral(path, seed=seed), path, seed=seed),
-    "corrected-heun": lambda path, seed=0: Corrected(heun, path, seed=seed),
+    "churned": lambda path, seed=0: EDMSampler(path, 0.2, seed=seed),
+    "stochastic": lambda path, seed=0: ReverseSDE(path, 0.7, seed=seed),
+    "corrected": lambda path, seed=0: PredictorCorrector(Ancestral(path, seed=seed), path, seed=seed),
+    "corrected-heun": lambda path, seed=0: PredictorCorrector(heun, path, seed=seed),
     "langevin": lambda path, seed=0: Langevin(path, steps=3, seed=seed),
 }
 
@@ -94,9 +94,9 @@ def order(errors, solver_of, flow):
         lambda path: DDIM(path, 0.5),
         lambda path: DDIM(path, 1.0),
         lambda path: Ancestral(path, large=True),
-        lambda path: Stochastic(path, 0.5),
-        Stochastic,
-        lambda path: Stochastic(path, 1.5),
+        lambda path: ReverseSDE(path, 0.5),
+        ReverseSDE,
+        lambda path: ReverseSDE(path, 1.5),
     ],
     ids=["ddim-half", "ddim-whole", "ancestral-large", "stochastic-half", "stochastic", "stochastic-more"],
 )
@@ -110,7 +110,7 @@ def test_noise_keeps_the_marginals_at_weak_order_one(make, path, gaussian_flow, 
 @pytest.mark.parametrize("churned", [(0.0, math.inf), (0.2, 3.0)])
 def test_churn_that_shrinks_with_the_steps_keeps_them_at_order_two(churned, path, gaussian_flow, errors):
     lo, hi = churned
-    slope, error = order(errors, lambda steps: Churned(path, 8 / steps, lo, hi), gaussian_flow(path))
+    slope, error = order(errors, lambda steps: EDMSampler(path, 8 / steps, lo, hi), gaussian_flow(path))
     assert slope == pytest.approx(2, abs=0.1)
     assert error < 0.007
 
@@ -120,10 +120,10 @@ def test_churning_adds_the_noise_of_the_level_it_goes_back_to(path, gaussian_flo
     flow, found = gaussian_flow(path), []
     for churn in (0.1, 0.05, 0.025):
         grid = torch.tensor([0.5, 0.5], dtype=torch.float64)
-        found.append(errors(Churned(path, churn), flow, grid))
+        found.append(errors(EDMSampler(path, churn), flow, grid))
     assert 2.6 < math.log2(found[1] / found[2]) < 3.4
-    assert errors(Churned(path, 0.1, lo=1e-9, hi=1e-8), flow, grid) < 1e-9
-    longer = [law(Churned(path, 0.1, noise=noise), flow, grid, *flow.moments(0.5))[1] for noise in (1.0, 1.1)]
+    assert errors(EDMSampler(path, 0.1, lo=1e-9, hi=1e-8), flow, grid) < 1e-9
+    longer = [law(EDMSampler(path, 0.1, noise=noise), flow, grid, *flow.moments(0.5))[1] for noise in (1.0, 1.1)]
     assert (longer[1] > longer[0]).all()
 
 
@@ -131,7 +131,7 @@ def test_churn_is_bounded(gaussian_flow, normal):
     """By gamma = sqrt(2) - 1, and by the level of t = 0: there is no earlier time to go back to."""
     path, x = VP(), normal("x", 5, 2)
     flow = gaussian_flow(path)
-    most, more, none = (Churned(path, churn) for churn in (math.sqrt(2) - 1, 5.0, 0.0))
+    most, more, none = (EDMSampler(path, churn) for churn in (math.sqrt(2) - 1, 5.0, 0.0))
     for t in (0.0, 0.01, 0.5):
         ends = [solver.step(flow.velocity, x, t, 0.6)[0] for solver in (most, more, none)]
         assert torch.equal(ends[0], ends[1])
@@ -142,7 +142,7 @@ def test_churn_is_right_for_a_point_from_the_first_step_on(path, gaussian_flow, 
     """Also where it is cut short, at levels near that of t = 0. The way back, along straight lines, is exact."""
     flow = gaussian_flow(path)
     exact = type(flow)(path, flow.mean, torch.zeros_like(flow.std))
-    mean, deviation = law(Churned(path, 0.3), exact, uniform(12, 0.005, 0.9), *exact.moments(0.005))
+    mean, deviation = law(EDMSampler(path, 0.3), exact, uniform(12, 0.005, 0.9), *exact.moments(0.005))
     torch.testing.assert_close(mean, exact.moments(0.9)[0], rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(deviation, exact.moments(0.9)[1], rtol=1e-8, atol=1e-8)
 
@@ -174,7 +174,7 @@ def test_whole_walks_lead_near_the_data(name, path, gaussian_flow, law):
     """Many steps from what sampling starts with: N(0, sigma(0)^2), even where the path is not all noise there."""
     flow = gaussian_flow(path)
     sigma = path.coeffs(torch.zeros((), dtype=torch.float64)).sigma
-    solver = Churned(path, 0.05) if name == "churned" else RANDOM[name](path)
+    solver = EDMSampler(path, 0.05) if name == "churned" else RANDOM[name](path)
     mean, std = law(solver, flow, log_snr(path, 80), torch.zeros(2).double(), sigma)
     assert (mean - flow.mean).abs().max() < 0.03
     assert (std - flow.moments(1.0)[1]).abs().max() < 0.12
@@ -202,7 +202,7 @@ def test_moves_at_a_level_settle_at_its_marginal_but_for_their_length(snr, path,
 def test_the_moves_of_a_corrected_step_are_those_of_langevin_after_it(path, gaussian_flow, law):
     flow, grid = gaussian_flow(path), torch.tensor([0.4, 0.5], dtype=torch.float64)
     predicted = law(DDIM(path, 1.0), flow, grid, *flow.moments(0.4))
-    both = law(Corrected(DDIM(path, 1.0), path, 0.2, steps=3), flow, grid, *flow.moments(0.4))
+    both = law(PredictorCorrector(DDIM(path, 1.0), path, 0.2, steps=3), flow, grid, *flow.moments(0.4))
     after = law(Langevin(path, 0.16, steps=3), flow, grid, *predicted)
     for a, b in zip(both, after, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -212,7 +212,7 @@ def test_corrected_steps_bring_a_wrong_law_nearer(path, gaussian_flow, law):
     flow, grid = gaussian_flow(path), uniform(60, 0.05, 0.9)
     mean, std = flow.moments(0.05)
     start, right = (mean + 1, 1.5 * std), flow.moments(0.9)
-    alone, helped = (law(s, flow, grid, *start) for s in (heun, Corrected(heun, path, 0.2, steps=2)))
+    alone, helped = (law(s, flow, grid, *start) for s in (heun, PredictorCorrector(heun, path, 0.2, steps=2)))
     for a, b, exact in zip(alone, helped, right, strict=True):
         assert (b - exact).abs().max() < 0.6 * (a - exact).abs().max()
 
@@ -230,17 +230,17 @@ def test_a_corrected_multistep_method_starts_anew_each_time(path, gaussian_flow,
     x, grid, flow = normal("x", 7, 2), uniform(6, 0.1, 0.9), gaussian_flow(path)
     anew = solve(flow.velocity, x, grid, DDIM(path))
     for solver in (DPMSolverPP(path, 3), UniPC(path)):
-        corrected = solve(flow.velocity, x, grid, Corrected(solver, path, steps=0))
+        corrected = solve(flow.velocity, x, grid, PredictorCorrector(solver, path, steps=0))
         torch.testing.assert_close(corrected, anew, rtol=1e-9, atol=1e-9)
 
 
 def test_corrected_is_as_its_predictor():
-    assert Corrected(DDIM(VP()), VP()).lands
-    assert not Corrected(heun, VP()).lands
-    assert Corrected(Adaptive(), VP()).joint
-    assert not Corrected(heun, VP()).joint
+    assert PredictorCorrector(DDIM(VP()), VP()).lands
+    assert not PredictorCorrector(heun, VP()).lands
+    assert PredictorCorrector(AdaptiveSolver(), VP()).joint
+    assert not PredictorCorrector(heun, VP()).joint
     with pytest.raises(InputError, match="jumps"):
-        Corrected(Jump(), VP())
+        PredictorCorrector(FlowMapStep(), VP())
 
 
 # reverse diffusions
@@ -267,7 +267,7 @@ def test_one_evaluation_does_what_velocity_and_score_do(level, path, gaussian_fl
     x, grid = normal("x", 70, 2), uniform(6, 0, 0.9)
     drift = Drift(flow.velocity, ScoreOf(flow.velocity, path), g)
     both = solve(drift, x, grid, EulerMaruyama(g, 5, 3))
-    torch.testing.assert_close(solve(flow.velocity, x, grid, Stochastic(path, level, 5, 3)), both, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(solve(flow.velocity, x, grid, ReverseSDE(path, level, 5, 3)), both, rtol=1e-9, atol=1e-9)
     assert torch.equal(solve(flow.velocity, x, grid, euler), both) == (level == 0)
 
 
@@ -338,7 +338,7 @@ def test_the_draws_of_a_walk_are_normal_and_independent(make, gaussian_flow, mon
     assert (torch.corrcoef(z.T) - torch.eye(z.shape[1])).abs().max() < 0.25
 
 
-@pytest.mark.parametrize("make", [DDIM, Churned, lambda path: Stochastic(path, 0.0)])
+@pytest.mark.parametrize("make", [DDIM, EDMSampler, lambda path: ReverseSDE(path, 0.0)])
 def test_without_noise_nothing_is_drawn(make, gaussian_flow, normal, monkeypatch):
     def none(*args):
         raise AssertionError("a draw")
@@ -353,7 +353,7 @@ def test_without_noise_nothing_is_drawn(make, gaussian_flow, normal, monkeypatch
 def test_a_row_moves_by_its_own_score_alone(gaussian_flow, normal):
     """Whatever the other rows are, also where they are far away."""
     path, x = VP(), normal("x", 4, 2)
-    flow, solver = gaussian_flow(path), Corrected(heun, path)
+    flow, solver = gaussian_flow(path), PredictorCorrector(heun, path)
     far = torch.cat([x[:1], 100 + 50 * x[1:]])
     ends = [solver.step(flow.velocity, rows, 0.3, 0.4)[0][0] for rows in (x, far)]
     assert torch.equal(*ends)

@@ -12,7 +12,7 @@ from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.paths import VE, VP, Linear
 from flowgen.sampling import BLOCK, Counted, flow, pair_chunks, sample, sample_chunks, solve, starts
-from flowgen.solvers import Adaptive, euler, heun, rk4
+from flowgen.solvers import AdaptiveSolver, euler, heun, rk4
 
 # exact fields
 
@@ -111,7 +111,7 @@ def test_fixed_step_samples_keep_their_identity_with_every_solver(fixed_step):
 
 def test_adaptive_samples_keep_their_identity_too(adaptive):
     method, _ = adaptive
-    model, solver = Model(MLP(2, 16, 1)), Adaptive(method)
+    model, solver = Model(MLP(2, 16, 1)), AdaptiveSolver(method)
     whole = drawn(model, 200, 8192, solver=solver)
     assert torch.equal(drawn(model, 10, 64, solver=solver), whole[:10])
     assert torch.equal(drawn(model, 130, 128, solver=solver), whole[:130])

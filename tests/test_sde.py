@@ -19,7 +19,7 @@ from flowgen.data import Gaussian
 from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.objectives import BridgeNoise, FlowMatching, Splittable
-from flowgen.paths import Brownian, Constant
+from flowgen.paths import BrownianBridge, ConstantBridge
 from flowgen.sampling import sample, solve, walk
 from flowgen.sde import BridgeScore, Drift, EulerMaruyama, Inside
 from flowgen.solvers import euler
@@ -34,7 +34,7 @@ class Gaussians:
     m1: float
     s1: float
     c: float
-    bridge: Brownian | Constant
+    bridge: BrownianBridge | ConstantBridge
 
     def mean(self, t):
         return (1 - t) * self.m0 + t * self.m1
@@ -71,9 +71,9 @@ def entropic(s0, s1, sigma):
 
 
 FLOWS = {
-    "independent": Gaussians(-0.5, 1.0, 2.0, 0.5, 0.0, Brownian(0.8)),
-    "entropic": Gaussians(0.3, 0.7, -1.0, 1.4, entropic(0.7, 1.4, 1.2), Brownian(1.2)),
-    "blurred": Gaussians(0.0, 1.0, 1.0, 0.4, 0.3, Constant(0.5)),
+    "independent": Gaussians(-0.5, 1.0, 2.0, 0.5, 0.0, BrownianBridge(0.8)),
+    "entropic": Gaussians(0.3, 0.7, -1.0, 1.4, entropic(0.7, 1.4, 1.2), BrownianBridge(1.2)),
+    "blurred": Gaussians(0.0, 1.0, 1.0, 0.4, 0.3, ConstantBridge(0.5)),
 }
 INNER = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
 
@@ -230,7 +230,7 @@ def test_rows_with_and_without_noise_go_together(flow, normal):
 def test_condition_reaches_velocity_and_noise_and_a_model_is_a_noise(normal):
     """Images, each with a label; the net of the model knows its time and its label."""
     x, t, cond = normal("x", 4, 3, 2, 2), torch.full((4,), 0.25, dtype=torch.float64), torch.arange(4)
-    bridge, model = Brownian(2.0), Model(Sum())
+    bridge, model = BrownianBridge(2.0), Model(Sum())
     drift = Drift(lambda x, t, cond: like(cond, x) + x, BridgeScore(model, bridge), lambda t: 4 * t)
     noise = x.cos() + 0.75 + cond.reshape(4, 1, 1, 1)
     gamma = 2 * (0.25 * 0.75) ** 0.5
@@ -297,7 +297,7 @@ def test_only_entropic_pairs_are_the_pairs_of_their_own_sde(name, normal):
 @pytest.mark.parametrize("sigma", [0.3, 2.0])
 def test_between_two_points_a_walk_has_the_variance_of_a_brownian_bridge(sigma, normal):
     """Euler-Maruyama on dx = (b - x) / (1 - t) dt + sigma dW, to the digit, and at order 1 the bridge."""
-    flow, errors = Gaussians(-1.0, 0.0, 2.0, 0.0, 0.0, Brownian(sigma)), []
+    flow, errors = Gaussians(-1.0, 0.0, 2.0, 0.0, 0.0, BrownianBridge(sigma)), []
     for steps in (25, 50, 100):
         mean, variance = moments(affine(drift_of(flow, lambda t: sigma), lambda t: sigma, steps, normal), flow)
         k = torch.arange(1, steps, dtype=torch.float64)

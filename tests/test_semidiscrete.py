@@ -10,7 +10,7 @@ from scipy.stats import chisquare, norm
 
 from flowgen.core import InputError, Pair, Part, generator
 from flowgen.couplings import ExactOT, cells
-from flowgen.couplings.batches import Streamed
+from flowgen.couplings.batches import PairStream
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend, assigned, chi_square, potentials
 from flowgen.data import Gaussian, moons
 
@@ -251,7 +251,7 @@ def test_potentials_are_a_function_of_the_seed(rows, global_state_untouched):
 def test_a_stream_that_starts_later_is_the_tail_and_its_parts_are_the_whole(rows, solved, labelled):
     labels = torch.arange(300) % 3 if labelled else None
     law = Semidiscrete(Gaussian(), rows, solved.values, labels)
-    assert isinstance(law, Streamed)
+    assert isinstance(law, PairStream)
     whole = list(islice(law.stream(11, seed=5), 4))
     tail = list(islice(law.stream(11, seed=5, start=2), 2))
     parts = [next(law.stream(11, seed=5, start=2, part=Part(k, 3))) for k in range(3)]

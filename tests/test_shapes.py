@@ -9,26 +9,26 @@ from torch import nn
 
 from flowgen import classifying, likelihood, metrics, objectives, sampling
 from flowgen.core import InputError, Note, Pair, generator
-from flowgen.couplings import Ends, batches, with_null_labels
-from flowgen.data import Gaussian, Rows, moons
+from flowgen.couplings import IndependentPairs, batches, with_null_labels
+from flowgen.data import Gaussian, TensorDataset, moons
 from flowgen.flowmaps import AlphaFlow, EndPoint, MeanFlow, Shortcut
 from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.nn import MLP, DiT, ResMLP, UNet
 from flowgen.objectives import FlowMatching
-from flowgen.paths import Constant, Linear
-from flowgen.premetric import Premetric
+from flowgen.paths import ConstantBridge, Linear
+from flowgen.premetric import PerceptualLoss
 from flowgen.solvers import euler
 from flowgen.training import State, fit
 
 OBJECTIVES = [
     FlowMatching(),
-    objectives.BridgeNoise(Constant(0.1)),
+    objectives.BridgeNoise(ConstantBridge(0.1)),
     MeanFlow(),
     Shortcut(),
     AlphaFlow(),
     EndPoint(),
-    Premetric(torch.tanh),
+    PerceptualLoss(torch.tanh),
 ]
 
 
@@ -163,11 +163,13 @@ def test_labels_of_other_whole_types_are_labels(net, dtype):
 
 
 def labelled(labels):
-    return Rows(draws(len(labels), 2), labels)
+    return TensorDataset(draws(len(labels), 2), labels)
 
 
 def dropped(labels, null, size=6):
-    return with_null_labels(batches(Ends(Gaussian(), labelled(labels)), size, seed=0), 0.5, null, size, seed=0)
+    return with_null_labels(
+        batches(IndependentPairs(Gaussian(), labelled(labels)), size, seed=0), 0.5, null, size, seed=0
+    )
 
 
 def test_labels_that_seem_to_count_from_one_are_told():
@@ -220,6 +222,6 @@ def test_an_objective_gives_one_loss_for_each_row():
         losses = FlowMatching()(model, pair, generator)
         return losses - losses.unsqueeze(1)
 
-    pair = next(batches(Ends(Gaussian(), moons()), 6, seed=0))
+    pair = next(batches(IndependentPairs(Gaussian(), moons()), 6, seed=0))
     with pytest.raises(InputError, match=r"one loss for each row, \(6,\), not \(6, 6\)"):
         first_step(MLP(2), pair, crossed)

@@ -230,7 +230,7 @@ def test_pairs_of_other_settings_are_refused(teacher, tmp_path, change):
     shutil.copytree(run.pairs, other.pairs)
     before = files(other)
     make(other)  # what is there is not made again
-    for use in (stored_pairs, runs.accuracy):
+    for use in (stored_pairs, runs.endpoint_errors):
         with pytest.raises(InputError, match="made by another parent, or with other settings; remove them"):
             use(other)
     assert files(other) == before
@@ -251,7 +251,7 @@ def test_a_shard_of_other_rows_or_of_another_kind_is_refused(teacher, tmp_path, 
     make(run)
     one, other = (run.pairs / f"shard-{index:05d}.safetensors" for index in put)
     shutil.copy(one, other)
-    for use in (stored_pairs, runs.accuracy):
+    for use in (stored_pairs, runs.endpoint_errors):
         with pytest.raises(InputError, match="made by another parent"):
             use(run)
 
@@ -283,7 +283,7 @@ def test_the_error_of_a_pair_is_its_distance_from_where_other_steps_end(teacher,
     coarse = steps // 2 or 2
     error = distance(ends(run, steps), ends(run, coarse))
     torch.testing.assert_close(column(run, "error"), error, rtol=1e-3, atol=1e-6)
-    (found,) = runs.accuracy(run)
+    (found,) = runs.endpoint_errors(run)
     assert (found.kind, found.pairs, found.steps, found.other) == ("generated", NUM, steps, coarse)
     assert found.mean == pytest.approx(error.mean().item(), rel=1e-3)
     assert found.worst == pytest.approx(error.max().item(), rel=1e-3)
@@ -295,7 +295,7 @@ def test_the_error_shrinks_with_the_order_of_the_solver(teacher, tmp_path, solve
     for steps in (16, 32):
         run = child(teacher, tmp_path / f"{steps}", solver=solver, steps=steps, pairs=256)
         make(run)
-        means.append(runs.accuracy(run)[0].mean)
+        means.append(runs.endpoint_errors(run)[0].mean)
     assert means[0] / means[1] == pytest.approx(2**order, rel=0.25)
 
 

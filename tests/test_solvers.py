@@ -16,7 +16,7 @@ from flowgen import core, solvers
 from flowgen.core import InputError, expand_time
 from flowgen.grids import uniform
 from flowgen.sampling import Counted, solve, walk
-from flowgen.solvers import AdamsBashforth2, Adaptive, RungeKutta, euler, heun, rk4
+from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, RungeKutta, euler, heun, rk4
 
 
 def field(z, t, cond=None):
@@ -209,14 +209,14 @@ def test_a_new_table_is_a_new_method(start):
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
 def test_adaptive_methods_keep_their_tolerance(adaptive, start, tolerance):
     method, multiple = adaptive
-    assert error(Adaptive(method, tolerance, tolerance), start, uniform(1)) < multiple * tolerance
+    assert error(AdaptiveSolver(method, tolerance, tolerance), start, uniform(1)) < multiple * tolerance
 
 
 def test_a_smaller_tolerance_costs_more_and_errs_less(adaptive, start):
     errors, costs = [], []
     for tolerance in (1e-3, 1e-6):
         counted = Counted(field)
-        end = solve(counted, start, uniform(1), Adaptive(adaptive[0], tolerance, tolerance))
+        end = solve(counted, start, uniform(1), AdaptiveSolver(adaptive[0], tolerance, tolerance))
         errors.append(float((end - truth(start, 1.0)).abs().max()))
         costs.append(counted.evaluations)
     assert errors[1] < errors[0] / 10
@@ -225,7 +225,7 @@ def test_a_smaller_tolerance_costs_more_and_errs_less(adaptive, start):
 
 def test_adaptive_methods_come_back(adaptive, start):
     method, multiple = adaptive
-    solver = Adaptive(method, 1e-6, 1e-6)
+    solver = AdaptiveSolver(method, 1e-6, 1e-6)
     there = solve(field, start, uniform(2), solver)
     back = solve(field, there, uniform(2).flip(0), solver)
     torch.testing.assert_close(back, start, rtol=0, atol=10 * multiple * 1e-6)
@@ -241,11 +241,11 @@ def test_adaptive_methods_never_look_outside_their_step(adaptive, start, speed):
 
     grid = torch.tensor([0.0, 0.5], dtype=torch.float64)
     for times in (grid, grid.flip(0)):
-        solve(bounded, start, times, Adaptive(adaptive[0]))
+        solve(bounded, start, times, AdaptiveSolver(adaptive[0]))
 
 
 def test_adaptive_methods_see_the_condition(adaptive):
-    speed, solver = torch.tensor([1.0, 2.0], dtype=torch.float64), Adaptive(adaptive[0], 1e-6, 1e-6)
+    speed, solver = torch.tensor([1.0, 2.0], dtype=torch.float64), AdaptiveSolver(adaptive[0], 1e-6, 1e-6)
     end = solve(lambda x, t, cond: cond[:, None] * x, torch.ones(2, 1).double(), uniform(1), solver, speed)
     torch.testing.assert_close(end.squeeze(1), speed.exp(), rtol=1e-3, atol=0)
 
@@ -255,12 +255,12 @@ def test_adaptive_methods_fail_in_words_where_no_step_is_short_enough(adaptive):
         return torch.where(t[:, None] > 0.5, math.nan, 1.0) + 0 * x
 
     with pytest.raises(core.Failure, match=adaptive[0]):
-        solve(blows_up, torch.zeros(2, 1), uniform(1), Adaptive(adaptive[0]))
+        solve(blows_up, torch.zeros(2, 1), uniform(1), AdaptiveSolver(adaptive[0]))
 
 
 def test_unknown_methods_and_tolerances_are_refused():
     with pytest.raises(InputError, match="dopri5"):
-        Adaptive("dopri55")
+        AdaptiveSolver("dopri55")
     for tolerances in ((0.0, 1e-5), (1e-5, -1.0), (math.nan, 1e-5)):
         with pytest.raises(InputError, match="tolerances"):
-            Adaptive("dopri5", *tolerances)
+            AdaptiveSolver("dopri5", *tolerances)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flowgen.core import InputError, Pair, Part, generator
-from flowgen.couplings import Ends, Independent, Pool, StoredPairs, batches
-from flowgen.data import Flipped, Gaussian, Rows, Scaled, Scaling, chunks, moons
+from flowgen.couplings import Independent, IndependentPairs, Pool, StoredPairs, batches
+from flowgen.data import Flipped, Gaussian, Scaled, Scaling, TensorDataset, chunks, moons
 from flowgen.data.epochs import order, positions
 
 COUNT = 23
@@ -17,14 +17,14 @@ COUNT = 23
 @pytest.fixture
 def rows(normal):
     """Rows of floats, whose labels are their numbers."""
-    return Rows(normal("rows", COUNT, 2).float(), torch.arange(COUNT))
+    return TensorDataset(normal("rows", COUNT, 2).float(), torch.arange(COUNT))
 
 
 @pytest.fixture
 def pictures():
     """8-bit images, whose labels are their numbers."""
     pixels = torch.randint(256, (COUNT, 3, 2, 5), generator=generator(0, "pixels"), dtype=torch.uint8)
-    return Rows(pixels, torch.arange(COUNT))
+    return TensorDataset(pixels, torch.arange(COUNT))
 
 
 def take(stream, count):
@@ -130,7 +130,7 @@ def test_some_rows_keep_their_labels(pictures):
     assert some.labels.tolist() == [5, 2]
     assert torch.equal(some.x, pictures.x[[5, 2]])
     assert (len(some), some.event) == (2, (3, 2, 5))
-    assert Rows(pictures.x).take(slice(3)).labels is None
+    assert TensorDataset(pictures.x).take(slice(3)).labels is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_some_rows_keep_their_labels(pictures):
 )
 def test_rows_that_are_none_are_refused(x, labels, words):
     with pytest.raises(InputError, match=words):
-        Rows(x, labels)
+        TensorDataset(x, labels)
 
 
 def test_scaled_chunks_are_in_the_units_of_the_model(rows, pictures):
@@ -177,9 +177,9 @@ def test_each_image_is_mirrored_or_not_as_a_coin_falls(pictures):
 
 
 def test_source_and_data_of_the_same_rows_come_in_orders_of_their_own():
-    both = Rows(torch.arange(200.0).unsqueeze(1))
+    both = TensorDataset(torch.arange(200.0).unsqueeze(1))
     met = torch.zeros(200, 200)
-    for pair in take(Ends(both, both).stream(200, seed=0), 60):
+    for pair in take(IndependentPairs(both, both).stream(200, seed=0), 60):
         assert pair.x0.sort(0).values.equal(both.x)
         assert pair.x1.sort(0).values.equal(both.x)
         met[pair.x0.long().squeeze(), pair.x1.long().squeeze()] += 1
@@ -190,14 +190,14 @@ def test_source_and_data_of_the_same_rows_come_in_orders_of_their_own():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_of_the_source_says_nothing_of_that_of_the_data(seed):
-    both = Rows(torch.arange(2000.0).unsqueeze(1))
-    (pair,) = take(Ends(both, both).stream(2000, seed=seed), 1)
+    both = TensorDataset(torch.arange(2000.0).unsqueeze(1))
+    (pair,) = take(IndependentPairs(both, both).stream(2000, seed=seed), 1)
     assert torch.corrcoef(torch.cat([pair.x0, pair.x1], dim=1).T)[0, 1].abs() < 0.09  # four standard deviations
 
 
 def test_the_labels_of_the_data_are_the_condition(rows, normal):
-    source = Rows(normal("source", 31, 2).float(), torch.full((31,), -1))
-    for pair in take(Ends(source, rows).stream(10, seed=1), 5):
+    source = TensorDataset(normal("source", 31, 2).float(), torch.full((31,), -1))
+    for pair in take(IndependentPairs(source, rows).stream(10, seed=1), 5):
         assert torch.equal(pair.x1, rows.x[pair.cond])
         assert (pair.x0.unsqueeze(1) == source.x).all(2).any(1).all()
 
@@ -219,9 +219,9 @@ def test_stored_pairs_stay_together_and_come_once_an_epoch(stored, rows, pool):
 
 
 DRAWS = {
-    "labelled rows": lambda rows, stored: Ends(Gaussian((2,)), Rows(rows.x, rows.labels % 3)),
-    "rows to rows": lambda rows, stored: Ends(rows, Rows(rows.x)),
-    "toy": lambda rows, stored: Ends(Gaussian(), moons()),
+    "labelled rows": lambda rows, stored: IndependentPairs(Gaussian((2,)), TensorDataset(rows.x, rows.labels % 3)),
+    "rows to rows": lambda rows, stored: IndependentPairs(rows, TensorDataset(rows.x)),
+    "toy": lambda rows, stored: IndependentPairs(Gaussian(), moons()),
     "stored": lambda rows, stored: stored,
     "function": lambda rows, stored: lambda n, rng: Pair(*torch.randn(2, n, 2, generator=rng)),
 }
@@ -250,7 +250,9 @@ def test_the_parts_of_a_batch_are_the_batch_whatever_is_coupled(draw, coupling, 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 def test_coupled_rows_are_those_of_the_walk_each_as_often(rows, coupling, pool):
     reuse = pool.reuse if pool else 1
-    read = take(batches(Ends(Gaussian((2,)), rows), 5, seed=3, coupling=coupling, pool=pool), 3 * COUNT * reuse)
+    read = take(
+        batches(IndependentPairs(Gaussian((2,)), rows), 5, seed=3, coupling=coupling, pool=pool), 3 * COUNT * reuse
+    )
     assert all(torch.equal(pair.x1, rows.x[pair.cond]) for pair in read)
     assert torch.cat([pair.cond for pair in read]).bincount().tolist() == [15 * reuse] * COUNT
     sources = torch.cat([pair.x0 for pair in read])
@@ -270,5 +272,5 @@ def test_what_is_read_in_part_is_not_read_whole(rows):
             asked.append(part)
             return rows.chunks(size, seed=seed, start=start, part=part)
 
-    next(batches(Ends(Gaussian((2,)), Spy()), 10, seed=0, part=Part(1, 2), coupling=Independent()))
+    next(batches(IndependentPairs(Gaussian((2,)), Spy()), 10, seed=0, part=Part(1, 2), coupling=Independent()))
     assert asked == [Part(1, 2)]

@@ -8,9 +8,9 @@ from torch import nn
 
 from flowgen import checkpoints, likelihood
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Ends, Semidiscrete, ascend, batches, loader_pairs
-from flowgen.data import Flipped, Gaussian, Rows, Scaled, Scaling, chunks, moons
-from flowgen.editing.guiding import PseudoInverse
+from flowgen.couplings import IndependentPairs, Semidiscrete, ascend, batches, loader_pairs
+from flowgen.data import Flipped, Gaussian, Scaled, Scaling, TensorDataset, chunks, moons
+from flowgen.editing.guiding import PiGDM
 from flowgen.editing.measurements import Mask
 from flowgen.grids import uniform
 from flowgen.guidance import ClassifierGuided
@@ -19,7 +19,7 @@ from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
 from flowgen.paths import Linear
 from flowgen.reflow import Inversion, Reflow
-from flowgen.sampling import Renoise, pair_chunks, sample, starts
+from flowgen.sampling import ConsistencySampler, pair_chunks, sample, starts
 from flowgen.solvers import euler
 from flowgen.training import State, fit
 
@@ -72,13 +72,13 @@ def test_a_net_that_is_handed_another_type_says_which():
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.bool])
 def test_whole_numbers_are_numbers(dtype):
     x = (3 * rows()).round().to(dtype)
-    assert torch.equal(Rows(x).x, x.float())
+    assert torch.equal(TensorDataset(x).x, x.float())
     assert trained(MLP(2, 8, 1), [Pair(x, x)])[1] == trained(MLP(2, 8, 1), [Pair(x.float(), x.float())])[1]
 
 
 def test_large_whole_numbers_keep_their_digits():
     x = 1_700_000_000 + torch.arange(12).reshape(6, 2)
-    assert torch.equal(Rows(x).x.long(), x)
+    assert torch.equal(TensorDataset(x).x.long(), x)
 
 
 def test_whole_numbers_are_standardised_as_numbers():
@@ -93,34 +93,40 @@ def test_bytes_in_model_units_are_refused():
 
 
 def test_labels_of_rows_are_whole_numbers():
-    assert Rows(rows(), torch.arange(12, dtype=torch.int32)).labels.dtype == torch.int64
+    assert TensorDataset(rows(), torch.arange(12, dtype=torch.int32)).labels.dtype == torch.int64
     for labels, message in [(torch.rand(12), "whole numbers"), (torch.zeros(12, 1).long(), r"shape \(12, 1\)")]:
         with pytest.raises(InputError, match=message):
-            Rows(rows(), labels)
+            TensorDataset(rows(), labels)
 
 
 # a tensor is the law of its rows
 
 
 def test_a_tensor_is_the_law_of_its_rows():
-    x, law, model, scaling = rows(), Rows(rows()), Model(MLP(2, 8, 1)), Scaling.standardising(rows())
+    x, law, model, scaling = rows(), TensorDataset(rows()), Model(MLP(2, 8, 1)), Scaling.standardising(rows())
     images = torch.rand(4, 1, 2, 2, generator=generator(0, "images"))
     for made in (
         lambda given: (
-            next(batches(Ends(given, given + 1 if isinstance(given, torch.Tensor) else Rows(x + 1)), 8, seed=0)).x1
+            next(
+                batches(
+                    IndependentPairs(given, given + 1 if isinstance(given, torch.Tensor) else TensorDataset(x + 1)),
+                    8,
+                    seed=0,
+                )
+            ).x1
         ),
-        lambda given: next(batches(Ends(moons(), Scaled(given, scaling)), 8, seed=0)).x1,
+        lambda given: next(batches(IndependentPairs(moons(), Scaled(given, scaling)), 8, seed=0)).x1,
         lambda given: next(chunks(given, 8, seed=0))[0],
         lambda given: starts(given, 0, 8, 0),
         lambda given: sample(model, given, 8, uniform(2), euler),
-        lambda given: sample(model, given, 8, uniform(2), Renoise(Linear(), given)),
+        lambda given: sample(model, given, 8, uniform(2), ConsistencySampler(Linear(), given)),
         lambda given: next(pair_chunks(model, given, 8, uniform(2), euler)).x0,
         lambda given: next(loader_pairs([x], given, seed=0)).x0,
         lambda given: next(ascend(given, x, seed=0)).values,
         lambda given: Semidiscrete(given, x, torch.zeros(12))(8, generator(0, "")).x0,
     ):
         assert torch.equal(made(x), made(law))
-    assert torch.equal(*(next(chunks(Flipped(given), 4, seed=0))[0] for given in (images, Rows(images))))
+    assert torch.equal(*(next(chunks(Flipped(given), 4, seed=0))[0] for given in (images, TensorDataset(images))))
 
 
 @pytest.mark.parametrize(
@@ -135,14 +141,17 @@ def test_a_tensor_is_the_law_of_its_rows():
     ids=["class", "numpy", "name", "one number each", "empty"],
 )
 def test_what_is_no_law_is_refused(given, message):
-    for use in (lambda: Ends(Gaussian(), given), lambda: sample(Model(MLP(2)), given, 3, uniform(1), euler)):
+    for use in (
+        lambda: IndependentPairs(Gaussian(), given),
+        lambda: sample(Model(MLP(2)), given, 3, uniform(1), euler),
+    ):
         with pytest.raises(InputError, match=message):
             use()
 
 
 def test_a_likelihood_needs_a_density():
     with pytest.raises(InputError, match="log_density"):
-        likelihood.log_likelihood(Model(MLP(2)), Rows(rows()), rows(), uniform(2), euler)
+        likelihood.log_likelihood(Model(MLP(2)), TensorDataset(rows()), rows(), uniform(2), euler)
 
 
 # nets as they come
@@ -262,7 +271,7 @@ def test_gradients_of_x_are_computed_under_inference_mode():
         lambda: likelihood.log_likelihood(
             model, Gaussian(), rows(), grid, euler, probes=likelihood.probes(Gaussian(), 12, 2, seed=0)
         ),
-        lambda: sample(model, Gaussian(), 12, grid, euler, field=PseudoInverse(model.velocity, Linear(), mask, y[:1])),
+        lambda: sample(model, Gaussian(), 12, grid, euler, field=PiGDM(model.velocity, Linear(), mask, y[:1])),
         lambda: sample(
             model, Gaussian(), 12, grid, euler, cond=cond, field=ClassifierGuided(model.velocity, guided, Linear(), 1.0)
         ),

@@ -11,7 +11,7 @@ from torch import nn
 
 from flowgen import checkpoints, ema
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Ends, ExactOT, Pool, batches
+from flowgen.couplings import ExactOT, IndependentPairs, Pool, batches
 from flowgen.data import Gaussian, Scaling, moons
 from flowgen.model import Model
 from flowgen.nn import MLP
@@ -69,7 +69,7 @@ def model(seed=0, width=16):
 
 
 def pairs(seed=0, start=0):
-    ends = Ends(Gaussian(), moons())
+    ends = IndependentPairs(Gaussian(), moons())
     return batches(ends, 32, seed=seed, coupling=ExactOT(16), pool=Pool(batches=3, reuse=2), start=start)
 
 

@@ -64,7 +64,7 @@ def test_the_way_back_ends_where_the_exact_flow_began(usable, gaussian_flow, exa
     torch.testing.assert_close(found, x0, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("solver", [solvers.heun, solvers.rk4, solvers.AdamsBashforth2(), solvers.Adaptive()])
+@pytest.mark.parametrize("solver", [solvers.heun, solvers.rk4, solvers.AdamsBashforth2(), solvers.AdaptiveSolver()])
 def test_there_and_back_is_where_one_was(teacher, solver):
     model, grid = runs.load(teacher.folder).model, grids.uniform(200)
     x = torch.randn(64, 2, generator=generator(0, "x"))
@@ -150,7 +150,7 @@ def test_images_that_are_streamed_are_read_by_their_numbers(trained, tmp_path):
 def test_the_share_of_inverted_pairs_is_what_is_asked_for_and_each_has_its_error(teacher, tmp_path, share, counts):
     run = child(teacher, tmp_path / "child", inverted=share)
     pair = made(run)
-    found = {each.kind: each for each in runs.accuracy(run)}
+    found = {each.kind: each for each in runs.endpoint_errors(run)}
     assert [found[kind].pairs if kind in found else 0 for kind in ("generated", "inverted")] == counts
     assert len(pair.x0) == len(pair.x1) == 150
     model = runs.load(teacher.folder).model
@@ -184,14 +184,14 @@ def test_every_epoch_mixes_both(teacher, tmp_path):
 def test_steps_are_doubled_until_the_error_is_within_the_tolerance(teacher, tmp_path, share, tolerance):
     run = child(teacher, tmp_path / "child", inverted=share, steps=3, tolerance=tolerance)
     made(run)
-    (found,) = runs.accuracy(run)
+    (found,) = runs.endpoint_errors(run)
     doublings = (found.steps / 3).hex()
     assert doublings.startswith("0x1.0000000000000p")
     assert found.mean <= tolerance
     if found.steps > 3:
         fewer = child(teacher, tmp_path / "fewer", inverted=share, steps=found.steps // 2)
         made(fewer)
-        assert runs.accuracy(fewer)[0].mean > trajectories.CLOSE * tolerance
+        assert runs.endpoint_errors(fewer)[0].mean > trajectories.CLOSE * tolerance
 
 
 def test_each_kind_has_its_own_number_of_steps(trained, tmp_path):
@@ -199,7 +199,7 @@ def test_each_kind_has_its_own_number_of_steps(trained, tmp_path):
     parent = trained(tmp_path / "narrow.npy", tmp_path / "parent", steps=100)
     run = child(parent, tmp_path / "child", inverted=0.5, steps=2, tolerance=3e-4)
     made(run)
-    steps = [each.steps for each in runs.accuracy(run)]
+    steps = [each.steps for each in runs.endpoint_errors(run)]
     for kind, taken in zip(("generated", "inverted"), steps, strict=True):
         assert Trajectories.of(run).steps(kind) == taken
 
@@ -209,7 +209,7 @@ def test_no_more_steps_are_taken_than_the_most_and_that_is_said(teacher, flowgen
     strict = ("--set", "reflow.steps=4", "--set", "reflow.tolerance=1e-9")
     code, _, err = flowgen("reflow", teacher.folder, "--out", "run", "--pairs", 64, "--steps", 2, *strict)
     assert code == 0
-    assert [each.steps for each in runs.accuracy(Run.open(teacher.folder.parent / "run"))] == [32]
+    assert [each.steps for each in runs.endpoint_errors(Run.open(teacher.folder.parent / "run"))] == [32]
     assert "in 32 steps" in err
     assert "WARNING: that is more than reflow.tolerance = 1e-09" in err
     code, _, err = flowgen("reflow", teacher.folder, "--out", "coarse", "--pairs", 64, "--steps", 2)

@@ -17,8 +17,8 @@ WEIGHTS = {
     "truncated-snr-0.1": (weights.TruncatedSNR(0.1), lambda snr: snr.clamp(min=0.1)),
     "min-snr": (weights.MinSNR(), lambda snr: snr.clamp(max=5)),
     "min-snr-1": (weights.MinSNR(1.0), lambda snr: snr.clamp(max=1)),
-    "edm": (weights.EDM(), lambda snr: snr + 1 / 0.5**2),
-    "edm-wide": (weights.EDM(2.0), lambda snr: snr + 1 / 2.0**2),
+    "edm": (weights.EDMWeight(), lambda snr: snr + 1 / 0.5**2),
+    "edm-wide": (weights.EDMWeight(2.0), lambda snr: snr + 1 / 2.0**2),
 }
 """Each weight, and what its paper gives to the error of the data at a ratio of signal to noise."""
 OF_SLOPES = [weights.Likelihood(), weights.Sigmoid(), weights.Sigmoid(-1.0)]
@@ -64,7 +64,7 @@ def test_the_same_errors_cost_the_same_whatever_is_predicted(usable, weight, gau
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0, 3.0])
 def test_edm_is_the_target_that_its_weight_leaves_as_it_is(path, sigma_data):
     """The loss of EDM is the bare squared error of its F."""
-    found = weights.EDM(sigma_data)(path.coeffs(INSIDE), targets.EDM(sigma_data))
+    found = weights.EDMWeight(sigma_data)(path.coeffs(INSIDE), targets.EDM(sigma_data))
     torch.testing.assert_close(found, torch.ones_like(found), rtol=1e-9, atol=0)
 
 
@@ -116,7 +116,7 @@ def test_ddpm_is_trained_by_the_simplified_loss(normal, recorder):
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-@pytest.mark.parametrize("made", [weights.TruncatedSNR, weights.MinSNR, weights.EDM, targets.EDM])
+@pytest.mark.parametrize("made", [weights.TruncatedSNR, weights.MinSNR, weights.EDMWeight, targets.EDM])
 def test_a_parameter_that_makes_no_weight_is_refused(made, value):
     with pytest.raises(InputError, match="positive"):
         made(value)

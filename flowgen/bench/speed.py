@@ -26,7 +26,7 @@ from flowgen.bench import peers
 from flowgen.bench.report import machine, quartiles, table, verdict
 from flowgen.bench.torchcfm import globally_seeded, matchers
 from flowgen.core import Pair, generator
-from flowgen.couplings import Coupling, Ends, ExactOT, Independent, MultiscaleOT, Pool, Sinkhorn, batches
+from flowgen.couplings import Coupling, ExactOT, Independent, IndependentPairs, MultiscaleOT, Pool, Sinkhorn, batches
 from flowgen.data import Gaussian, eight_gaussians
 from flowgen.model import Model
 from flowgen.nn import MLP
@@ -35,16 +35,16 @@ from flowgen.sampling import solve
 from flowgen.solvers import euler
 from flowgen.training import State, fit
 
-__all__ = ["SECTIONS", "Section", "conditions", "markdown", "measure", "ratios", "sections"]
+__all__ = ["SECTIONS", "SpeedSection", "conditions", "markdown", "measure", "ratios", "sections"]
 
 BATCH, POINTS, EULER_STEPS = 512, 10_000, 100
-ENDS = Ends(Gaussian(), eight_gaussians())
-Times = dict[str, list[float]]
-Chunk = tuple[Callable[[], object], int]
+ENDS = IndependentPairs(Gaussian(), eight_gaussians())
+StepTimes = dict[str, list[float]]
+ChunkTimes = tuple[Callable[[], object], int]
 """What to time, and how many units of work it holds."""
 
 
-class Section(NamedTuple):
+class SpeedSection(NamedTuple):
     """A table of the report."""
 
     title: str
@@ -64,9 +64,9 @@ def conditions(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(contestants: Mapping[str, Chunk], rounds: int) -> Times:
+def measure(contestants: Mapping[str, ChunkTimes], rounds: int) -> StepTimes:
     """Return the milliseconds per unit in each round, after one round to warm up."""
-    times: Times = {name: [] for name in contestants}
+    times: StepTimes = {name: [] for name in contestants}
     order = random.Random(0)
     for _ in range(rounds + 1):
         for name, (run, units) in order.sample(list(contestants.items()), len(contestants)):
@@ -76,12 +76,12 @@ def measure(contestants: Mapping[str, Chunk], rounds: int) -> Times:
     return {name: values[1:] for name, values in times.items()}
 
 
-def ratios(times: Times, over: str, under: str) -> list[float]:
+def ratios(times: StepTimes, over: str, under: str) -> list[float]:
     """Return the ratio of two contestants in each round."""
     return [a / b for a, b in zip(times[over], times[under], strict=True)]
 
 
-def compared(times: Times, unit: str, bounds: Mapping[str, float], first: str = "flowgen") -> str:
+def compared(times: StepTimes, unit: str, bounds: Mapping[str, float], first: str = "flowgen") -> str:
     """Return the table of all contestants: their times, and the ratio of the first contestant to each."""
     rows = []
     for name, values in times.items():
@@ -94,7 +94,7 @@ def compared(times: Times, unit: str, bounds: Mapping[str, float], first: str = 
 # --- training
 
 
-def steps(stream: Iterator[object], chunk: int) -> Chunk:
+def steps(stream: Iterator[object], chunk: int) -> ChunkTimes:
     """Run the next `chunk` steps of a training loop."""
     return lambda: next(islice(stream, chunk - 1, None)), chunk
 
@@ -105,7 +105,7 @@ def flowgen_loop(coupling: Coupling | None = None, pool: Pool | None = None) -> 
     return fit(State(Model(MLP(2))), pairs, FlowMatching(), 10**9, seed=0)
 
 
-def training(rounds: int) -> Section:
+def training(rounds: int) -> SpeedSection:
     """Time a training step on independent pairs."""
     matcher = matchers(0.1)["I-CFM"]
     loops: dict[str, Iterator[object]] = {
@@ -132,10 +132,12 @@ def training(rounds: int) -> Section:
         "torchcfm, same network, AdamW() default": 1.0,
     }
     times = measure({name: steps(loop, 30) for name, loop in loops.items()}, rounds)
-    return Section("A training step", compared(times, "ms per step", bounds), STEP_NOTE + skipped("flow_matching.path"))
+    return SpeedSection(
+        "A training step", compared(times, "ms per step", bounds), STEP_NOTE + skipped("flow_matching.path")
+    )
 
 
-def transport(rounds: int) -> Section:
+def transport(rounds: int) -> SpeedSection:
     """Time training with exact minibatch transport; a chunk of 1,000 steps holds one whole pool of flowgen's."""
     contestants = {
         "flowgen": steps(flowgen_loop(MultiscaleOT(), Pool(100, 10)), 1000),
@@ -146,7 +148,7 @@ def transport(rounds: int) -> Section:
         ),
     }
     rows = compared(measure(contestants, rounds), "ms per step", {})
-    return Section("A training step with exact transport", rows, TRANSPORT_NOTE)
+    return SpeedSection("A training step with exact transport", rows, TRANSPORT_NOTE)
 
 
 # --- coupling
@@ -167,12 +169,12 @@ def couplings() -> dict[str, Callable[[Pair], Pair]]:
     return {**made, "torchcfm OTPlanSampler, exact": lambda pair: Pair(*theirs.sample_plan(pair.x0, pair.x1))}
 
 
-def coupling(rounds: int) -> Section:
+def coupling(rounds: int) -> SpeedSection:
     """Time the coupling of a batch, and measure how near the paired ends are."""
     pairs = [ENDS(BATCH, generator(0, "speed, couplings", index)) for index in range(rounds + 1)]
     costs: dict[str, list[float]] = {}
 
-    def timed(name: str, couple: Callable[[Pair], Pair]) -> Chunk:
+    def timed(name: str, couple: Callable[[Pair], Pair]) -> ChunkTimes:
         stream, costs[name] = iter(pairs), []
 
         def run() -> None:
@@ -184,14 +186,14 @@ def coupling(rounds: int) -> Section:
     times = measure({name: timed(name, couple) for name, couple in couplings().items()}, rounds)
     head = (f"median [quartiles] of {rounds} batches", "ms per batch", "mean squared distance of pairs")
     rows = table(head, [(name, quartiles(times[name]), f"{fmean(costs[name]):.2f}") for name in times])
-    return Section(f"Coupling a batch of {BATCH}", rows, COUPLING_NOTE)
+    return SpeedSection(f"Coupling a batch of {BATCH}", rows, COUPLING_NOTE)
 
 
 # --- sampling
 
 
 @torch.no_grad()
-def sampling(rounds: int) -> Section:
+def sampling(rounds: int) -> SpeedSection:
     """Time Euler's steps over the same network."""
     model, x0, grid = Model(MLP(2)), ENDS(POINTS, generator(0, "speed, starts")).x0, grids.uniform(EULER_STEPS)
     solvers: dict[str, Callable[[Tensor], Tensor]] = {
@@ -208,7 +210,7 @@ def sampling(rounds: int) -> Section:
     times = measure({name: (partial(solver, x0), 1) for name, solver in solvers.items()}, rounds)
     rows = compared(times, "ms per run", {"bare loop": 1.05, "torchdyn NeuralODE": 1.0})
     note = SAMPLING_NOTE + skipped("torchdyn.core", "flow_matching.solver")
-    return Section(f"{POINTS:,} samples in {EULER_STEPS} Euler steps", rows, note)
+    return SpeedSection(f"{POINTS:,} samples in {EULER_STEPS} Euler steps", rows, note)
 
 
 # --- imports
@@ -221,7 +223,7 @@ def seconds(*command: str) -> float:
     return time.perf_counter() - start
 
 
-def imports(rounds: int) -> Section:
+def imports(rounds: int) -> SpeedSection:
     """Time imports in fresh processes."""
     commands = {
         "import torch": ("-c", "import torch"),
@@ -235,7 +237,7 @@ def imports(rounds: int) -> Section:
     rows[2] = (*rows[2][:2], verdict(float(np.median(times["flowgen --help"])), 0.6))
     rows.insert(2, ("import flowgen, less import torch", quartiles(added), verdict(float(np.median(added)), 0.3)))
     head = (f"median [quartiles] of {rounds} rounds", "seconds of a fresh process", "median")
-    return Section("Imports", table(head, rows), "")
+    return SpeedSection("Imports", table(head, rows), "")
 
 
 # --- the report
@@ -244,13 +246,13 @@ SECTIONS = ((training, 200), (transport, 10), (coupling, 60), (sampling, 50), (i
 """Sections and their rounds."""
 
 
-def sections(share: float) -> Iterator[Section]:
+def sections(share: float) -> Iterator[SpeedSection]:
     """Yield the sections of the report one by one, at a share of their rounds."""
     for section, rounds in SECTIONS:
         yield section(max(1, int(rounds * share)))
 
 
-def markdown(made: Sequence[Section], quick: bool) -> str:
+def markdown(made: Sequence[SpeedSection], quick: bool) -> str:
     """Return the whole report."""
     note = "A tenth of the rounds: not the figures of a whole run.\n\n" if quick else ""
     text = "".join(f"\n## {title}\n\n{rows}\n{words}" for title, rows, words in made)

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from flowgen import grids, sampling
 from flowgen.bench.torchcfm import matchers, torchcfm_loop
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Coupling, Ends, Independent, MultiscaleOT, Pool, StoredPairs, batches
-from flowgen.data import Gaussian, Law, Scaled, Scaling, eight_gaussians, moons, s_curve
+from flowgen.couplings import Coupling, Independent, IndependentPairs, MultiscaleOT, Pool, StoredPairs, batches
+from flowgen.data import Distribution, Gaussian, Scaled, Scaling, eight_gaussians, moons, s_curve
 from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching, UShaped
-from flowgen.paths import Brownian, Constant, Linear, Path
+from flowgen.paths import BrownianBridge, ConstantBridge, Linear, Schedule
 from flowgen.solvers import euler, heun
 from flowgen.training import State, fit
 
@@ -75,11 +75,11 @@ QUICK = Protocol(steps=2_000, reflow_pairs=10_000)
 class Problem(NamedTuple):
     """A source and a data law."""
 
-    source: Law
-    data: Law
+    source: Distribution
+    data: Distribution
 
 
-def _wide_moons() -> Law:
+def _wide_moons() -> Distribution:
     """Return moons() with mean 0 and a joint standard deviation of 7 over both coordinates, by its moments."""
     mean = torch.tensor([0.0, -0.5])
     variance = 4 * (torch.tensor([0.75, 0.5625 - 1 / math.pi]) + 0.05**2)
@@ -109,14 +109,14 @@ class Method(NamedTuple):
     """A way of training with flowgen: a coupling, a path and an objective."""
 
     coupling: Coupling
-    path: Path
+    path: Schedule
     objective: FlowMatching
     pool: Pool
 
 
 def methods(sigma: float) -> dict[str, Method]:
     """Return flowgen's own matchers at noise sigma; 1-RF is the rectified flow before any reflow, without noise."""
-    constant, brownian = FlowMatching(bridge=Constant(sigma)), FlowMatching(bridge=Brownian(sigma))
+    constant, brownian = FlowMatching(bridge=ConstantBridge(sigma)), FlowMatching(bridge=BrownianBridge(sigma))
     single, pool = Pool(), Pool(100, 10)
     return {
         "FM": Method(Independent(), Linear(sigma_min=sigma), FlowMatching(), single),
@@ -216,7 +216,7 @@ def network(protocol: Protocol, seed: int) -> MLP:
 
 def _train_torchcfm(cell: Cell, protocol: Protocol) -> nn.Module:
     net = network(protocol, cell.seed)
-    pairs = batches(Ends(*PROBLEMS[cell.problem]), protocol.batch, seed=cell.seed)
+    pairs = batches(IndependentPairs(*PROBLEMS[cell.problem]), protocol.batch, seed=cell.seed)
     matcher = matchers(protocol.sigma)[cell.method]
     torchcfm_loop(net, matcher, pairs, protocol.steps, protocol.lr, protocol.weight_decay, cell.seed)
     return net
@@ -225,7 +225,11 @@ def _train_torchcfm(cell: Cell, protocol: Protocol) -> nn.Module:
 def _train_flowgen(cell: Cell, protocol: Protocol) -> nn.Module:
     method = methods(protocol.sigma)[cell.method]
     pairs = batches(
-        Ends(*PROBLEMS[cell.problem]), protocol.batch, seed=cell.seed, coupling=method.coupling, pool=method.pool
+        IndependentPairs(*PROBLEMS[cell.problem]),
+        protocol.batch,
+        seed=cell.seed,
+        coupling=method.coupling,
+        pool=method.pool,
     )
     model = Model(network(protocol, cell.seed), method.path)
     return _fit(model, pairs, method.objective, protocol, cell.seed)
@@ -251,7 +255,7 @@ def _fit(model: Model, pairs: Iterator[Pair], objective: FlowMatching, protocol:
     return state.model.net
 
 
-class Draw(NamedTuple):
+class ProblemDraw(NamedTuple):
     """An evaluation draw: a source set and two independent data sets."""
 
     x0: Tensor
@@ -259,11 +263,11 @@ class Draw(NamedTuple):
     other: Tensor
 
 
-def draw(problem: str, points: int, index: int) -> Draw:
+def draw(problem: str, points: int, index: int) -> ProblemDraw:
     """Draw `index` of a problem, which no training sees: its stream is its own."""
     source, data = PROBLEMS[problem]
     rng = generator(0, f"table2d {points}", index)
-    return Draw(source.sample(points, rng), data.sample(points, rng), data.sample(points, rng))
+    return ProblemDraw(source.sample(points, rng), data.sample(points, rng), data.sample(points, rng))
 
 
 @cache

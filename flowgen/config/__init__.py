@@ -3,7 +3,7 @@
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data, read_rows
 from flowgen.config.devices import find_device
 from flowgen.config.experiment import Config, make_config
-from flowgen.config.names import COUPLINGS, LOSSES, PATHS, SCHEDULES, SOLVERS, TARGETS, TIMES, WEIGHTS
+from flowgen.config.names import COUPLINGS, LOSSES, LR_SCHEDULES, PREDICTIONS, SCHEDULES, SOLVERS, TIMES, WEIGHTS
 from flowgen.config.nets import NETS
 from flowgen.config.objectives import OBJECTIVES, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
@@ -15,13 +15,13 @@ __all__ = [
     "COUPLINGS",
     "GRIDS",
     "LOSSES",
+    "LR_SCHEDULES",
     "NETS",
     "OBJECTIVES",
-    "PATHS",
+    "PREDICTIONS",
     "SAMPLERS",
     "SCHEDULES",
     "SOLVERS",
-    "TARGETS",
     "TIMES",
     "WEIGHTS",
     "Config",

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowgen.checkpoints import file_hash
 from flowgen.config.fields import Section
 from flowgen.core import InputError
-from flowgen.data import TOYS, Law, Rows, Scaling, read_table, splitting
+from flowgen.data import TOYS, Distribution, Scaling, TensorDataset, read_table, splitting
 from flowgen.data.folder import ImageFolder, open_folder
 from flowgen.data.images import Images, is_folder, is_images, read_images
 from flowgen.data.suffixes import suffix
@@ -86,8 +86,8 @@ class LoadedData(NamedTuple):
     unused: how many classes the labels have that were left out.
     """
 
-    law: Law
-    held_out: Law | None
+    law: Distribution
+    held_out: Distribution | None
     scaling: Scaling
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class LoadedData(NamedTuple):
     @property
     def counts(self) -> list[int]:
         """Return how many training rows each label has; empty without labels."""
-        labels = self.law.labels if isinstance(self.law, Rows | ImageFolder) else None
+        labels = self.law.labels if isinstance(self.law, TensorDataset | ImageFolder) else None
         return [] if labels is None else labels.bincount(minlength=len(self.classes)).tolist()
 
     @property
@@ -124,13 +124,13 @@ class LoadedData(NamedTuple):
         Raises:
             InputError: if it has not the same columns.
         """
-        if not isinstance(self.law, Rows) or len(event) != 1 or len(self.law.event) != 1:
+        if not isinstance(self.law, TensorDataset) or len(event) != 1 or len(self.law.event) != 1:
             return self
         order = column_order(self.columns, self.law.event[0], columns, event[0], name)
         held_out = self.held_out and _columns_of(self.held_out, order)
         return self._replace(law=_columns_of(self.law, order), held_out=held_out, columns=columns or self.columns)
 
-    def unseen(self, name: str) -> Law:
+    def unseen(self, name: str) -> Distribution:
         """Return the held-out law.
 
         Raises:
@@ -141,24 +141,28 @@ class LoadedData(NamedTuple):
         return self.held_out
 
 
-def _columns_of(law: Law, order: list[int]) -> Law:
-    return Rows(law.x[:, order], law.labels) if isinstance(law, Rows) else law
+def _columns_of(law: Distribution, order: list[int]) -> Distribution:
+    return TensorDataset(law.x[:, order], law.labels) if isinstance(law, TensorDataset) else law
 
 
-def _without_labels(law: Law) -> Law:
+def _without_labels(law: Distribution) -> Distribution:
     if isinstance(law, ImageFolder):
         return law.without_labels()
-    return Rows(law.x) if isinstance(law, Rows) else law
+    return TensorDataset(law.x) if isinstance(law, TensorDataset) else law
 
 
-def _renumbered(law: Law, to: Tensor) -> Law:
+def _renumbered(law: Distribution, to: Tensor) -> Distribution:
     """Return the law with the label to[i] in place of i."""
-    if isinstance(law, Rows | ImageFolder) and law.labels is not None:
+    if isinstance(law, TensorDataset | ImageFolder) and law.labels is not None:
         return replace(law, labels=to[law.labels])
     return law
 
 
-def read_rows(name: str, images: ImagesConfig, tables: TableConfig = TableConfig()) -> tuple[Rows, tuple[str, ...]]:  # noqa: B008
+def read_rows(
+    name: str,
+    images: ImagesConfig,
+    tables: TableConfig = TableConfig(),  # noqa: B008
+) -> tuple[TensorDataset, tuple[str, ...]]:
     """Read all rows of a file or of a folder of images, and the names of their columns. Nothing is held out, and labels
     are left out.
 
@@ -167,9 +171,9 @@ def read_rows(name: str, images: ImagesConfig, tables: TableConfig = TableConfig
     """
     if not is_images(name):
         table = read_table(Path(name), header=tables.named, label_column=tables.label_column, labels_needed=False)
-        return Rows(table.x), table.columns
+        return TensorDataset(table.x), table.columns
     found = _read(name, images)
-    return Rows((found.load() if isinstance(found, ImageFolder) else found).pixels), ()
+    return TensorDataset((found.load() if isinstance(found, ImageFolder) else found).pixels), ()
 
 
 def data_hash(name: str, images: ImagesConfig) -> str | None:
@@ -180,10 +184,10 @@ def data_hash(name: str, images: ImagesConfig) -> str | None:
         return None
 
 
-Kind = Literal["toy", "table", "images"]
+DataKind = Literal["toy", "table", "images"]
 
 
-def kind(name: str) -> Kind:
+def kind(name: str) -> DataKind:
     """Return the kind of the data of a name without reading them. A name of nothing counts as a table, and is refused
     later.
     """
@@ -225,7 +229,7 @@ def _table(name: str, split: SplitConfig, tables: TableConfig, labels_needed: bo
         raise InputError(_missing(name))
     table = read_table(path, header=tables.named, label_column=tables.label_column, labels_needed=labels_needed)
     labels, classes = table.numbered or (None, ())
-    seen, unseen = _split(name, Rows(table.x, labels), split)
+    seen, unseen = _split(name, TensorDataset(table.x, labels), split)
     return LoadedData(
         seen,
         unseen,
@@ -252,10 +256,10 @@ def _images(name: str, split: SplitConfig, settings: ImagesConfig) -> LoadedData
     found = _read(name, settings)
     if isinstance(found, ImageFolder):
         seen_files, held = _split_files(found, split)
-        unseen = Rows(held.pixels, held.labels) if held else None
+        unseen = TensorDataset(held.pixels, held.labels) if held else None
         why = "" if found.classes else f"{name}: the images lie in no folders of classes"
         return LoadedData(seen_files, unseen, Scaling.of_range(0, 1), (), found.classes, found.hash, no_labels=why)
-    rows = Rows(found.pixels, found.labels)
+    rows = TensorDataset(found.pixels, found.labels)
     if found.held_out:
         cut = len(rows) - found.held_out
         seen, unseen = rows.take(slice(cut)), rows.take(slice(cut, None))
@@ -292,7 +296,7 @@ def _split_files(folder: ImageFolder, split: SplitConfig) -> tuple[ImageFolder, 
     return folder.subset(seen.nonzero().squeeze(1)), folder.subset(taken).load() if len(taken) else None
 
 
-def _split(name: str, rows: Rows, split: SplitConfig) -> tuple[Rows, Rows | None]:
+def _split(name: str, rows: TensorDataset, split: SplitConfig) -> tuple[TensorDataset, TensorDataset | None]:
     """Return the rows to train on, and the held-out ones."""
     seen, unseen = splitting.split(rows.x, split.held_out, split.seed, rows.labels if split.stratify else None)
     if len(seen) < 2:

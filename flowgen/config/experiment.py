@@ -14,7 +14,7 @@ from flowgen import losses, objectives, paths, targets, weights
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, data_hash, kind, load_data
 from flowgen.config.devices import find_device
 from flowgen.config.fields import Section, choice, explain, named, record
-from flowgen.config.names import BRIDGES, COUPLINGS, LOSSES, PATHS, SCHEDULES, TARGETS, TIMES, WEIGHTS
+from flowgen.config.names import BRIDGES, COUPLINGS, LOSSES, LR_SCHEDULES, PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
 from flowgen.config.nets import NETS, MLPConfig, sized
 from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, Parts, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
@@ -22,12 +22,12 @@ from flowgen.config.places import Places, absolute, check_same, check_there, is_
 from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, note
-from flowgen.couplings import Ends, Independent, MultiscaleOT, Pool, SchroedingerBridge
+from flowgen.couplings import Independent, IndependentPairs, MultiscaleOT, Pool, SchroedingerBridge
 from flowgen.couplings.exact import LARGEST
-from flowgen.data import Flipped, Gaussian, Law, Rows, Scaled, Scaling
+from flowgen.data import Distribution, Flipped, Gaussian, Scaled, Scaling, TensorDataset
 from flowgen.distributed import Processes
 from flowgen.model import Model
-from flowgen.objectives import Objective, Scheduled
+from flowgen.objectives import Objective, StepwiseObjective
 from flowgen.settings import check_texts, merged
 from flowgen.threads import fitting
 
@@ -66,7 +66,7 @@ class TrainConfig(Section):
     accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(0, ge=0)
-    schedule: named("schedule", SCHEDULES) = SCHEDULES["constant"]  # type: ignore[valid-type]
+    schedule: named("schedule", LR_SCHEDULES) = LR_SCHEDULES["constant"]  # type: ignore[valid-type]
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(10.0, gt=0)
     ema: Widths = (0.05,)
@@ -113,15 +113,15 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     threads: int | None = Field(None, ge=1, le=1024)
-    path: choice("path", PATHS) = paths.Linear()  # type: ignore[valid-type]
-    target: choice("target", TARGETS)  # type: ignore[valid-type]
+    path: choice("path", SCHEDULES) = paths.Linear()  # type: ignore[valid-type]
+    target: choice("target", PREDICTIONS)  # type: ignore[valid-type]
     coupling: choice("coupling", COUPLINGS) = MultiscaleOT()  # type: ignore[valid-type]
     pool: record("pool", Pool)  # type: ignore[valid-type]
-    bridge: choice("bridge", BRIDGES) = paths.Constant()  # type: ignore[valid-type]
+    bridge: choice("bridge", BRIDGES) = paths.ConstantBridge()  # type: ignore[valid-type]
     objective: choice("objective", OBJECTIVES) = FlowMatchingConfig()  # type: ignore[valid-type]
     times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
     loss: choice("loss", LOSSES) = losses.Squared()  # type: ignore[valid-type]
-    weight: choice("weight", WEIGHTS) = weights.Own()  # type: ignore[valid-type]
+    weight: choice("weight", WEIGHTS) = weights.Unweighted()  # type: ignore[valid-type]
     net: choice("net", NETS) = MLPConfig()  # type: ignore[valid-type]
     images: ImagesConfig = ImagesConfig()
     table: TableConfig = TableConfig()
@@ -219,7 +219,7 @@ class Config(Section):
         check_same("source", self.source, self.source_hash, found.hash)
         return found.with_columns(columns, event, self.source)
 
-    def source_law(self, event: tuple[int, ...], scaling: Scaling, columns: tuple[str, ...] = ()) -> Law:
+    def source_law(self, event: tuple[int, ...], scaling: Scaling, columns: tuple[str, ...] = ()) -> Distribution:
         """Return the source in model units: standard normal by default, or data of its own, in the units of the data.
 
         Args:
@@ -229,21 +229,21 @@ class Config(Section):
             return Gaussian(event)
         return Scaled(self.load_source(event, columns).law, scaling)
 
-    def ends(self, data: LoadedData, device: torch.device) -> Ends:
+    def ends(self, data: LoadedData, device: torch.device) -> IndependentPairs:
         """Return the ends that training draws, in model units: data in memory are on the device, images mirrored if so
         set.
         """
         law = data.law
-        if isinstance(law, Rows) and law.x.dtype == torch.float64:  # once, and not for each batch
-            standard = Rows(data.scaling.in_model_units(law.x), law.labels).to(device)
-            return Ends(self.source_law(law.event, data.scaling, data.columns), standard)
-        law = law.to(device) if isinstance(law, Rows) else law
+        if isinstance(law, TensorDataset) and law.x.dtype == torch.float64:  # once, and not for each batch
+            standard = TensorDataset(data.scaling.in_model_units(law.x), law.labels).to(device)
+            return IndependentPairs(self.source_law(law.event, data.scaling, data.columns), standard)
+        law = law.to(device) if isinstance(law, TensorDataset) else law
         law = Flipped(law) if self.images.flip and len(law.event) == 3 else law
-        return Ends(
+        return IndependentPairs(
             self.source_law(law.event, data.scaling, data.columns), Scaled(law, deepcopy(data.scaling).to(device))
         )
 
-    def make_objective(self, classes: int = 0, teaching: Teaching | None = None) -> Objective | Scheduled:
+    def make_objective(self, classes: int = 0, teaching: Teaching | None = None) -> Objective | StepwiseObjective:
         """Return what training minimises, with so many labels, taught by another run where one is distilled."""
         bridge = self.bridge if self.bridge.sigma else None
         parts = Parts(self.times, bridge, self.loss, self.weight, self.train.steps, classes, teaching)
@@ -269,7 +269,7 @@ class Config(Section):
             InputError: if it could not.
         """
         data = self.load_data()
-        Ends(self.source_law(data.law.event, data.scaling, data.columns), data.law)
+        IndependentPairs(self.source_law(data.law.event, data.scaling, data.columns), data.law)
         device = find_device(self.device)
         if isinstance(self.coupling, SemidiscreteConfig) and not self.reflow:
             self.coupling.check(data, device)
@@ -340,7 +340,7 @@ def _check_map(config: Config) -> None:
         return
     if not config.whole:
         raise InputError(f"objective {name} needs the target velocity on the path linear or cosine")
-    if not isinstance(config.weight, weights.Own):
+    if not isinstance(config.weight, weights.Unweighted):
         raise InputError(f"objective {name} weighs all times alike: leave out weight")
     if isinstance(config.times, objectives.LogNormal):
         raise InputError(f"objective {name} needs times on [0, 1], not those of a law of noise: choose logit-normal")

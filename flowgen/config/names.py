@@ -9,15 +9,15 @@ from flowgen import couplings, optim
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.losses import LOSSES
 from flowgen.objectives import TIMES
-from flowgen.paths import BRIDGES, PATHS
+from flowgen.paths import BRIDGES, SCHEDULES
 from flowgen.solvers import SOLVERS
-from flowgen.targets import TARGETS
+from flowgen.targets import PREDICTIONS
 from flowgen.weights import WEIGHTS
 
-__all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "PATHS", "SCHEDULES", "SOLVERS", "TARGETS", "TIMES", "WEIGHTS"]
+__all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "LR_SCHEDULES", "PREDICTIONS", "SCHEDULES", "SOLVERS", "TIMES", "WEIGHTS"]
 
 COUPLINGS: dict[str, Any] = {**couplings.COUPLINGS, "semidiscrete": SemidiscreteConfig}
-SCHEDULES: dict[str, Callable[[float, int, int], optim.Rate]] = {
-    "constant": lambda lr, steps, warmup: optim.Constant(lr, warmup),
-    "cosine": lambda lr, steps, warmup: optim.Cosine(lr, steps, warmup),
+LR_SCHEDULES: dict[str, Callable[[float, int, int], optim.Rate]] = {
+    "constant": lambda lr, steps, warmup: optim.ConstantRate(lr, warmup),
+    "cosine": lambda lr, steps, warmup: optim.CosineRate(lr, steps, warmup),
 }

@@ -17,7 +17,7 @@ __all__ = ["NETS", "sized"]
 
 Width = Annotated[int, Field(ge=1, le=16384)]
 Depth = Annotated[int, Field(ge=1, le=64)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+DropoutShare = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ResMLPConfig:
 
     width: Width = 256
     depth: Depth = 4
-    dropout: Share = 0.0
+    dropout: DropoutShare = 0.0
 
     def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         return ResMLP(event, classes, self.width, self.depth, self.dropout, seed=seed)
@@ -59,7 +59,7 @@ class UNetConfig:
     multipliers: tuple[Depth, ...] = (1, 2, 2)
     attention: tuple[Depth, ...] = (4,)
     heads: Depth = 2
-    dropout: Share = 0.0
+    dropout: DropoutShare = 0.0
     scale: bool = True
 
     def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
@@ -86,7 +86,7 @@ class DiTConfig:
     width: Width = 128
     depth: Depth = 4
     heads: Depth = 4
-    dropout: Share = 0.0
+    dropout: DropoutShare = 0.0
 
     def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         return DiT(event, classes, self.patch, self.width, self.depth, self.heads, self.dropout, seed=seed)

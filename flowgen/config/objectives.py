@@ -10,11 +10,11 @@ from pydantic import Field as Bounds
 from flowgen import flowmaps, intervals, objectives
 from flowgen.core import Field, FlowMap
 from flowgen.losses import Loss
-from flowgen.objectives import Objective, Scheduled, TimeLaw
+from flowgen.objectives import Objective, StepwiseObjective, TimeDistribution
 from flowgen.paths import Bridge
 from flowgen.weights import Weight
 
-__all__ = ["OBJECTIVES", "Kind", "Parts", "Teaching"]
+__all__ = ["OBJECTIVES", "ObjectiveConfig", "Parts", "Teaching"]
 
 Share = Annotated[float, Bounds(ge=0, le=1)]
 Positive = Annotated[float, Bounds(gt=0, le=1)]
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     teaching: of the run that is distilled, if one is.
     """
 
-    times: TimeLaw
+    times: TimeDistribution
     bridge: Bridge | None
     loss: Loss
     weight: Weight
@@ -48,7 +48,7 @@ class Parts(NamedTuple):
         return flowmaps.OfTeacher(self.teaching.velocity) if self.teaching else flowmaps.OfPairs(guidance, self.null)
 
 
-class Kind:
+class ObjectiveConfig:
     """The kind of model that an objective trains.
 
     maps: whether that is a flow map, sampled by jumps.
@@ -75,7 +75,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class FlowMatchingConfig(Kind):
+class FlowMatchingConfig(ObjectiveConfig):
     """A velocity."""
 
     maps: ClassVar[bool] = False
@@ -85,7 +85,7 @@ class FlowMatchingConfig(Kind):
 
 
 @dataclass(frozen=True)
-class _Between(Kind):
+class _Between(ObjectiveConfig):
     """A flow map between any two times, a share of which are the same."""
 
     diagonal: Share = 0.5
@@ -120,13 +120,13 @@ class AlphaFlowConfig(_Between):
     anneals: ClassVar[bool] = True
     last: Positive = 2.0**-7
 
-    def build(self, parts: Parts) -> Scheduled:
+    def build(self, parts: Parts) -> StepwiseObjective:
         made = flowmaps.AlphaFlow(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
         return flowmaps.Annealed(made, parts.steps, self.last)
 
 
 @dataclass(frozen=True)
-class ConsistencyConfig(Kind):
+class ConsistencyConfig(ObjectiveConfig):
     """A flow map to the data alone, by a first step that falls during training: `flowmaps.AlphaFlow`."""
 
     fields: ClassVar[bool] = False
@@ -134,13 +134,13 @@ class ConsistencyConfig(Kind):
     to_data: ClassVar[bool] = True
     last: Positive = 2.0**-3
 
-    def build(self, parts: Parts) -> Scheduled:
+    def build(self, parts: Parts) -> StepwiseObjective:
         made = flowmaps.AlphaFlow(intervals.ToData(parts.times), parts.velocity(), parts.loss, absolute=True)
         return flowmaps.Annealed(made, parts.steps, self.last)
 
 
 @dataclass(frozen=True)
-class EndPointConfig(Kind):
+class EndPointConfig(ObjectiveConfig):
     """The ends of the pairs of a reflow: `flowmaps.EndPoint`."""
 
     fields: ClassVar[bool] = False
@@ -152,7 +152,7 @@ class EndPointConfig(Kind):
 
 
 @dataclass(frozen=True)
-class ProgressiveConfig(Kind):
+class ProgressiveConfig(ObjectiveConfig):
     """Jumps along an even grid, each taught by two of a teacher: `flowmaps.Shortcut` with its halves."""
 
     fields: ClassVar[bool] = False
@@ -165,7 +165,7 @@ class ProgressiveConfig(Kind):
         return flowmaps.Shortcut(intervals.Steps(self.jumps), distance=parts.loss, halves=parts.teaching.jump)
 
 
-OBJECTIVES: dict[str, type[Kind]] = {
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "flow-matching": FlowMatchingConfig,
     "meanflow": MeanFlowConfig,
     "shortcut": ShortcutConfig,

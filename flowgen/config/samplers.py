@@ -10,10 +10,10 @@ from torch import Tensor
 from flowgen import grids
 from flowgen.config.names import SOLVERS
 from flowgen.core import InputError, lookup
-from flowgen.paths import DDPM, Path
-from flowgen.samplers import DDIM, Ancestral, Churned, Corrected, DPMSolverPP, Langevin, UniPC
+from flowgen.paths import DDPM, Schedule
+from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, UniPC
 from flowgen.sampling import Spacing, even
-from flowgen.sde import Stochastic
+from flowgen.sde import ReverseSDE
 from flowgen.solvers import Solver
 
 __all__ = ["GRIDS", "SAMPLERS", "Sampling", "sampling_by"]
@@ -27,7 +27,7 @@ class Made(NamedTuple):
     grid: the name of its paper's grid.
     """
 
-    make: Callable[[Path, float, int], Solver]
+    make: Callable[[Schedule, float, int], Solver]
     noise: float | None = None
     grid: str = "uniform"
 
@@ -39,9 +39,11 @@ SAMPLERS: dict[str, Made] = {
     "dpm++2m": Made(lambda path, noise, seed: DPMSolverPP(path, 2), grid="log-snr"),
     "dpm++3m": Made(lambda path, noise, seed: DPMSolverPP(path, 3), grid="log-snr"),
     "unipc": Made(lambda path, noise, seed: UniPC(path), grid="log-snr"),
-    "edm": Made(lambda path, churn, seed: Churned(path, churn, seed=seed), noise=0.0, grid="karras"),
-    "sde": Made(lambda path, level, seed: Stochastic(path, level, seed), noise=1.0),
-    "pc": Made(lambda path, snr, seed: Corrected(Stochastic(path, 1.0, seed), path, snr, seed=seed), noise=0.16),
+    "edm": Made(lambda path, churn, seed: EDMSampler(path, churn, seed=seed), noise=0.0, grid="karras"),
+    "sde": Made(lambda path, level, seed: ReverseSDE(path, level, seed), noise=1.0),
+    "pc": Made(
+        lambda path, snr, seed: PredictorCorrector(ReverseSDE(path, 1.0, seed), path, snr, seed=seed), noise=0.16
+    ),
     "langevin": Made(lambda path, size, seed: Langevin(path, size, 10, seed=seed), noise=1.0, grid="log-snr"),
 }
 
@@ -49,7 +51,7 @@ SAMPLERS: dict[str, Made] = {
 def _of_steps(spacing: Callable[[DDPM, int], Tensor]) -> Spacing:
     """Return a spacing of the steps of a path with discrete steps."""
 
-    def made(path: Path, steps: int, lo: float, hi: float) -> Tensor:
+    def made(path: Schedule, steps: int, lo: float, hi: float) -> Tensor:
         if not isinstance(path, DDPM) or hi < 1:
             raise InputError(
                 f"the grid {spacing.__name__} is of the steps of the path ddpm, down to the data: choose another, or a "
@@ -80,7 +82,7 @@ class Sampling(NamedTuple):
 
 
 def sampling_by(
-    solver: str | None, path: Path, noise: float | None = None, grid: str | None = None, seed: int = 0
+    solver: str | None, path: Schedule, noise: float | None = None, grid: str | None = None, seed: int = 0
 ) -> Sampling:
     """Return the way of sampling with these names, for a model on a path.
 

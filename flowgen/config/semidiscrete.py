@@ -13,8 +13,8 @@ from torch import Tensor
 from flowgen.config.data import LoadedData
 from flowgen.core import InputError, generator
 from flowgen.couplings import Potentials, ascend
-from flowgen.data import Law, Rows
-from flowgen.data.streams import Listed
+from flowgen.data import Distribution, TensorDataset
+from flowgen.data.streams import FiniteDataset
 
 __all__ = ["SemidiscreteConfig"]
 
@@ -44,7 +44,7 @@ class SemidiscreteConfig:
         Raises:
             InputError: if the rows are not in memory, or the device has no float64.
         """
-        if isinstance(data.law, Listed) and not isinstance(data.law, Rows):
+        if isinstance(data.law, FiniteDataset) and not isinstance(data.law, TensorDataset):
             raise InputError("semidiscrete transport needs all images in memory: raise images.memory")
         if device.type == "mps":
             raise InputError("semidiscrete transport needs float64, which mps has not: take another device")
@@ -53,11 +53,15 @@ class SemidiscreteConfig:
         """Return all training rows in model units, `(N, *event)`, and their labels; see `check`."""
         self.check(data, device)
         law = data.law
-        x = law.values if isinstance(law, Rows) else law.sample(self.points, generator(seed, "points of the law"))
-        labels = law.labels if isinstance(law, Rows) else None
+        x = (
+            law.values
+            if isinstance(law, TensorDataset)
+            else law.sample(self.points, generator(seed, "points of the law"))
+        )
+        labels = law.labels if isinstance(law, TensorDataset) else None
         return data.scaling.in_model_units(x).to(device), labels
 
-    def ascend(self, source: Law, rows: Tensor, labels: Tensor | None, seed: int) -> Iterator[Potentials]:
+    def ascend(self, source: Distribution, rows: Tensor, labels: Tensor | None, seed: int) -> Iterator[Potentials]:
         """Yield the potentials of such rows, round by round."""
         bounds = {"tolerance": self.tolerance, "draws_per_row": self.draws_per_row}
         return ascend(source, rows, seed=seed, labels=labels, **bounds)

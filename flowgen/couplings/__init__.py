@@ -1,7 +1,16 @@
 """Couplings: which source point is paired with which data point."""
 
 from flowgen.couplings.ahead import ahead, in_order
-from flowgen.couplings.batches import Draw, Ends, Pool, Prepared, StoredPairs, Streamed, batches, with_null_labels
+from flowgen.couplings.batches import (
+    IndependentPairs,
+    PairSampler,
+    PairStream,
+    Pool,
+    Prepared,
+    StoredPairs,
+    batches,
+    with_null_labels,
+)
 from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.couplings.conditions import Conditioned
 from flowgen.couplings.exact import Coupling, ExactOT, Independent, Reporting, assign, transport_cost
@@ -16,11 +25,12 @@ __all__ = [
     "COUPLINGS",
     "Conditioned",
     "Coupling",
-    "Draw",
-    "Ends",
     "ExactOT",
     "Independent",
+    "IndependentPairs",
     "MultiscaleOT",
+    "PairSampler",
+    "PairStream",
     "Partial",
     "Plan",
     "Pool",
@@ -31,7 +41,6 @@ __all__ = [
     "Semidiscrete",
     "Sinkhorn",
     "StoredPairs",
-    "Streamed",
     "Unbalanced",
     "ahead",
     "ascend",

@@ -15,12 +15,22 @@ from flowgen.couplings.ahead import in_order
 from flowgen.couplings.exact import Coupling, Independent
 from flowgen.couplings.names import COUPLINGS
 from flowgen.data.epochs import positions
-from flowgen.data.streams import OfLaw, chunks
+from flowgen.data.streams import DistributionField, chunks
 
-__all__ = ["Draw", "Ends", "Pool", "Prepared", "StoredPairs", "Streamed", "batches", "coupled", "with_null_labels"]
+__all__ = [
+    "IndependentPairs",
+    "PairSampler",
+    "PairStream",
+    "Pool",
+    "Prepared",
+    "StoredPairs",
+    "batches",
+    "coupled",
+    "with_null_labels",
+]
 
 
-class Draw(Protocol):
+class PairSampler(Protocol):
     """A function that draws n pairs of ends."""
 
     def __call__(self, n: int, generator: torch.Generator) -> Pair: ...
@@ -36,7 +46,7 @@ class Prepared(Coupling, Protocol):
 
 
 @runtime_checkable
-class Streamed(Protocol):
+class PairStream(Protocol):
     """Pairs that are read in order: from a list of rows, or with parts that are read apart."""
 
     def stream(self, size: int, *, seed: int, start: int = 0, part: Part = ...) -> Iterator[Pair]:
@@ -46,7 +56,7 @@ class Streamed(Protocol):
 
 @final
 @dataclass(frozen=True)
-class Ends:
+class IndependentPairs:
     """Independent draws from a source law and a data law. The labels of data, where they have any, are the condition.
 
     Args:
@@ -57,8 +67,8 @@ class Ends:
         InputError: if their events differ.
     """
 
-    source: OfLaw = OfLaw()
-    data: OfLaw = OfLaw()
+    source: DistributionField = DistributionField()
+    data: DistributionField = DistributionField()
 
     def __post_init__(self) -> None:
         if self.source.event != self.data.event:
@@ -105,7 +115,7 @@ class Pool:
 
 
 def batches(
-    draw: Draw | Streamed,
+    draw: PairSampler | PairStream,
     size: int,
     *,
     seed: int,
@@ -132,16 +142,24 @@ def batches(
     whole("the size of a batch", size)
     whole("the seed", seed, None)
     whole("the first batch", start, 0)
-    if not isinstance(draw, Streamed) and not callable(draw):
+    if not isinstance(draw, PairStream) and not callable(draw):
         raise InputError(
-            f"batches are drawn by Ends(source, data) or a function (n, generator), not by a {type(draw).__name__}"
+            "batches are drawn by IndependentPairs(source, data) or a function (n, generator), "
+            f"not by a {type(draw).__name__}"
         )
     coupling = COUPLINGS("independent" if coupling is None else coupling)
     return _batches(draw, size, seed, coupling, pool or Pool(), start, part, threads)
 
 
 def _batches(
-    draw: Draw | Streamed, size: int, seed: int, coupling: Coupling, pool: Pool, start: int, part: Part, threads: int
+    draw: PairSampler | PairStream,
+    size: int,
+    seed: int,
+    coupling: Coupling,
+    pool: Pool,
+    start: int,
+    part: Part,
+    threads: int,
 ) -> Iterator[Pair]:
     if pool == Pool() and isinstance(coupling, Independent):
         yield from _read(draw, size, seed, start, part)
@@ -154,7 +172,7 @@ def _batches(
 
 
 def _pools(
-    draw: Draw | Streamed, size: int, seed: int, coupling: Coupling, pool: Pool, start: int, threads: int
+    draw: PairSampler | PairStream, size: int, seed: int, coupling: Coupling, pool: Pool, start: int, threads: int
 ) -> Iterator[Pair]:
     """Yield the coupled pairs of each pool, from pool `start` on."""
     rows = size * pool.batches
@@ -201,16 +219,16 @@ def _unit(coupling: Coupling, size: int, rows: int) -> int:
     return min(rows, -(-size // group) * group if group else rows)
 
 
-def _read(draw: Draw | Streamed, size: int, seed: int, start: int, part: Part) -> Iterator[Pair]:
+def _read(draw: PairSampler | PairStream, size: int, seed: int, start: int, part: Part) -> Iterator[Pair]:
     """Yield the part's rows of chunks of `size` pairs, from chunk `start` on."""
-    if isinstance(draw, Streamed):
+    if isinstance(draw, PairStream):
         yield from draw.stream(size, seed=seed, start=start, part=part)
     else:
         for k in count(start):
             yield _drawn(draw, size, generator(seed, "pairs", k)).take(part.rows(size))
 
 
-def _drawn(draw: Draw, size: int, generator: torch.Generator) -> Pair:
+def _drawn(draw: PairSampler, size: int, generator: torch.Generator) -> Pair:
     """Draw a Pair by a function, and refuse what is not one of so many rows.
 
     Raises:

@@ -22,7 +22,7 @@ class SchroedingerBridge(Entropic):
     """The ends of the Schroedinger bridge whose reference is sigma times a Brownian motion (arXiv 2106.01357).
 
     They are the entropic plan of the squared distance with epsilon = 2 sigma^2, for which exp(-|x0 - x1|^2 / epsilon)
-    is the transition density of the reference from time 0 to 1. With the path `Brownian(sigma)` between its ends it is
+    is the transition density of the reference from time 0 to 1. With `BrownianBridge(sigma)` between its ends it is
     the whole bridge: SB-CFM (arXiv 2302.00482). Pairs are a permutation drawn from the plan, as by `Sinkhorn`, whose
     epsilon is relative to the mean cost; here it is absolute. As sigma -> 0 it is ExactOT, as sigma -> infinity a
     random permutation.

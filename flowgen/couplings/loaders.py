@@ -12,16 +12,16 @@ from flowgen.couplings.batches import coupled
 from flowgen.couplings.exact import Coupling
 from flowgen.couplings.names import COUPLINGS
 from flowgen.data.epochs import endless
-from flowgen.data.laws import Law
+from flowgen.data.laws import Distribution
 from flowgen.data.scaling import Scaling
-from flowgen.data.streams import as_law, floats
+from flowgen.data.streams import as_distribution, floats
 
 __all__ = ["loader_pairs"]
 
 
 def loader_pairs(
     loader: Iterable[Any],
-    source: Law | Tensor | None,
+    source: Distribution | Tensor | None,
     *,
     seed: int,
     scaling: Scaling | None = None,
@@ -45,7 +45,7 @@ def loader_pairs(
             iterator and ends.
     """
     coupling = COUPLINGS("independent" if coupling is None else coupling)
-    source = None if source is None else as_law(source)
+    source = None if source is None else as_distribution(source)
     for k, batch in enumerate(endless(loader), start):
         if source is None:
             x0, x1, cond = _both_ends(batch)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from flowgen.core import InputError, generator
 from flowgen.couplings.cells import BLOCK, Cells, cells_of, check_rows, rows_of, scored
-from flowgen.data.laws import Law
-from flowgen.data.streams import as_law
+from flowgen.data.laws import Distribution
+from flowgen.data.streams import as_distribution
 
 __all__ = ["Potentials", "ascend", "chi_square", "potentials"]
 
@@ -50,7 +50,7 @@ class Potentials(NamedTuple):
 
 
 def potentials(
-    source: Law | Tensor,
+    source: Distribution | Tensor,
     data: Tensor,
     *,
     seed: int,
@@ -64,7 +64,7 @@ def potentials(
 
 
 def ascend(
-    source: Law | Tensor,
+    source: Distribution | Tensor,
     data: Tensor,
     *,
     seed: int,
@@ -102,7 +102,7 @@ def ascend(
     Raises:
         InputError: if shapes do not agree, a value is NaN or infinite, or a bound is not positive.
     """
-    source = as_law(source)
+    source = as_distribution(source)
     check_rows(source.event, data, labels)
     if not (0 < tolerance < math.inf and 0 < draws_per_row < math.inf):
         raise InputError(f"tolerance and draws_per_row must be positive, not {tolerance} and {draws_per_row}")
@@ -158,7 +158,7 @@ def _joined(states: list[_State], classes: list[Tensor], data: Tensor) -> Potent
     return Potentials(values, reached, sum(state.draws for state in states))
 
 
-def _ascent(source: Law, data: Tensor, seed: int, tolerance: float, draws_per_row: float) -> Iterator[_State]:
+def _ascent(source: Distribution, data: Tensor, seed: int, tolerance: float, draws_per_row: float) -> Iterator[_State]:
     """Yield the rounds of one class, until it is within the tolerance or the draws are spent."""
     # equal rows cannot be told apart by any potentials: they are one row of their joint mass
     rows, copies, counts = torch.unique(data.flatten(1), dim=0, return_inverse=True, return_counts=True)
@@ -181,7 +181,7 @@ def _ascent(source: Law, data: Tensor, seed: int, tolerance: float, draws_per_ro
         size = min(size, most - draws)
 
 
-def _points(source: Law, size: int, seed: int, k: int, like: Tensor) -> Iterator[Tensor]:
+def _points(source: Distribution, size: int, seed: int, k: int, like: Tensor) -> Iterator[Tensor]:
     """Yield the source points `(m, d)` of round k, in chunks that fit in memory."""
     chunk = max(BLOCK, CHUNK // max(1, like.shape[1]))
     for index, start in enumerate(range(0, size, chunk)):
@@ -189,7 +189,7 @@ def _points(source: Law, size: int, seed: int, k: int, like: Tensor) -> Iterator
         yield source.sample(min(chunk, size - start), rng).flatten(1).to(like.device)
 
 
-def _start(source: Law, rows: Tensor, seed: int) -> tuple[Cells, float]:
+def _start(source: Distribution, rows: Tensor, seed: int) -> tuple[Cells, float]:
     """Return potentials at which all rows score alike on average, and the rms of their scores, the first temperature.
 
     2 x.y_j - |y_j|^2 + g_j is 2 (x - E x).y_j for g_j = |y_j|^2 - 2 E x.y_j.

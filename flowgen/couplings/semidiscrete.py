@@ -22,7 +22,7 @@ from torch import Tensor
 from flowgen.core import WHOLE, InputError, Pair, Part, generator
 from flowgen.couplings.cells import Cells, cells_of, check_rows, rows_of, scored
 from flowgen.couplings.potentials import Potentials, ascend, chi_square, potentials
-from flowgen.data.streams import OfLaw
+from flowgen.data.streams import DistributionField
 
 __all__ = ["Potentials", "Semidiscrete", "ascend", "assigned", "chi_square", "potentials"]
 
@@ -30,7 +30,7 @@ __all__ = ["Potentials", "Semidiscrete", "ascend", "assigned", "chi_square", "po
 @final
 @dataclass(frozen=True)
 class Semidiscrete:
-    """Pairs of source points, each with the data row whose cell it lies in; both a `Draw` and `Streamed`.
+    """Pairs of source points, each with the data row whose cell it lies in; both a `Draw` and `PairStream`.
 
     x0 ~ source and x1 = y_j with j = argmin_i |x0 - y_i|^2 - g_i. The source points of a batch stay independent of one
     another, as no batch is solved for. With labels the label of a pair is drawn by its frequency in the data, and x0 is
@@ -46,7 +46,7 @@ class Semidiscrete:
         InputError: if shapes do not agree, or a value is NaN or infinite.
     """
 
-    source: OfLaw = OfLaw()
+    source: DistributionField = DistributionField()
     data: Tensor  # type: ignore[misc]  # the field before has no default, but a descriptor
     potentials: Tensor  # type: ignore[misc]
     labels: Tensor | None = None

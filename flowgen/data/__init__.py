@@ -7,8 +7,8 @@ from flowgen.data.laws import (
     Blurred,
     Categorical,
     Checkerboard,
+    Distribution,
     Gaussian,
-    Law,
     Pinwheel,
     circles,
     eight_gaussians,
@@ -22,7 +22,7 @@ from flowgen.data.laws import (
 from flowgen.data.pictures import write_grid
 from flowgen.data.scaling import Scaling
 from flowgen.data.splitting import split
-from flowgen.data.streams import Flipped, Listed, Rows, Scaled, as_law, chunks
+from flowgen.data.streams import FiniteDataset, Flipped, Scaled, TensorDataset, as_distribution, chunks
 from flowgen.data.tables import Table, read_table
 
 __all__ = [
@@ -30,18 +30,18 @@ __all__ = [
     "Blurred",
     "Categorical",
     "Checkerboard",
+    "Distribution",
+    "FiniteDataset",
     "Flipped",
     "Gaussian",
     "ImageFolder",
     "Images",
-    "Law",
-    "Listed",
     "Pinwheel",
-    "Rows",
     "Scaled",
     "Scaling",
     "Table",
-    "as_law",
+    "TensorDataset",
+    "as_distribution",
     "chunks",
     "circles",
     "eight_gaussians",

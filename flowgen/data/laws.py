@@ -18,8 +18,8 @@ __all__ = [
     "Blurred",
     "Categorical",
     "Checkerboard",
+    "Distribution",
     "Gaussian",
-    "Law",
     "Pinwheel",
     "circles",
     "eight_gaussians",
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-class Law(Protocol):
+class Distribution(Protocol):
     """A probability law on tensors of shape `event`."""
 
     @property
@@ -260,7 +260,7 @@ def s_curve(noise: float = 0.05, scale: float = 1.5) -> Blurred:
     return Blurred(skeleton, noise * scale, pieces=2)
 
 
-TOYS: dict[str, Callable[[], Law]] = {
+TOYS: dict[str, Callable[[], Distribution]] = {
     "moons": moons,
     "circles": circles,
     "8gaussians": eight_gaussians,

@@ -12,17 +12,27 @@ from torch import Tensor
 
 from flowgen.core import WHOLE, InputError, Part, generator, row_labels
 from flowgen.data.epochs import positions
-from flowgen.data.laws import Law
+from flowgen.data.laws import Distribution
 from flowgen.data.scaling import Scaling
 
-__all__ = ["Flipped", "Labelled", "Listed", "OfLaw", "Rows", "Scaled", "as_law", "chunks", "floats"]
+__all__ = [
+    "DistributionField",
+    "FiniteDataset",
+    "Flipped",
+    "Labelled",
+    "Scaled",
+    "TensorDataset",
+    "as_distribution",
+    "chunks",
+    "floats",
+]
 
 Labelled = tuple[Tensor, Tensor | None]
 """Rows `(n, *event)` and their labels `(n,)`, where they have any."""
 
 
 @runtime_checkable
-class Listed(Law, Protocol):
+class FiniteDataset(Distribution, Protocol):
     """A law of given rows, which training goes through in epochs."""
 
     def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = ...) -> Iterator[Labelled]:
@@ -32,14 +42,14 @@ class Listed(Law, Protocol):
         ...
 
 
-def as_law(given: Law | Tensor) -> Law:
+def as_distribution(given: Distribution | Tensor) -> Distribution:
     """Return the law that was given; of a tensor, the empirical law of its rows.
 
     Raises:
         InputError: for anything else.
     """
     if isinstance(given, Tensor):
-        return Rows(given)
+        return TensorDataset(given)
     if isinstance(given, type) or not (hasattr(given, "event") and hasattr(given, "sample")):
         kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
         raise InputError(f"expected a law (an object with event and sample) or a tensor of rows, not {kind}")
@@ -47,28 +57,30 @@ def as_law(given: Law | Tensor) -> Law:
 
 
 @final
-class OfLaw:
+class DistributionField:
     """A field of a dataclass that takes a law or a tensor of rows, and holds the law."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Law:
+    def __get__(self, instance: Any, owner: type | None = None) -> Distribution:
         if instance is None:
             raise AttributeError(self.name)  # a field without a default
         return instance.__dict__[self.name]
 
-    def __set__(self, instance: Any, given: Law | Tensor) -> None:
-        instance.__dict__[self.name] = as_law(given)
+    def __set__(self, instance: Any, given: Distribution | Tensor) -> None:
+        instance.__dict__[self.name] = as_distribution(given)
 
 
-def chunks(law: Law | Tensor, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
+def chunks(
+    law: Distribution | Tensor, size: int, *, seed: int, start: int = 0, part: Part = WHOLE
+) -> Iterator[Labelled]:
     """Yield endless chunks of `size` rows of a law, from chunk `start` on; of each, the rows of a part.
 
     Chunk k is a function of (seed, k). A law of given rows goes through all of them in each epoch, others draw anew.
     """
-    law = as_law(law)
-    if isinstance(law, Listed):
+    law = as_distribution(law)
+    if isinstance(law, FiniteDataset):
         yield from law.chunks(size, seed=seed, start=start, part=part)
     else:
         for k in count(start):
@@ -87,7 +99,7 @@ def _as_floats(x: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class Rows:
+class TensorDataset:
     """The empirical law of the rows of x `(N, *event)`: a draw is a row, with replacement; chunks are without.
 
     Args:
@@ -132,13 +144,13 @@ class Rows:
         """Return all rows, `(N, *event)`; pixels as float32."""
         return floats(self.x)
 
-    def take(self, index: Tensor | slice) -> Rows:
+    def take(self, index: Tensor | slice) -> TensorDataset:
         """Return the law of some of the rows."""
-        return Rows(self.x[index], None if self.labels is None else self.labels[index])
+        return TensorDataset(self.x[index], None if self.labels is None else self.labels[index])
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> TensorDataset:
         """Return the same law with its rows on a device; its chunks are then on that device."""
-        return Rows(self.x.to(device), self.labels)
+        return TensorDataset(self.x.to(device), self.labels)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return floats(self.x[torch.randint(len(self.x), (n,), generator=generator)]).cpu()
@@ -154,7 +166,7 @@ class Rows:
 class Scaled:
     """A law of data units, in the units of a model, float32; its chunks are on the device of the scaling."""
 
-    law: OfLaw = OfLaw()
+    law: DistributionField = DistributionField()
     scaling: Scaling  # type: ignore[misc]  # the field before has no default, but a descriptor
 
     @property
@@ -177,7 +189,7 @@ class Scaled:
 class Flipped:
     """A law of images `(C, H, W)`, of whose chunks each row is mirrored, left to right, with probability 1/2."""
 
-    law: OfLaw = OfLaw()
+    law: DistributionField = DistributionField()
 
     @property
     def event(self) -> tuple[int, ...]:

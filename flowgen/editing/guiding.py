@@ -12,9 +12,9 @@ from torch import Tensor
 from flowgen import targets
 from flowgen.core import Field, fixed, gradients, like
 from flowgen.editing.measurements import Measurement
-from flowgen.paths import Coeffs, Path
+from flowgen.paths import Coeffs, Schedule
 
-__all__ = ["PseudoInverse", "Spread", "unit_variance"]
+__all__ = ["PiGDM", "Spread", "unit_variance"]
 
 Spread = Callable[[Coeffs], Tensor]
 """r^2, the variance of x1 given x_t, of what broadcasts with x."""
@@ -27,7 +27,7 @@ def unit_variance(c: Coeffs) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class PseudoInverse:
+class PiGDM:
     """The velocity field of the data with A x1 = y, by pseudo-inverse guidance: a Field.
 
     The velocity is alpha' / alpha x + g^2 / 2 score, and given y the score has grad log p(y | x_t) beside its own. With
@@ -55,7 +55,7 @@ class PseudoInverse:
     """
 
     field: Field
-    path: Path
+    path: Schedule
     measurement: Measurement
     y: Tensor
     spread: Spread = unit_variance

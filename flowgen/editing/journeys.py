@@ -9,14 +9,14 @@ from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time, like
 from flowgen.grids import checked
-from flowgen.paths import Path
+from flowgen.paths import Schedule
 from flowgen.sampling import solve
 from flowgen.solvers import Solver
 
 __all__ = ["from_time", "inverted", "noised", "slerp"]
 
 
-def noised(path: Path, x1: Tensor, x0: Tensor, t: float) -> Tensor:
+def noised(path: Schedule, x1: Tensor, x0: Tensor, t: float) -> Tensor:
     """Return data at time t of the path, alpha(t) x1 + sigma(t) x0, `(B, *event)`: where SDEdit (arXiv 2108.01073)
     starts.
 

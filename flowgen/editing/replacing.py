@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError
-from flowgen.data.streams import OfLaw
+from flowgen.data.streams import DistributionField
 from flowgen.editing.measurements import Measurement, project
-from flowgen.paths import Path
+from flowgen.paths import Schedule
 from flowgen.sampling import starts
 from flowgen.solvers import Solver
 
-__all__ = ["Replaced", "resampled"]
+__all__ = ["RePaint", "resampled"]
 
 ROWS = 2**20
 """More rows than are ever edited together."""
@@ -24,7 +24,7 @@ ROWS = 2**20
 
 @final
 @dataclass(frozen=True)
-class Replaced(Solver):
+class RePaint(Solver):
     """Steps of a solver, after each of which the measured part of x_s is that of y at s (arXiv 2011.13456):
 
     A x_s = alpha(s) y + sigma(s) A x0, with a new source x0 each time.
@@ -47,10 +47,10 @@ class Replaced(Solver):
     """
 
     solver: Solver
-    path: Path
+    path: Schedule
     measurement: Measurement
     y: Tensor
-    source: OfLaw = OfLaw()
+    source: DistributionField = DistributionField()
     seed: int = 0
     first: int = 0
 
@@ -70,7 +70,7 @@ class Replaced(Solver):
     def lands(self) -> bool:  # type: ignore[override]
         return self.solver.lands
 
-    def at(self, row: int) -> Replaced:
+    def at(self, row: int) -> RePaint:
         return replace(self, solver=self.solver.at(row), first=self.first + row)
 
     def step(

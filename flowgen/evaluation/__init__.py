@@ -5,12 +5,12 @@ floor, true data beside other true data, and every figure has a confidence inter
 reflow beside its parent. `pairing` measures the cost and the distances of couplings, before there is a run.
 """
 
-from flowgen.evaluation.copying import Suspects, suspects
+from flowgen.evaluation.copying import NearestTraining, suspects
 from flowgen.evaluation.measure import Estimate, Quality, Settings, floor, geometry, kl_divergence, quality
 from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves
 from flowgen.evaluation.rounds import Figures, Round, measure_round
-from flowgen.evaluation.subject import FEATURES, Reference, Sound, Subject, load_sound, load_subject, subject_of
-from flowgen.evaluation.views import View
+from flowgen.evaluation.subject import FEATURES, EvaluatedModel, Reference, Sound, load_sound, load_subject, subject_of
+from flowgen.evaluation.views import FeatureExtractor
 from flowgen.metrics.distances import EXACT
 
 __all__ = [
@@ -19,16 +19,16 @@ __all__ = [
     "SHARES",
     "TITLES",
     "Estimate",
+    "EvaluatedModel",
     "Evaluation",
+    "FeatureExtractor",
     "Figures",
+    "NearestTraining",
     "Quality",
     "Reference",
     "Round",
     "Settings",
     "Sound",
-    "Subject",
-    "Suspects",
-    "View",
     "curves",
     "floor",
     "geometry",

@@ -8,15 +8,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from flowgen.evaluation.measure import Settings, draw_start, follow
-from flowgen.evaluation.subject import Subject
+from flowgen.evaluation.subject import EvaluatedModel
 from flowgen.metrics import nearest
 
-__all__ = ["Suspects", "suspects"]
+__all__ = ["NearestTraining", "suspects"]
 
 MOST = 12
 
 
-class Suspects(NamedTuple):
+class NearestTraining(NamedTuple):
     """Samples and the training images nearest to them, `(n, C, H, W)` in [0, 1], and the ratios of `metrics.nearest`,
     `(n,)`, in increasing order."""
 
@@ -25,7 +25,7 @@ class Suspects(NamedTuple):
     ratios: Tensor
 
 
-def suspects(subject: Subject, settings: Settings) -> Suspects | None:
+def suspects(subject: EvaluatedModel, settings: Settings) -> NearestTraining | None:
     """Return the samples of the first repeat, of the most steps, that are nearest to a training image relative to the
     second nearest, in the view of the subject; None unless these are images in memory.
     """
@@ -38,4 +38,4 @@ def suspects(subject: Subject, settings: Settings) -> Suspects | None:
     found = nearest(subject.view.apply(x), subject.trained_on)
     least = found.ratio.argsort(stable=True)[:MOST]
     images = subject.seen.take(found.row[least]).values
-    return Suspects(scaling.pixels(x[least]), scaling.pixels(images), found.ratio[least])
+    return NearestTraining(scaling.pixels(x[least]), scaling.pixels(images), found.ratio[least])

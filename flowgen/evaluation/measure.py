@@ -14,7 +14,7 @@ from torch import Tensor
 from flowgen import grids, metrics, sampling, solvers
 from flowgen.config import SOLVERS
 from flowgen.core import InputError, generator
-from flowgen.evaluation.subject import Subject
+from flowgen.evaluation.subject import EvaluatedModel
 from flowgen.evaluation.views import in_model_units
 from flowgen.likelihood import Density, log_likelihood
 from flowgen.metrics.distances import EXACT
@@ -69,7 +69,7 @@ class Settings(NamedTuple):
         known = (name for name, made in SOLVERS.items() if made == self.solver)
         return "jump" if self.solver.jumps else self.called or next(known, repr(self.solver))
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: EvaluatedModel) -> None:
         """Refuse numbers that are not positive, or fewer rows than neighbours.
 
         Raises:
@@ -127,7 +127,7 @@ class Quality(NamedTuple):
     figures: dict[str, Estimate]
 
 
-def floor(subject: Subject, settings: Settings) -> dict[str, Estimate]:
+def floor(subject: EvaluatedModel, settings: Settings) -> dict[str, Estimate]:
     """Return the figures of true rows beside other true rows: a perfect model has these."""
     settings.check(subject)
     repeats = []
@@ -137,7 +137,7 @@ def floor(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     return _estimates(repeats)
 
 
-def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
+def quality(subject: EvaluatedModel, settings: Settings) -> Iterator[Quality]:
     """Yield the quality at each number of steps, all from the same starts."""
     settings.check(subject)
     model, repeats = subject.model, range(settings.repeats)
@@ -162,7 +162,7 @@ def quality(subject: Subject, settings: Settings) -> Iterator[Quality]:
         yield Quality(steps, fmean(drawn.nfe for drawn in made), seconds, _estimates(figures))
 
 
-def draw_truth(subject: Subject, settings: Settings, index: int) -> tuple[Tensor, ...]:
+def draw_truth(subject: EvaluatedModel, settings: Settings, index: int) -> tuple[Tensor, ...]:
     """Draw two sets of true rows, in data units."""
     return subject.reference.draw(subject.size(settings.num), settings.seed, index)
 
@@ -186,14 +186,14 @@ class Start(NamedTuple):
             yield self.take(index)
 
 
-def draw_start(subject: Subject, settings: Settings, index: int) -> Start:
+def draw_start(subject: EvaluatedModel, settings: Settings, index: int) -> Start:
     """Draw as many starts as there are true rows in a set, with the labels that are asked for."""
     (x0,), labels = subject.source.draw(subject.size(settings.num), settings.seed, index), subject.labels
     cond = None if labels is None else labels.sample(len(x0), generator(settings.seed, "evaluate labels", index))
     return Start(x0, cond, index * sampling.whole_blocks(len(x0)))
 
 
-def _compare(subject: Subject, x: Tensor, truth: Tensor, settings: Settings) -> dict[str, float]:
+def _compare(subject: EvaluatedModel, x: Tensor, truth: Tensor, settings: Settings) -> dict[str, float]:
     """Return all figures of samples beside true rows, both in the features of the view."""
     seen, real = subject.view.apply(x), subject.view.apply(truth)
     if subject.view.features:
@@ -222,12 +222,12 @@ class _Followed(NamedTuple):
     seconds: float
 
 
-def fine_steps(subject: Subject) -> int:
+def fine_steps(subject: EvaluatedModel) -> int:
     """Return the steps of RK4 that stand for the exact flow."""
     return FINE_IMAGES if len(subject.source.law.event) == 3 else FINE
 
 
-def follow(subject: Subject, start: Start, steps: int, solver: Solver, spacing: Spacing = even) -> _Followed:
+def follow(subject: EvaluatedModel, start: Start, steps: int, solver: Solver, spacing: Spacing = even) -> _Followed:
     """Return where the model takes starts in so many steps."""
     model, done = subject.model, start.first
     grid, counted = sampling.grid_of(model, solver, steps, spacing), sampling.Counted(sampling.asked(model, solver))
@@ -240,7 +240,7 @@ def follow(subject: Subject, start: Start, steps: int, solver: Solver, spacing: 
     return _Followed(torch.cat(ends), counted.rows / len(start.x0), time.perf_counter() - began)
 
 
-def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
+def geometry(subject: EvaluatedModel, settings: Settings) -> dict[str, Estimate]:
     """Return the geometry of 100 Euler steps, in model units: path energy, straightness, curvature; transport_cost,
     W2^2 from where trajectories start to data; transport_noise, W2^2 of two true sets, which is part of that cost too;
     normalised_path_energy, only where the noise is less than NOISE of the cost, since otherwise the cost says little of
@@ -266,7 +266,7 @@ def geometry(subject: Subject, settings: Settings) -> dict[str, Estimate]:
     return found
 
 
-def trajectories(subject: Subject, start: Start) -> dict[str, float]:
+def trajectories(subject: EvaluatedModel, start: Start) -> dict[str, float]:
     """Return the mean geometry of trajectories, a chunk of them at a time, since each keeps its states."""
     model = subject.model
     grid, field = grids.uniform(FINE, *model.span), subject.guided(model.velocity)
@@ -278,7 +278,7 @@ def trajectories(subject: Subject, start: Start) -> dict[str, float]:
     return {name: sum(size * getattr(part, name) for size, part in parts) / len(start.x0) for name in names}
 
 
-def kl_divergence(subject: Subject, settings: Settings) -> Estimate | None:
+def kl_divergence(subject: EvaluatedModel, settings: Settings) -> Estimate | None:
     """Return KL(data || model) = E log p_data(x) - log p_model(x) over data x, in nats; None unless the densities of
     both ends are known, and the model has a velocity.
     """

@@ -21,7 +21,7 @@ from flowgen import __version__
 from flowgen.config import COUPLINGS, Config, LoadedData, find_device, lookup, make_config
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, Pair
-from flowgen.couplings import Coupling, Ends, Pool, Prepared, Reporting, Semidiscrete, batches
+from flowgen.couplings import Coupling, IndependentPairs, Pool, Prepared, Reporting, Semidiscrete, batches
 
 __all__ = [
     "BASELINE",
@@ -160,7 +160,7 @@ Say = Callable[[str], None]
 """A callback for the progress of a preparation."""
 
 
-def stream_of(config: Config, data: LoadedData, ends: Ends, preparing: Clock, say: Say) -> Stream:
+def stream_of(config: Config, data: LoadedData, ends: IndependentPairs, preparing: Clock, say: Say) -> Stream:
     """Return the batches that training reads, each pair once, solved pool by pool; `preparing` runs while the coupling
     learns what it needs before the first of them.
     """
@@ -174,7 +174,9 @@ def stream_of(config: Config, data: LoadedData, ends: Ends, preparing: Clock, sa
     return Stream(batches(ends, size, seed=config.seed, coupling=watched, pool=pool, threads=0), {})
 
 
-def _semidiscrete(config: Config, data: LoadedData, ends: Ends, say: Say) -> tuple[Semidiscrete, dict[str, float]]:
+def _semidiscrete(
+    config: Config, data: LoadedData, ends: IndependentPairs, say: Say
+) -> tuple[Semidiscrete, dict[str, float]]:
     """Return the pairs of potentials that are found first, and the chi-square of these."""
     settings: SemidiscreteConfig = config.coupling
     rows, labels = settings.rows(data, find_device(config.device), config.seed)
@@ -205,7 +207,9 @@ class Measured(NamedTuple):
     shown: Pair
 
 
-def measure(trial: Trial, data: LoadedData, ends: Ends, pools: int, say: Say = lambda text: None) -> Measured:
+def measure(
+    trial: Trial, data: LoadedData, ends: IndependentPairs, pools: int, say: Say = lambda text: None
+) -> Measured:
     """Make so many pools, after a small one that loads what is needed, and measure them."""
     config, preparing = trial.config, Clock()
     with warnings.catch_warnings(record=True) as caught:
@@ -254,7 +258,7 @@ def _pool(config: Config, stream: Iterator[Pair], preparing: Clock) -> _Pool:
     return _Pool(seconds, squares, data, pairs[0])
 
 
-def _facts(trial: Trial, ends: Ends) -> dict[str, float]:
+def _facts(trial: Trial, ends: IndependentPairs) -> dict[str, float]:
     """Return what a coupling says of its plan for ends that are not coupled yet."""
     config = trial.config
     if not isinstance(config.coupling, Reporting):

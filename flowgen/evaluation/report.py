@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from flowgen import __version__
-from flowgen.data import Rows
+from flowgen.data import TensorDataset
 from flowgen.evaluation.measure import Estimate, Quality, Settings, density_points
-from flowgen.evaluation.subject import Subject
+from flowgen.evaluation.subject import EvaluatedModel
 from flowgen.metrics.distances import EXACT
 from flowgen.plots import Curve
 
@@ -40,7 +40,7 @@ SHARES = [TITLES[name] for name in ("precision", "recall", "coverage", "copies",
 class Evaluation(NamedTuple):
     """All that was measured of a run."""
 
-    subject: Subject
+    subject: EvaluatedModel
     settings: Settings
     floor: dict[str, Estimate]
     quality: list[Quality]
@@ -59,7 +59,7 @@ class Evaluation(NamedTuple):
             "device": str(subject.model.device),
             "source": subject.source.name,
             "reference": subject.reference.name,
-            "reference_rows": len(law) if isinstance(law, Rows) else None,
+            "reference_rows": len(law) if isinstance(law, TensorDataset) else None,
             "compared": subject.view.name,
             "features": subject.view.features,
             "rows_per_set": size,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -25,7 +24,8 @@ from flowgen.evaluation.measure import (
     follow,
     trajectories,
 )
-from flowgen.evaluation.subject import Subject, load_subject
+from flowgen.evaluation.pairing import Say
+from flowgen.evaluation.subject import EvaluatedModel, load_subject
 from flowgen.runs import Run, round_file
 
 __all__ = ["Figures", "Round", "measure_round"]
@@ -109,10 +109,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Say = Callable[[str], None]
-"""A callback that is told which set is measured."""
-
-
 def measure_round(run: Run, say: Say = lambda text: None) -> Round:
     """Measure a trained reflow, its parent, and the first flow of all, and keep the figures in its folder.
 
@@ -149,11 +145,11 @@ def _line(run: Run) -> list[tuple[Path, float]]:
     return [*line[:2], *line[2:][-1:]]
 
 
-def _settings(subject: Subject) -> Settings:
+def _settings(subject: EvaluatedModel) -> Settings:
     return IMAGES if subject.view.features else ROWS
 
 
-def _how(subject: Subject) -> dict[str, Any]:
+def _how(subject: EvaluatedModel) -> dict[str, Any]:
     """Return what is compared with what.
 
     Raises:
@@ -175,13 +171,13 @@ def _how(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _distance(subject: Subject, x: Tensor, truth: Tensor) -> float:
+def _distance(subject: EvaluatedModel, x: Tensor, truth: Tensor) -> float:
     """Return the distance between rows in data units, in the features of the view."""
     seen, real = subject.view.apply(x), subject.view.apply(truth)
     return (metrics.frechet_distance if subject.view.features else metrics.energy_distance)(seen, real)
 
 
-def _floor(subject: Subject) -> Repeats:
+def _floor(subject: EvaluatedModel) -> Repeats:
     settings = _settings(subject)
     sets = (draw_truth(subject, settings, index) for index in range(settings.repeats))
     return tuple(_distance(subject, other, truth) for truth, other in sets)

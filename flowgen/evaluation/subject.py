@@ -15,16 +15,16 @@ from flowgen import checkpoints, solvers
 from flowgen.config import LoadedData, Places, lookup, read_rows
 from flowgen.config.places import named, shown
 from flowgen.core import Field, InputError, StrPath, generator
-from flowgen.data import Categorical, Gaussian, ImageFolder, Law, Rows, Scaled
+from flowgen.data import Categorical, Distribution, Gaussian, ImageFolder, Scaled, TensorDataset
 from flowgen.data.tables import column_order
 from flowgen.evaluation import views
-from flowgen.evaluation.views import View
+from flowgen.evaluation.views import FeatureExtractor
 from flowgen.model import Model
 from flowgen.nn import Classifier, fit_classifier
-from flowgen.runs import Run, Sampler, Trained, jump_counts, load, sampler
+from flowgen.runs import ChosenSampler, Run, Trained, jump_counts, load, sampler
 from flowgen.solvers import Solver
 
-__all__ = ["FEATURES", "Reference", "Sound", "Subject", "load_sound", "load_subject", "subject_of"]
+__all__ = ["FEATURES", "EvaluatedModel", "Reference", "Sound", "load_sound", "load_subject", "subject_of"]
 
 
 @final
@@ -33,26 +33,26 @@ class Reference:
 
     Args:
         name: says in words what it is.
-        law: `Rows` give disjoint random sets of their rows; any other law gives new draws.
+        law: `TensorDataset` give disjoint random sets of their rows; any other law gives new draws.
         sets: how many sets are drawn at a time: two of the truth, whose distance is the floor.
     """
 
-    def __init__(self, name: str, law: Law, sets: int = 2) -> None:
+    def __init__(self, name: str, law: Distribution, sets: int = 2) -> None:
         self.name, self.law, self.sets = name, law, sets
 
     def size(self, num: int) -> int:
         """Return how many rows each set has that should have `num`."""
-        return min(num, len(self.law) // self.sets) if isinstance(self.law, Rows) else num
+        return min(num, len(self.law) // self.sets) if isinstance(self.law, TensorDataset) else num
 
     def draw(self, size: int, seed: int, index: int) -> tuple[Tensor, ...]:
         """Draw the sets, each `(size, *event)`: a function of the arguments and the number of sets alone."""
         rng, total = generator(seed, f"evaluate {self.sets}", index), self.sets * size
-        if isinstance(self.law, Rows):
+        if isinstance(self.law, TensorDataset):
             return self.law.take(torch.randperm(len(self.law), generator=rng)[:total]).values.split(size)
         return self.law.sample(total, rng).split(size)
 
 
-class Subject(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """A model with the settings that measure it.
 
     name: of the run.
@@ -74,15 +74,15 @@ class Subject(NamedTuple):
     model: Model
     source: Reference
     reference: Reference
-    view: View
+    view: FeatureExtractor
     trained_on: Tensor | None = None
     facts: dict[str, Any] | None = None
     labels: Categorical | None = None
     guided: Callable[[Field], Field] = lambda field: field
     fields: bool = True
     jump_counts: tuple[int, ...] = ()
-    sampler: Callable[[Solver | None, int | None, int], Sampler] | None = None
-    seen: Rows | None = None
+    sampler: Callable[[Solver | None, int | None, int], ChosenSampler] | None = None
+    seen: TensorDataset | None = None
 
     def suited(
         self, solver: Solver | None, steps: Sequence[int] | None, seed: int = 0
@@ -92,9 +92,9 @@ class Subject(NamedTuple):
         Raises:
             InputError: for what the model has not learned.
         """
-        solver = solver or (solvers.Jump() if self.jump_counts else solvers.euler)
+        solver = solver or (solvers.FlowMapStep() if self.jump_counts else solvers.euler)
         if steps is None:
-            adaptive = isinstance(solver, solvers.Adaptive)
+            adaptive = isinstance(solver, solvers.AdaptiveSolver)
             steps = self.jump_counts or (1,) if solver.jumps else (1,) if adaptive else (1, 2, 4, 8, 16, 100)
         if min(steps, default=0) < 1:
             raise InputError(f"steps must be at least 1, not {min(steps, default=0)}")
@@ -124,7 +124,7 @@ def load_subject(
     guidance: float = 1.0,
     header: str | None = None,
     places: Places = Places(),  # noqa: B008
-) -> Subject:
+) -> EvaluatedModel:
     """Load the run in a folder, to be measured: `subject_of` what `load_sound` reads."""
     return subject_of(load_sound(folder, device, places), against, features, weights, guidance, header)
 
@@ -150,7 +150,7 @@ def subject_of(
     weights: StrPath | None = None,
     guidance: float = 1.0,
     header: str | None = None,
-) -> Subject:
+) -> EvaluatedModel:
     """Return what a run is measured by.
 
     Args:
@@ -177,26 +177,26 @@ def subject_of(
         "weights_hash": checkpoints.file_hash(Run.open(folder).weights),
         "guidance": guidance,
     }
-    return Subject(
+    return EvaluatedModel(
         folder.name or folder.resolve().name,
         trained.model,
         _source(trained),
         truth,
         view,
-        view.apply(data.law.values) if isinstance(data.law, Rows) else None,
+        view.apply(data.law.values) if isinstance(data.law, TensorDataset) else None,
         facts,
         trained.labels,
         lambda field: trained.guided(field, guidance),
         config.objective.fields,
         jump_counts(config),
         lambda solver, steps, seed: sampler(config, trained.model, trained.source, solver, steps, seed),
-        data.law if isinstance(data.law, Rows) else None,
+        data.law if isinstance(data.law, TensorDataset) else None,
     )
 
 
 def _held_out(name: str, data: LoadedData) -> Reference:
     law = data.unseen(name)
-    kind = f"the {len(law)} held-out rows" if isinstance(law, Rows) else "new draws"
+    kind = f"the {len(law)} held-out rows" if isinstance(law, TensorDataset) else "new draws"
     return Reference(f"{kind} of {Path(name).name}, which training did not see", law)
 
 
@@ -205,8 +205,10 @@ def _of_file(path: Path, trained: Trained, data: LoadedData, header: str | None)
     if len(law.event) != len(trained.source.event) or (len(law.event) > 1 and law.event != trained.source.event):
         raise InputError(f"{path} has rows of shape {law.event}, samples are of {trained.source.event}")
     if len(law.event) == 1:
-        law = Rows(law.x[:, column_order(columns, law.event[0], trained.columns, trained.source.event[0], str(path))])
-    seen = set(_each(data.law.values)) if isinstance(data.law, Rows) else set()
+        law = TensorDataset(
+            law.x[:, column_order(columns, law.event[0], trained.columns, trained.source.event[0], str(path))]
+        )
+    seen = set(_each(data.law.values)) if isinstance(data.law, TensorDataset) else set()
     count = sum(row in seen for row in _each(law.values))
     return Reference(
         f"the {len(law)} rows of {shown(path)}" + (f", {count} of which training saw" if count else ""), law
@@ -223,31 +225,31 @@ def _source(trained: Trained) -> Reference:
     if config.source == "gaussian":
         return Reference("gaussian", Gaussian(trained.source.event), sets=1)
     law = config.load_source(trained.source.event, trained.columns).unseen(config.source)
-    if isinstance(law, Rows):
+    if isinstance(law, TensorDataset):
         x = views.in_model_units(scaling, law.values)
-        return Reference(f"the {len(x)} held-out rows of {Path(config.source).name}", Rows(x), sets=1)
+        return Reference(f"the {len(x)} held-out rows of {Path(config.source).name}", TensorDataset(x), sets=1)
     return Reference(config.source, Scaled(law, deepcopy(scaling).cpu()), sets=1)
 
 
-Maker = Callable[[Path, Trained, LoadedData, Path | None], View]
+Maker = Callable[[Path, Trained, LoadedData, Path | None], FeatureExtractor]
 
 
-def _rows(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
+def _rows(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> FeatureExtractor:
     return views.rows(trained.model.scaling)
 
 
-def _pca(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
+def _pca(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> FeatureExtractor:
     law = data.law
-    x = law.values if isinstance(law, Rows) else law.sample(10_000, generator(0, "pca"))
+    x = law.values if isinstance(law, TensorDataset) else law.sample(10_000, generator(0, "pca"))
     return views.principal(trained.model.scaling, x)
 
 
-def _inception(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
+def _inception(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> FeatureExtractor:
     views.check_image(trained.source.event)  # before anything is fetched
     return views.inception(trained.model.scaling, weights)
 
 
-def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> View:
+def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> FeatureExtractor:
     """Return a classifier of the training rows, which is kept beside the run."""
     config, scaling = trained.config, trained.model.scaling
     law, held_out = data.law, data.held_out
@@ -255,7 +257,11 @@ def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path 
         raise InputError(
             f"features of a classifier need the images in memory: {config.data} is larger than images.memory"
         )
-    if not (isinstance(law, Rows) and isinstance(held_out, Rows)) or law.labels is None or held_out.labels is None:
+    if (
+        not (isinstance(law, TensorDataset) and isinstance(held_out, TensorDataset))
+        or law.labels is None
+        or held_out.labels is None
+    ):
         raise InputError(f"features of a classifier need labels: {data.no_labels or f'{config.data} has none'}")
     classes, path = len(data.classes), folder / "classifier.safetensors"
     if classes < 2:

@@ -16,7 +16,7 @@ from flowgen.data import Scaling
 from flowgen.extras import install, torchvision_fault
 from flowgen.nn import Classifier
 
-__all__ = ["View", "check_image", "classified", "in_model_units", "inception", "principal", "rows"]
+__all__ = ["FeatureExtractor", "check_image", "classified", "in_model_units", "inception", "principal", "rows"]
 
 
 CHARTS = {False: ("w2", "sliced_w2", "coverage"), True: ("frechet", "kernel", "coverage")}
@@ -27,7 +27,7 @@ FEW = 500
 """Of data of no more columns, or rows, all principal components are found to take the first."""
 
 
-class View(NamedTuple):
+class FeatureExtractor(NamedTuple):
     """A map of samples and data to the features that are compared.
 
     name: says it in words.
@@ -52,15 +52,15 @@ def in_model_units(scaling: Scaling, x: Tensor) -> Tensor:
     return deepcopy(scaling).cpu().in_model_units(x)
 
 
-def rows(scaling: Scaling) -> View:
+def rows(scaling: Scaling) -> FeatureExtractor:
     """Return the view of rows in the model's units: a table's columns, each over its standard deviation; toys as they
     are.
     """
     name = "columns over their standard deviations" if scaling.scale.ndim else "points as they are"
-    return View(name, False, lambda x: in_model_units(scaling, x).flatten(1))
+    return FeatureExtractor(name, False, lambda x: in_model_units(scaling, x).flatten(1))
 
 
-def principal(scaling: Scaling, data: Tensor, components: int = 20) -> View:
+def principal(scaling: Scaling, data: Tensor, components: int = 20) -> FeatureExtractor:
     """Return the view of the first principal components of the training data in the model's units, `(N,
     components)`.
     """
@@ -72,10 +72,10 @@ def principal(scaling: Scaling, data: Tensor, components: int = 20) -> View:
     fitted = PCA(min(components, *x.shape), svd_solver=solver, random_state=0).fit(x)
     share = fitted.explained_variance_ratio_.sum()
     name = f"{fitted.n_components_} principal components, {share:.1%} of the variance"
-    return View(name, True, lambda x: torch.from_numpy(fitted.transform(inner(x).double().numpy())))
+    return FeatureExtractor(name, True, lambda x: torch.from_numpy(fitted.transform(inner(x).double().numpy())))
 
 
-def classified(scaling: Scaling, net: Classifier, accuracy: float) -> View:
+def classified(scaling: Scaling, net: Classifier, accuracy: float) -> FeatureExtractor:
     """Return the view of the last hidden layer of a classifier in the model's units."""
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ def classified(scaling: Scaling, net: Classifier, accuracy: float) -> View:
         return torch.cat([net.features(part) for part in in_model_units(scaling, x).split(4096)])
 
     name = f"features of a classifier that labels {accuracy:.1%} of the held-out rows right"
-    return View(name, True, apply, lambda x: labels_by(scaling, net, x))
+    return FeatureExtractor(name, True, apply, lambda x: labels_by(scaling, net, x))
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def check_image(event: tuple[int, ...]) -> None:
         raise InputError(f"Inception looks at images of 1 or 3 channels, not at rows of shape {event}")
 
 
-def inception(scaling: Scaling, weights: Path | None) -> View:
+def inception(scaling: Scaling, weights: Path | None) -> FeatureExtractor:
     """Return the view of the 2048 features of torch-fidelity's Inception, for images `(N, 1 or 3, H, W)`.
 
     Args:
@@ -136,4 +136,4 @@ def inception(scaling: Scaling, weights: Path | None) -> View:
         pixels = (deepcopy(scaling).cpu().pixels(x) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
         return torch.cat([net(part)[0] for part in pixels.split(64)])
 
-    return View("2048 features of Inception", True, apply)
+    return FeatureExtractor("2048 features of Inception", True, apply)

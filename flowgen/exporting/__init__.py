@@ -5,7 +5,7 @@ rounding is not written.
 """
 
 from flowgen.exporting.comparing import Compared, compare
-from flowgen.exporting.graphs import Graph, Sampler, Velocity, sampler, velocity
+from flowgen.exporting.graphs import Graph, SamplerGraph, VelocityGraph, sampler, velocity
 from flowgen.exporting.run import FORMATS, Exported, export_run
 
 __all__ = [
@@ -13,8 +13,8 @@ __all__ = [
     "Compared",
     "Exported",
     "Graph",
-    "Sampler",
-    "Velocity",
+    "SamplerGraph",
+    "VelocityGraph",
     "compare",
     "export_run",
     "sampler",

@@ -14,14 +14,14 @@ from flowgen.core import InputError, generator
 from flowgen.data import Gaussian
 from flowgen.model import Model
 from flowgen.runs import Trained
-from flowgen.sampling import Renoise, asked
-from flowgen.solvers import Jump, Solver
+from flowgen.sampling import ConsistencySampler, asked
+from flowgen.solvers import FlowMapStep, Solver
 
-__all__ = ["Graph", "Sampler", "Velocity", "sampler", "velocity"]
+__all__ = ["Graph", "SamplerGraph", "VelocityGraph", "sampler", "velocity"]
 
 
 @final
-class Sampler(nn.Module):
+class SamplerGraph(nn.Module):
     """Source points to samples, by the steps of a solver, one after another.
 
     Args:
@@ -48,7 +48,7 @@ class Sampler(nn.Module):
 
 
 @final
-class Velocity(nn.Module):
+class VelocityGraph(nn.Module):
     """The velocity field of a model, in model units.
 
     Shapes: x `(B, *event)`, t `(B,)`, labels int64 `(B,)` or None, to dx/dt `(B, *event)`.
@@ -113,12 +113,12 @@ def sampler(trained: Trained, grid: Tensor, solver: Solver) -> Graph:
     steps = len(grid) - 1
     if solver.joint:
         raise InputError("an adaptive solver has no fixed steps to export: choose euler, midpoint, heun, rk4 or ab2")
-    if isinstance(solver, Renoise):
+    if isinstance(solver, ConsistencySampler):
         if steps > 1:
             raise InputError("a consistency model draws noise between its jumps: export it with --steps 1")
-        solver = Jump()  # the same, where there is nothing between
+        solver = FlowMapStep()  # the same, where there is nothing between
     facts = {"steps": steps, "source": "data units" if _scaled(trained) else "model units", "samples": "data units"}
-    module = Sampler(trained.model, grid.tolist(), solver, _scaled(trained)).eval()
+    module = SamplerGraph(trained.model, grid.tolist(), solver, _scaled(trained)).eval()
     words = f"samples in {steps} step{'s' * (steps > 1)}"
     return Graph(module, ("noise", *_labelled(trained)), "samples", trained, words, facts | _facts(trained))
 
@@ -127,7 +127,7 @@ def velocity(trained: Trained) -> Graph:
     """Return the velocity of the flow. The facts say how to take its ends to data units: x scale + shift."""
     scaling = trained.model.scaling
     facts = {"span": trained.model.span, "shift": scaling.shift.tolist(), "scale": scaling.scale.tolist()}
-    module = Velocity(trained.model).eval()
+    module = VelocityGraph(trained.model).eval()
     return Graph(module, ("x", "t", *_labelled(trained)), "velocity", trained, "the velocity", facts | _facts(trained))
 
 

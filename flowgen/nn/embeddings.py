@@ -12,7 +12,7 @@ from flowgen.core import InputError, row_labels
 
 __all__ = [
     "Conditioning",
-    "Waves",
+    "FourierFeatures",
     "check_event",
     "labels_or_null",
     "modulate",
@@ -21,7 +21,7 @@ __all__ = [
 
 
 @final
-class Waves(nn.Module):
+class FourierFeatures(nn.Module):
     """cos(w t) and sin(w t), the frequencies w even in their logarithm from 1 to 128: `(B,)` to `(B, size)`.
 
     The slowest tells all times of [-1, 1] apart, the fastest those that differ by a thousandth, in half types too: the
@@ -62,7 +62,7 @@ class Conditioning(nn.Module):
     def __init__(self, size: int, width: int, classes: int) -> None:
         super().__init__()
         self.classes = classes
-        self.waves = Waves(size)
+        self.waves = FourierFeatures(size)
         self.time = nn.Linear(size, width)
         self.gap = zeroed(nn.Linear(size, width, bias=False))
         self.out = nn.Linear(width, width)

@@ -14,12 +14,12 @@ plots/  README.md    pictures, and the model card with the command that made it
 
 from flowgen.config import Places
 from flowgen.runs.classifier import (
-    Known,
-    Right,
+    Accuracy,
+    TrainedClassifier,
+    accuracies,
     classifier_file,
     labelled_data,
     load_classifier,
-    right,
     train_classifier,
 )
 from flowgen.runs.densities import Asked, asked_rows, check_density, log_likelihoods
@@ -27,33 +27,34 @@ from flowgen.runs.editing import Editor
 from flowgen.runs.folder import Run, Trained, check_vacant, load
 from flowgen.runs.guiding import Guidance, guided, load_weak
 from flowgen.runs.lock import remove
-from flowgen.runs.pairs import Accuracy, accuracy, make_pairs
+from flowgen.runs.pairs import EndpointError, endpoint_errors, make_pairs
 from flowgen.runs.potentials import find_potentials
 from flowgen.runs.report import describe, illustrate
 from flowgen.runs.rounds import reflow_config, round_file
-from flowgen.runs.sampler import Sampler, jump_counts, sampler
+from flowgen.runs.sampler import ChosenSampler, jump_counts, sampler
 from flowgen.runs.teaching import distill_config, stages
 from flowgen.runs.train import Progress, train
 
 __all__ = [
     "Accuracy",
     "Asked",
+    "ChosenSampler",
     "Editor",
+    "EndpointError",
     "Guidance",
-    "Known",
     "Places",
     "Progress",
-    "Right",
     "Run",
-    "Sampler",
     "Trained",
-    "accuracy",
+    "TrainedClassifier",
+    "accuracies",
     "asked_rows",
     "check_density",
     "check_vacant",
     "classifier_file",
     "describe",
     "distill_config",
+    "endpoint_errors",
     "find_potentials",
     "guided",
     "illustrate",
@@ -66,7 +67,6 @@ __all__ = [
     "make_pairs",
     "reflow_config",
     "remove",
-    "right",
     "round_file",
     "sampler",
     "stages",

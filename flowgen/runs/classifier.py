@@ -15,20 +15,20 @@ from flowgen.classifying import Labelling, Posterior, log_prior
 from flowgen.config import Config, LoadedData
 from flowgen.core import InputError, Pair, StrPath, expand_time, generator
 from flowgen.couplings import batches
-from flowgen.data import Categorical, Gaussian, Rows
+from flowgen.data import Categorical, Gaussian, TensorDataset
 from flowgen.model import Model
 from flowgen.nn import NoisyClassifier
-from flowgen.optim import Cosine
+from flowgen.optim import CosineRate
 from flowgen.runs.folder import Trained
 from flowgen.training import State, fit
 
 __all__ = [
-    "Known",
-    "Right",
+    "Accuracy",
+    "TrainedClassifier",
+    "accuracies",
     "classifier_file",
     "labelled_data",
     "load_classifier",
-    "right",
     "train_classifier",
 ]
 
@@ -37,7 +37,7 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 """Where it is measured, as shares of the model's span."""
 
 
-class Known(NamedTuple):
+class TrainedClassifier(NamedTuple):
     """A classifier, the names of its classes, and the law of the labels in the data."""
 
     posterior: Posterior
@@ -45,7 +45,7 @@ class Known(NamedTuple):
     labels: Categorical
 
 
-class Right(NamedTuple):
+class Accuracy(NamedTuple):
     """The share of held-out rows that a classifier labels correctly at time t, and its cross-entropy in nats."""
 
     t: float
@@ -92,14 +92,14 @@ def train_classifier(
     prior, start = log_prior(data.counts), NoisyClassifier(event, classes, seed=seed)
     state = State(_model(trained, start).to(device), LR, WEIGHT_DECAY, EMA)
     pairs = batches(config.ends(data, device), batch_size, seed=seed)
-    rate = Cosine(LR, steps, steps // 20)
+    rate = CosineRate(LR, steps, steps // 20)
     yield from fit(state, pairs, Labelling(prior), steps, seed=seed, clip=CLIP, rate=rate)
     facts = {**_facts(config, trained), "classes": data.classes, "counts": data.counts, "steps": steps, "seed": seed}
     metadata = {"flowgen": json.dumps({"version": __version__, **facts})}
     checkpoints.write_tensors(classifier_file(folder), state.ema.state_dict(), metadata)
 
 
-def load_classifier(folder: StrPath, trained: Trained) -> Known:
+def load_classifier(folder: StrPath, trained: Trained) -> TrainedClassifier:
     """Load the classifier in the folder of a run, on the run's device.
 
     Raises:
@@ -124,11 +124,13 @@ def load_classifier(folder: StrPath, trained: Trained) -> Known:
             raise
         raise InputError(f"{path}: not the classifier of a flowgen run ({error})") from error
     model = model.to(trained.model.device).for_inference()
-    return Known(Posterior(model, log_prior(counts).to(model.device, torch.float32)), classes, Categorical(counts))
+    return TrainedClassifier(
+        Posterior(model, log_prior(counts).to(model.device, torch.float32)), classes, Categorical(counts)
+    )
 
 
 @torch.no_grad()
-def right(known: Known, rows: Rows, seed: int = 0) -> Iterator[Right]:
+def accuracies(known: TrainedClassifier, rows: TensorDataset, seed: int = 0) -> Iterator[Accuracy]:
     """Yield how often the classifier is right on rows with labels, in data units, at some times of its path."""
     model, labels = known.posterior.model, rows.labels
     assert labels is not None, "rows to measure by have labels"
@@ -140,7 +142,7 @@ def right(known: Known, rows: Rows, seed: int = 0) -> Iterator[Right]:
         x = model.path.at(Pair(x0, x1), expand_time(t, x1)).x
         logits = torch.cat([known.posterior.logits(part, expand_time(t, part)) for part in x.split(1024)]).cpu()
         found = (logits.argmax(1) == labels).double().mean().item()
-        yield Right(t, found, F.cross_entropy(logits, labels).item())
+        yield Accuracy(t, found, F.cross_entropy(logits, labels).item())
 
 
 def _model(trained: Trained, net: NoisyClassifier) -> Model:

@@ -14,10 +14,10 @@ from flowgen import grids
 from flowgen.config import ImagesConfig
 from flowgen.config.places import shown
 from flowgen.core import Failure, InputError, generator
-from flowgen.data import Images, Law, Rows, open_folder, read_images, read_table
+from flowgen.data import Distribution, Images, TensorDataset, open_folder, read_images, read_table
 from flowgen.data.images import is_folder
 from flowgen.data.tables import column_order
-from flowgen.likelihood import Density, Signs, dequantised, log_likelihood, probes
+from flowgen.likelihood import Density, Rademacher, dequantised, log_likelihood, probes
 from flowgen.runs.folder import Trained
 from flowgen.sampling import chunk_rows
 from flowgen.solvers import Solver
@@ -91,17 +91,17 @@ def asked_rows(
     return Asked(rows.values, name, _labels(trained, rows, label), law if isinstance(law, Density) else None, step)
 
 
-def _some(law: Law, name: str, num: int | None, seed: int) -> tuple[Rows, str]:
+def _some(law: Distribution, name: str, num: int | None, seed: int) -> tuple[TensorDataset, str]:
     """Return rows that a run never saw: held-out ones, all or some at random, or new draws."""
     rng = generator(seed, "likelihood")
-    if not isinstance(law, Rows):
+    if not isinstance(law, TensorDataset):
         x = law.sample(num or DRAWS, rng)
-        return Rows(x), f"{len(x)} new draws of {name}"
+        return TensorDataset(x), f"{len(x)} new draws of {name}"
     some = torch.randperm(len(law), generator=rng)[:num].sort().values
     return law.take(some), f"{len(some)} held-out rows of {name}"
 
 
-def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) -> tuple[Rows, str]:
+def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) -> tuple[TensorDataset, str]:
     """Read the rows of a file, with the labels that the run knows by the same names."""
     if len(trained.source.event) == 3:
         found = _images(file, trained.config.images)
@@ -113,7 +113,7 @@ def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) 
         x, (labels, names) = table.x[:, order], table.numbered or (None, ())
     if labels is not None and trained.classes:
         labels = trained.numbers_of(labels, names, str(file))
-    rows = Rows(x, labels).take(slice(num))
+    rows = TensorDataset(x, labels).take(slice(num))
     return rows, f"{len(rows)} rows of {shown(file)}"
 
 
@@ -131,7 +131,7 @@ def _images(file: Path, settings: ImagesConfig) -> Images:
     return folder.load()
 
 
-def _labels(trained: Trained, rows: Rows, label: int | None) -> Tensor | None:
+def _labels(trained: Trained, rows: TensorDataset, label: int | None) -> Tensor | None:
     """Return the label of each row, for a run that knows labels."""
     if not trained.classes:
         return None
@@ -145,9 +145,9 @@ def _labels(trained: Trained, rows: Rows, label: int | None) -> Tensor | None:
     return torch.full((len(rows),), len(trained.classes))
 
 
-def _step(law: Law) -> float | None:
+def _step(law: Distribution) -> float | None:
     """Return the distance between the shades of the training images; None where these are more than 256, or uneven."""
-    if not isinstance(law, Rows) or law.x.dtype == torch.uint8:
+    if not isinstance(law, TensorDataset) or law.x.dtype == torch.uint8:
         return 1 / 255
     shades = law.x.unique().double()
     if not 2 <= len(shades) <= MOST_SHADES:
@@ -179,7 +179,7 @@ def log_likelihoods(
         rows = slice(first, first + size)
         x = asked.x[rows] if asked.step is None else dequantised(asked.x[rows], asked.step, seed, first)
         cond = None if asked.cond is None else asked.cond[rows]
-        drawn = probes(Signs(event), len(x), count, seed, first) if count else None
+        drawn = probes(Rademacher(event), len(x), count, seed, first) if count else None
         assert isinstance(trained.source, Density), "check_density has seen to it"
         found = log_likelihood(model, trained.source, x, grid, solver, cond, drawn)
         if bad := (~found.isfinite()).nonzero().flatten().tolist():

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError
-from flowgen.editing import Measurement, PseudoInverse, Replaced, from_time, inverted, noised, project, resampled, slerp
+from flowgen.editing import Measurement, PiGDM, RePaint, from_time, inverted, noised, project, resampled, slerp
 from flowgen.model import Model
 from flowgen.runs.folder import Trained
-from flowgen.runs.sampler import Sampler
+from flowgen.runs.sampler import ChosenSampler
 from flowgen.sampling import chunk_rows, solve, starts
 
 __all__ = ["Editor"]
@@ -35,7 +35,7 @@ class Editor(NamedTuple):
 
     trained: Trained
     field: Field
-    sampler: Sampler
+    sampler: ChosenSampler
     label: int | Tensor | None = None
     seed: int = 0
 
@@ -57,9 +57,9 @@ class Editor(NamedTuple):
         self.trained.check_scored("filling in")
         path, source = self.model.path, self.trained.source
         since = path.time(torch.tensor(2 * math.log(SINCE), dtype=torch.float64)).item()
-        field = PseudoInverse(self.field, path, measurement, y, since=since)
-        solver = Replaced(self.sampler.solver, path, measurement, y, source, self.seed)
-        walked = Sampler(solver, resampled(self.sampler.grid, times, JUMP))
+        field = PiGDM(self.field, path, measurement, y, since=since)
+        solver = RePaint(self.sampler.solver, path, measurement, y, source, self.seed)
+        walked = ChosenSampler(solver, resampled(self.sampler.grid, times, JUMP))
         return project(measurement, self.walk(self.model.start(self._noise(num, first)), walked, field, first), y)
 
     def redraw(self, x: Tensor, strength: float, num: int = 1) -> Tensor:
@@ -101,7 +101,7 @@ class Editor(NamedTuple):
         """Return how many rows are solved together."""
         return 1 if self.sampler.solver.joint else chunk_rows(event)
 
-    def walk(self, x: Tensor, walked: Sampler, field: Field | None = None, first: int = 0) -> Tensor:
+    def walk(self, x: Tensor, walked: ChosenSampler, field: Field | None = None, first: int = 0) -> Tensor:
         """Return where a field, by default that of the run, takes x from the first time of a grid; a few rows at a
         time.
         """
@@ -113,7 +113,7 @@ class Editor(NamedTuple):
         return torch.cat(ends)
 
     @property
-    def _there_and_back(self) -> Sampler:
+    def _there_and_back(self) -> ChosenSampler:
         """Return the sampler that inverts: on diffusions to the end of the span, where the velocity is still finite,
         since a solver that lands goes beyond.
         """

@@ -16,7 +16,7 @@ from flowgen import checkpoints
 from flowgen.config import Config, LoadedData, Places, Teacher, find_device, make_config
 from flowgen.config.places import absolute, moved, replaced
 from flowgen.core import Field, InputError, StrPath, is_utf8
-from flowgen.data import Categorical, Law
+from flowgen.data import Categorical, Distribution
 from flowgen.data.writing import new_file
 from flowgen.guidance import Guided, Rescale
 from flowgen.model import Model
@@ -228,7 +228,7 @@ class Trained(NamedTuple):
     """
 
     model: Model
-    source: Law
+    source: Distribution
     columns: tuple[str, ...]
     classes: tuple[str, ...]
     labels: Categorical | None

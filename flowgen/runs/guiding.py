@@ -12,7 +12,7 @@ from flowgen.config import Places
 from flowgen.core import Field, InputError, StrPath
 from flowgen.guidance import AutoGuided, ClassifierGuided, Rescale
 from flowgen.repath import repath
-from flowgen.runs.classifier import Known
+from flowgen.runs.classifier import TrainedClassifier
 from flowgen.runs.folder import Trained, load
 
 __all__ = ["Guidance", "guided", "load_weak"]
@@ -36,7 +36,7 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
     weak: Trained | None = None
-    known: Known | None = None
+    known: TrainedClassifier | None = None
     by_classifier: float = 0.0
 
 

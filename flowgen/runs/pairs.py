@@ -17,10 +17,10 @@ from flowgen.couplings import StoredPairs
 from flowgen.distributed import ALONE, Processes
 from flowgen.runs.folder import Run
 from flowgen.runs.lock import held
-from flowgen.runs.trajectories import Kind, Trajectories, halved
+from flowgen.runs.trajectories import PairKind, Trajectories, halved
 from flowgen.threads import computing
 
-__all__ = ["Accuracy", "accuracy", "make_pairs", "stored_pairs"]
+__all__ = ["EndpointError", "endpoint_errors", "make_pairs", "stored_pairs"]
 
 SHARD, IMAGE_SHARD = 8192, 512
 """Pairs of a shard, in whole blocks: what an interrupt may lose. Ends of images are expensive."""
@@ -30,7 +30,7 @@ class _Shard(NamedTuple):
     """A file of trajectories of one kind: those with the numbers `rows`."""
 
     path: Path
-    kind: Kind
+    kind: PairKind
     rows: range
 
 
@@ -91,11 +91,11 @@ def _metadata(plan: Trajectories, shard: _Shard, steps: int) -> dict[str, str]:
     return {"flowgen": json.dumps({**plan.signature, "kind": shard.kind, "rows": rows, "taken": steps})}
 
 
-def _steps(run: Run, plan: Trajectories, missing: list[_Shard], processes: Processes) -> dict[Kind, int]:
+def _steps(run: Run, plan: Trajectories, missing: list[_Shard], processes: Processes) -> dict[PairKind, int]:
     """Return the steps of each kind that has missing shards: those of existing shards, or what the first process finds
     for all.
     """
-    steps = dict[Kind, int]()
+    steps = dict[PairKind, int]()
     for kind in dict.fromkeys(shard.kind for shard in missing):
         there = [s for s in _shards(run, plan) if s.kind == kind and s not in missing]
         steps[kind] = _read(plan, there[0])[1] if there else _agreed(plan, kind, processes)
@@ -103,7 +103,7 @@ def _steps(run: Run, plan: Trajectories, missing: list[_Shard], processes: Proce
     return steps
 
 
-def _agreed(plan: Trajectories, kind: Kind, processes: Processes) -> int:
+def _agreed(plan: Trajectories, kind: PairKind, processes: Processes) -> int:
     """Return the steps of a kind that the first process finds."""
     found = torch.tensor(plan.steps(kind) if processes.part.index == 0 else 0)
     processes.broadcast([found])
@@ -140,7 +140,7 @@ def _all(run: Run, plan: Trajectories) -> Iterator[tuple[_Shard, dict[str, Tenso
     Raises:
         InputError: if one is missing, or is not what it should be.
     """
-    shards, steps = _shards(run, plan), dict[Kind, int]()
+    shards, steps = _shards(run, plan), dict[PairKind, int]()
     there = sum(shard.path.exists() for shard in shards)
     if there < len(shards):
         raise InputError(
@@ -177,12 +177,12 @@ def _joined(plan: Trajectories, kept: list[Tensor]) -> Tensor:
     return torch.cat([plan.sources(), *(x.float() for x in kept)]) if kept else plan.sources()
 
 
-class Accuracy(NamedTuple):
+class EndpointError(NamedTuple):
     """How far the ends of pairs of one kind, found in so many steps, are from those of other steps, in model units:
     their mean, and the worst.
     """
 
-    kind: Kind
+    kind: PairKind
     pairs: int
     steps: int
     mean: float
@@ -194,16 +194,16 @@ class Accuracy(NamedTuple):
         return halved(self.steps)
 
 
-def accuracy(run: Run) -> list[Accuracy]:
+def endpoint_errors(run: Run) -> list[EndpointError]:
     """Return the accuracy of the pairs of a reflow run, of each existing kind.
 
     Raises:
         InputError: if they are missing, or were made by another parent.
     """
     plan = Trajectories.of(run)
-    errors, steps = dict[Kind, list[Tensor]](), dict[Kind, int]()
+    errors, steps = dict[PairKind, list[Tensor]](), dict[PairKind, int]()
     for shard, tensors, taken in _all(run, plan):
         errors.setdefault(shard.kind, []).append(tensors["error"])
         steps[shard.kind] = taken
     joined = {kind: torch.cat(parts) for kind, parts in errors.items()}
-    return [Accuracy(k, len(e), steps[k], e.mean().item(), e.max().item()) for k, e in joined.items()]
+    return [EndpointError(k, len(e), steps[k], e.mean().item(), e.max().item()) for k, e in joined.items()]

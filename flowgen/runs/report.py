@@ -14,13 +14,13 @@ import torch
 from flowgen import checkpoints, plots, sampling
 from flowgen.config import Config
 from flowgen.core import StrPath, generator
-from flowgen.data import Law
+from flowgen.data import Distribution
 from flowgen.data.pictures import write_grid
 from flowgen.model import Model
 from flowgen.runs.folder import Run, Trained, load
 from flowgen.runs.kept import kept_by
 from flowgen.runs.rounds import round_file
-from flowgen.runs.sampler import Sampler, sampler
+from flowgen.runs.sampler import ChosenSampler, sampler
 from flowgen.threads import computing
 
 __all__ = ["describe", "illustrate", "preview"]
@@ -53,7 +53,7 @@ def _illustrated(run: Run, trained: Trained) -> None:
     plots.samples(folder / "samples.png", x, truth, trained.columns)
 
 
-def preview(run: Run, model: Model, source: Law, classes: Sequence[int], step: int) -> Path:
+def preview(run: Run, model: Model, source: Distribution, classes: Sequence[int], step: int) -> Path:
     """Draw what a model makes of some labels during its training, from the same noise at every step; return the
     picture.
     """
@@ -69,12 +69,12 @@ def preview(run: Run, model: Model, source: Law, classes: Sequence[int], step: i
     return path
 
 
-def _quick(config: Config, model: Model, source: Law) -> Sampler:
+def _quick(config: Config, model: Model, source: Distribution) -> ChosenSampler:
     """Return the sampler of a configuration for a preview: in 20 steps, or its jumps."""
     return sampler(config, model, source, steps=None if config.objective.maps else 20, seed=config.seed)
 
 
-def _draw_images(path: Path, config: Config, model: Model, source: Law, classes: Sequence[int]) -> None:
+def _draw_images(path: Path, config: Config, model: Model, source: Distribution, classes: Sequence[int]) -> None:
     """Draw a grid of samples: a row for each of the first ten labels, or eight rows."""
     rows = min(len(classes), 10) or 8
     cond = torch.tensor(classes[:rows]).repeat_interleave(8) if classes else None

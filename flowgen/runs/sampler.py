@@ -8,12 +8,12 @@ from torch import Tensor
 
 from flowgen.config import Config
 from flowgen.core import InputError
-from flowgen.data import Law
+from flowgen.data import Distribution
 from flowgen.model import Model
-from flowgen.sampling import Renoise, Spacing, even, grid_of
-from flowgen.solvers import Adaptive, Jump, Solver, heun
+from flowgen.sampling import ConsistencySampler, Spacing, even, grid_of
+from flowgen.solvers import AdaptiveSolver, FlowMapStep, Solver, heun
 
-__all__ = ["Sampler", "jump_counts", "sampler"]
+__all__ = ["ChosenSampler", "jump_counts", "sampler"]
 
 STEPS = 50
 
@@ -31,7 +31,7 @@ def _only(config: Config) -> bool:
     return config.objective.fixed or (config.objective.to_data and not config.independent)
 
 
-class Sampler(NamedTuple):
+class ChosenSampler(NamedTuple):
     """A solver and the grid of its steps."""
 
     solver: Solver
@@ -41,12 +41,12 @@ class Sampler(NamedTuple):
 def sampler(
     config: Config,
     model: Model,
-    source: Law,
+    source: Distribution,
     solver: Solver | None = None,
     steps: int | None = None,
     seed: int = 0,
     spacing: Spacing = even,
-) -> Sampler:
+) -> ChosenSampler:
     """Return the sampler of what a configuration trains: Heun's method for a velocity, jumps for a flow map.
 
     Args:
@@ -60,7 +60,7 @@ def sampler(
             and noise where pairs are not independent.
     """
     kind = config.objective
-    solver = solver or (Jump() if kind.maps else heun)
+    solver = solver or (FlowMapStep() if kind.maps else heun)
     if solver.jumps and not kind.maps:
         raise InputError("this run has learned a velocity, and cannot jump: choose another solver")
     if not (solver.jumps or kind.fields):
@@ -71,9 +71,9 @@ def sampler(
             "choose a solver that draws none, such as heun, ddim or dpm++2m, or train with --coupling independent"
         )
     if steps is None:
-        steps = kind.jumps if solver.jumps else 1 if isinstance(solver, Adaptive) else STEPS
+        steps = kind.jumps if solver.jumps else 1 if isinstance(solver, AdaptiveSolver) else STEPS
     if solver.jumps and _only(config) and steps != kind.jumps:
         raise InputError(f"this run has learned to jump in {kind.jumps} step{'s' * (kind.jumps > 1)}, not in {steps}")
     if solver.jumps and kind.to_data:
-        solver = Renoise(model.path, source, seed)
-    return Sampler(solver, grid_of(model, solver, steps, spacing))
+        solver = ConsistencySampler(model.path, source, seed)
+    return ChosenSampler(solver, grid_of(model, solver, steps, spacing))

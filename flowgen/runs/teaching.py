@@ -15,7 +15,7 @@ from flowgen.config.nets import MLPConfig
 from flowgen.config.places import absolute
 from flowgen.config.recipes import reflow_defaults
 from flowgen.core import InputError, StrPath
-from flowgen.distill import Walked
+from flowgen.distill import SolverFlowMap
 from flowgen.model import Model
 from flowgen.runs.folder import Run, parent
 from flowgen.runs.rounds import refitted
@@ -123,7 +123,7 @@ def teaching(config: Config, device: torch.device) -> Teaching | None:
     teacher = parent(config.distill, config.places, str(device))
     velocity = teacher.guided(teacher.model.velocity, config.distill.guidance)
     fields = teacher.config.objective.fields
-    jump = Walked(velocity, solvers.heun, HALF_STEPS) if fields else teacher.model.average
+    jump = SolverFlowMap(velocity, solvers.heun, HALF_STEPS) if fields else teacher.model.average
     return Teaching(velocity, jump)
 
 

@@ -15,7 +15,7 @@ from flowgen.config import Config, LoadedData
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import Pair
 from flowgen.couplings import Reporting, ahead, batches, with_null_labels
-from flowgen.data import Law
+from flowgen.data import Distribution
 from flowgen.data.writing import new_file
 from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
@@ -102,7 +102,13 @@ def _stepped(
 
 
 def _recorded(
-    run: Run, state: State, losses: Iterator[float], window: list[float], data: LoadedData, source: Law, seen: _Seen
+    run: Run,
+    state: State,
+    losses: Iterator[float],
+    window: list[float],
+    data: LoadedData,
+    source: Distribution,
+    seen: _Seen,
 ) -> Generator[Progress, None, None]:
     """Yield the steps of a training, each once it is logged, shown and saved as the settings say.
 

@@ -16,15 +16,15 @@ from torch import Tensor
 from flowgen import grids, sampling
 from flowgen.config import Config, ReflowConfig
 from flowgen.core import Failure, Field, InputError, generator
-from flowgen.data import Categorical, Law
+from flowgen.data import Categorical, Distribution
 from flowgen.data.streams import chunks
 from flowgen.reflow import invert
 from flowgen.runs.folder import Run, Trained, parent
 from flowgen.sampling import BLOCK, chunk_rows, whole_blocks
 
-__all__ = ["Kind", "Trajectories", "halved"]
+__all__ = ["PairKind", "Trajectories", "halved"]
 
-Kind = Literal["generated", "inverted"]
+PairKind = Literal["generated", "inverted"]
 """From the source on, or from data back."""
 
 SIGNED = ("parent_hash", "guidance", "round", "steps", "tolerance", "solver")
@@ -73,10 +73,10 @@ class Trajectories:
         return cls(run.config, run.config.reflow, parent(run.config.reflow, run.config.places, device))
 
     @property
-    def counts(self) -> dict[Kind, int]:
+    def counts(self) -> dict[PairKind, int]:
         """Return how many pairs there are of each kind, where there are any."""
         inverted = round(self.reflow.inverted * self.reflow.pairs)
-        counts: dict[Kind, int] = {"generated": self.reflow.pairs - inverted, "inverted": inverted}
+        counts: dict[PairKind, int] = {"generated": self.reflow.pairs - inverted, "inverted": inverted}
         return {kind: count for kind, count in counts.items() if count}
 
     @property
@@ -87,7 +87,7 @@ class Trajectories:
         reflow = self.config.model_dump()["reflow"]
         return {"seed": self.config.seed, **{key: reflow[key] for key in SIGNED}}
 
-    def follow(self, kind: Kind, rows: range, steps: int) -> dict[str, Tensor]:
+    def follow(self, kind: PairKind, rows: range, steps: int) -> dict[str, Tensor]:
         """Return the tensors of trajectories of one kind, of which the first is the start of a block: `x1`, and `x0`
         where it is no function of the seed, both in half precision where they are images; `cond`, the labels of a
         labelled flow; and `error`, for each the root mean square distance in model units of its end from where other
@@ -104,7 +104,7 @@ class Trajectories:
         ends = {**begun.known, begun.found: fine}
         return {"error": error, **{name: x.half() if x.ndim == 4 else x for name, x in ends.items()}}
 
-    def steps(self, kind: Kind) -> int:
+    def steps(self, kind: PairKind) -> int:
         """Return how many steps the trajectories of a kind need: `reflow.steps`, doubled until their mean error is
         within `reflow.tolerance`, or they would be more than MOST. The first trajectories decide; a tolerance of 0
         keeps the steps as they are.
@@ -128,7 +128,7 @@ class Trajectories:
     def _field(self) -> Field:
         return self.teacher.guided(self.teacher.model.velocity, self.reflow.guidance)
 
-    def _begin(self, kind: Kind, rows: range) -> _Begun:
+    def _begin(self, kind: PairKind, rows: range) -> _Begun:
         if kind == "generated":
             cond = self._labels(rows)
             return _Begun({} if cond is None else {"cond": cond}, "x1", partial(self._ends, rows, cond))
@@ -166,7 +166,7 @@ class Trajectories:
         return sampling.starts(law, rows.start, rows.stop, self.config.seed, f"{self._stream}: labels")
 
     @cached_property
-    def _data(self) -> Law:
+    def _data(self) -> Distribution:
         """Return what the parent was trained on, in model units, images mirrored if they were then."""
         config = self.teacher.config
         data = self.teacher.check_data(config.load_data())

@@ -6,9 +6,9 @@ data.
 """
 
 from flowgen.samplers.ancestral import DDIM, Ancestral
-from flowgen.samplers.churned import Churned
-from flowgen.samplers.langevin import Corrected, Langevin
+from flowgen.samplers.churned import EDMSampler
+from flowgen.samplers.langevin import Langevin, PredictorCorrector
 from flowgen.samplers.multistep import DPMSolverPP, UniPC
 from flowgen.samplers.noise import Random
 
-__all__ = ["DDIM", "Ancestral", "Churned", "Corrected", "DPMSolverPP", "Langevin", "Random", "UniPC"]
+__all__ = ["DDIM", "Ancestral", "DPMSolverPP", "EDMSampler", "Langevin", "PredictorCorrector", "Random", "UniPC"]

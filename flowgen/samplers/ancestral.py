@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Mark, Path
+from flowgen.paths import Mark, Schedule
 from flowgen.samplers.noise import Random, decay
 from flowgen.targets import expected
 
@@ -38,7 +38,7 @@ class DDIM(Random):
 
     order = 1
     lands: ClassVar[bool] = True
-    path: Path
+    path: Schedule
     eta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Ancestral(Random):
 
     order = 1
     lands: ClassVar[bool] = True
-    path: Path
+    path: Schedule
     large: bool = False
 
     def step(

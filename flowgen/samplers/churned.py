@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Mark, Path
+from flowgen.paths import Mark, Schedule
 from flowgen.samplers.noise import Random
 from flowgen.targets import expected
 
-__all__ = ["Churned"]
+__all__ = ["EDMSampler"]
 
 
 @final
 @dataclass(frozen=True)
-class Churned(Random):
+class EDMSampler(Random):
     """EDM's stochastic sampler (arXiv 2206.00364, algorithm 2) on the noise levels l = sigma / alpha of any path.
 
     A step first adds noise, up to the level l' = l (1 + gamma), and goes back in time to where that level is:
@@ -40,7 +40,7 @@ class Churned(Random):
 
     order = 2
     lands: ClassVar[bool] = True
-    path: Path
+    path: Schedule
     churn: float = 0.0
     lo: float = 0.0
     hi: float = math.inf
@@ -49,7 +49,7 @@ class Churned(Random):
     def __post_init__(self) -> None:
         if not (0 <= self.churn < math.inf and 0 <= self.lo <= self.hi and 0 < self.noise < math.inf):
             raise InputError(
-                "Churned needs churn >= 0, 0 <= lo <= hi and noise > 0, not "
+                "EDMSampler needs churn >= 0, 0 <= lo <= hi and noise > 0, not "
                 f"{self.churn}, {self.lo}, {self.hi} and {self.noise}"
             )
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Path
+from flowgen.paths import Schedule
 from flowgen.samplers.noise import Random
 from flowgen.solvers import Solver
 from flowgen.targets import expected
 
-__all__ = ["Corrected", "Langevin"]
+__all__ = ["Langevin", "PredictorCorrector"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Moving(Random):
     """
 
     def _moved(
-        self, field: Field, path: Path, x: Tensor, s: float, cond: Tensor | None, snr: float, steps: int
+        self, field: Field, path: Schedule, x: Tensor, s: float, cond: Tensor | None, snr: float, steps: int
     ) -> Tensor:
         sigma, t = path.mark(s).sigma, expand_time(s, x)
         for k in range(steps):
@@ -38,7 +38,7 @@ class _Moving(Random):
 
 @final
 @dataclass(frozen=True)
-class Corrected(_Moving):
+class PredictorCorrector(_Moving):
     """Predictor and corrector (arXiv 2011.13456): a step of another solver, and Langevin moves at the time it led to,
 
     x + e score + sqrt(2 e) z,  e = 2 (snr sigma)^2.
@@ -61,15 +61,15 @@ class Corrected(_Moving):
 
     order = 1
     predictor: Solver
-    path: Path
+    path: Schedule
     snr: float = 0.16
     steps: int = 1
 
     def __post_init__(self) -> None:
         if self.predictor.jumps:
-            raise InputError("Corrected needs a predictor that steps a velocity field, not one that jumps")
+            raise InputError("PredictorCorrector needs a predictor that steps a velocity field, not one that jumps")
         if not 0 < self.snr < 1 or self.steps < 0:
-            raise InputError(f"Corrected needs 0 < snr < 1 and steps >= 0, not {self.snr} and {self.steps}")
+            raise InputError(f"PredictorCorrector needs 0 < snr < 1 and steps >= 0, not {self.snr} and {self.steps}")
 
     @property
     def joint(self) -> bool:  # type: ignore[override]  # as the predictor's
@@ -79,7 +79,7 @@ class Corrected(_Moving):
     def lands(self) -> bool:  # type: ignore[override]
         return self.predictor.lands
 
-    def at(self, row: int) -> Corrected:
+    def at(self, row: int) -> PredictorCorrector:
         return replace(self, first=self.first + row, predictor=self.predictor.at(row))
 
     def step(
@@ -112,7 +112,7 @@ class Langevin(_Moving):
 
     order = 1
     lands: ClassVar[bool] = True
-    path: Path
+    path: Schedule
     size: float = 0.2
     steps: int = 100
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, final
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Mark, Path
+from flowgen.paths import Mark, Schedule
 from flowgen.solvers import Solver
 from flowgen.targets import expected
 
@@ -31,7 +31,7 @@ class _Seen(NamedTuple):
     x1: Tensor
 
 
-def _seen(field: Field, path: Path, x: Tensor, t: float, cond: Tensor | None) -> _Seen:
+def _seen(field: Field, path: Schedule, x: Tensor, t: float, cond: Tensor | None) -> _Seen:
     ends = expected(field, path, x, expand_time(t, x), cond)
     return _Seen(path.mark(t), ends.x0, ends.x1)
 
@@ -94,7 +94,7 @@ class DPMSolverPP(Solver):
     """
 
     lands: ClassVar[bool] = True
-    path: Path
+    path: Schedule
     order: int = 2
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class UniPC(Solver):
 
     order = 2
     lands: ClassVar[bool] = True
-    path: Path
+    path: Schedule
 
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None

@@ -1,0 +1,25 @@
+"""One public name has one meaning in all of the library."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+FLOWGEN = Path(__file__).parent.parent / "flowgen"
+
+
+def defined(node: ast.stmt) -> str | None:
+    """Return the name of a class, or of a type that an assignment gives a name."""
+    if isinstance(node, ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id[:1].isupper():
+        return None if node.targets[0].id.isupper() else node.targets[0].id
+    return None
+
+
+def test_no_class_or_type_has_the_name_of_another() -> None:
+    places = defaultdict(list)
+    for file in sorted(FLOWGEN.glob("**/*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if (name := defined(node)) and not name.startswith("_") and len(name) > 1:
+                places[name].append(str(file.relative_to(FLOWGEN)))
+    assert not {name: files for name, files in places.items() if len(files) > 1}
