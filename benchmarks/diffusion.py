@@ -69,7 +69,7 @@ def train(root: Path, seeds: list[int]) -> None:
 def figures(folder: Path, way: Way, evaluations: int, judge: Judge, seed: int) -> dict[str, float]:
     """What NUM samples, a tenth of each digit, are worth."""
     trained, labels = runs.load(folder), torch.arange(NUM) % 10
-    chosen, spacing = sampling_by(way.solver, trained.model.path, grid=way.grid, seed=seed)
+    chosen, spacing = sampling_by(way.solver, trained.model.schedule, grid=way.grid, seed=seed)
     steps = max(1, round(evaluations / way.each))
     method = runs.sampler(trained.config, trained.model, trained.source, chosen, steps, seed, spacing)
     made = sampling.sample(trained.model, trained.source, NUM, method.grid, method.solver, seed=seed, cond=labels)

@@ -144,8 +144,8 @@ def energy_rows(name: str, results: dict[int, Result]) -> list[list[str]]:
         spread = f"{fmean(e.signed):+.3f} ± {stdev(e.signed):.3f} ({min(e.signed):+.3f} to {max(e.signed):+.3f})"
         rows.append([name, str(seed), f"{e.mean:.4f}", f"{e.averaged:.4f}", spread])
     mean, averaged = (fmean(getattr(r.energy, key) for r in results.values()) for key in ("mean", "averaged"))
-    target = NPE_TARGETS[name]
-    return [*rows, [name, "mean", verdict(mean, target, 4), verdict(averaged, target, 4), ""]]
+    prediction = NPE_TARGETS[name]
+    return [*rows, [name, "mean", verdict(mean, prediction, 4), verdict(averaged, prediction, 4), ""]]
 
 
 def reflow_rows(name: str, results: dict[int, Result], floor: float) -> list[list[str]]:

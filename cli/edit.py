@@ -210,7 +210,7 @@ def _editor(
         raise InputError(f"{run} makes rows of {trained.source.event[0]} numbers, and --{job} is of images")
     if not trained.config.objective.fields:
         raise InputError(f"{run} has learned to jump, and has no velocity to follow: take the run that it learned from")
-    chosen, spacing = sampling_by(solver, trained.model.path, seed=seed)
+    chosen, spacing = sampling_by(solver, trained.model.schedule, seed=seed)
     walked = runs.sampler(trained.config, trained.model, trained.source, chosen, steps, seed, spacing)
     if walked.solver.jumps:
         raise InputError("an edit follows a velocity, and cannot jump: choose another --solver")

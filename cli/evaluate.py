@@ -89,7 +89,7 @@ def evaluate(
         try:
             with bar(f"preparing {run}", None):  # a classifier for its features may have to be trained
                 subject = evaluation.subject_of(sound, _file(against), features, weights, guidance, header)
-            method, spacing = sampling_by(solver, subject.model.path, noise, grid, seed)
+            method, spacing = sampling_by(solver, subject.model.schedule, noise, grid, seed)
             walked, at = _suited(subject, method, counts, seed)
             settings = evaluation.Settings(at, walked, num, repeats, seed, neighbours, spacing, solver, grid, noise)
             settings.check(subject)

@@ -11,7 +11,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "train": {
         "Data": "source header label-column image-size flip strict",
         "Pairs": "coupling ot-batch",
-        "Model": "objective path target guidance net size",
+        "Model": "objective path prediction guidance net size",
         "Training": "steps batch-size accumulate lr weight times precision compile preview-every",
     },
     "reflow": {

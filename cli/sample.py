@@ -112,7 +112,7 @@ def sample(
         if out.suffix and not out.parent.is_dir():  # before the work, not after
             raise InputError(f"{out}: there is no folder {out.parent}")
         trained = trained if path is None else _repathed(trained, path)
-        chosen, spacing = sampling_by(solver, trained.model.path, noise, grid, seed)
+        chosen, spacing = sampling_by(solver, trained.model.schedule, noise, grid, seed)
         method, times = sampler(trained.config, trained.model, trained.source, chosen, steps, seed, spacing)
         count, named = len(times) - 1, solver or ("jump" if method.jumps else "heun")
         way = f"{count} step{'s' if count > 1 else ''} of {named}"

@@ -64,9 +64,11 @@ def train(
         float | None, typer.Option(help="Folded into a one-step model, of this weight.", show_default="1.0")
     ] = None,
     path: Annotated[str | None, typer.Option(help=PATH_HELP, show_default="linear")] = None,
-    target: Annotated[
+    prediction: Annotated[
         str | None,
         typer.Option(
+            "--prediction",
+            "--target",
             help="velocity, data, noise, v, score or edm.",
             show_default="velocity; vp, ddpm, ve: noise; offset-cosine: v",
         ),
@@ -156,8 +158,8 @@ def train(
         "coupling.group": ot_batch,
         "objective": objective,
         "objective.guidance": guidance,
-        "path": path,
-        "target": target,
+        "schedule": path,
+        "prediction": prediction,
         "weight": weight,
         "times": times,
         "net": net,

@@ -4,9 +4,9 @@
 
 Denoising diffusion probabilistic models (arXiv 2006.11239): a thousand steps of noise, a network that is asked at one
 of them for the noise that is in a point, and a sampler that goes back through all of them. In the words of flow
-matching it is a path, a law of times and a target. So the samplers that came after are other solvers of the same model:
-DDIM (arXiv 2010.02502) draws no noise on the way, DPM-Solver++ (arXiv 2211.01095) needs few evaluations, and Euler's
-method on the straight path, at the times of as much noise, is DDIM again.
+matching it is a path, a law of times and a prediction. So the samplers that came after are other solvers of the same
+model: DDIM (arXiv 2010.02502) draws no noise on the way, DPM-Solver++ (arXiv 2211.01095) needs few evaluations, and
+Euler's method on the straight path, at the times of as much noise, is DDIM again.
 """
 
 import sys
@@ -27,24 +27,28 @@ from flowgen import (
     metrics,
     nn,
     plots,
+    predictions,
     sampling,
-    targets,
 )
 from flowgen.core import generator
 from flowgen.objectives import Discrete
-from flowgen.paths import DDPM, Linear
 from flowgen.repath import repath
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP
+from flowgen.schedules import DDPM, Linear
 
 
 def main(steps: int = 10_000, points: int = 2000, picture: Path | None = None) -> dict[str, float]:
     """The W2 distance of samples to the data, by sampler."""
-    source, law, path = data.Gaussian(), data.eight_gaussians(radius=2.0, std=0.2), DDPM()
+    source, law, schedule = data.Gaussian(), data.eight_gaussians(radius=2.0, std=0.2), DDPM()
 
-    # The simplified loss is flow matching with the noise as target, at the steps of the path.
-    state = State(Model(nn.MLP(dim=2, width=128), path, targets.noise))
+    # The simplified loss is flow matching with the noise as prediction, at the steps of the path.
+    state = State(Model(nn.MLP(dim=2, width=128), schedule, predictions.noise))
     for _ in fit(
-        state, batches(IndependentPairs(source, law), 512, seed=0), FlowMatching(Discrete(path.steps)), steps, seed=0
+        state,
+        batches(IndependentPairs(source, law), 512, seed=0),
+        FlowMatching(Discrete(schedule.steps)),
+        steps,
+        seed=0,
     ):
         pass
     model, straight = state.ema, repath(state.ema, Linear())
@@ -52,10 +56,10 @@ def main(steps: int = 10_000, points: int = 2000, picture: Path | None = None) -
     truth, other = law.sample(2 * points, generator(0, "truth")).split(points)
     numbers = {"noise floor": metrics.wasserstein2(other, truth)}
     ways = {
-        "DDPM, 1000 steps": (model, Ancestral(path), grids.trailing(path, path.steps)),
-        "DDIM, 20": (model, DDIM(path), grids.trailing(path, 20)),
-        "DPM-Solver++, 10": (model, DPMSolverPP(path), grids.log_snr(path, 10)),
-        "Euler, 20, straight path": (straight, euler, Linear().time(path.log_snr(grids.trailing(path, 20)))),
+        "DDPM, 1000 steps": (model, Ancestral(schedule), grids.trailing(schedule, schedule.steps)),
+        "DDIM, 20": (model, DDIM(schedule), grids.trailing(schedule, 20)),
+        "DPM-Solver++, 10": (model, DPMSolverPP(schedule), grids.log_snr(schedule, 10)),
+        "Euler, 20, straight path": (straight, euler, Linear().time(schedule.log_snr(grids.trailing(schedule, 20)))),
     }
     walked = {}
     for name, (read, solver, grid) in ways.items():

@@ -28,9 +28,9 @@ from flowgen import (
     grids,
     heun,
     nn,
-    paths,
     plots,
     sampling,
+    schedules,
     with_null_labels,
 )
 from flowgen.core import Field, generator, like
@@ -43,10 +43,10 @@ CLASSES, RADIUS, STD, WANTED = 8, 2.0, 0.5, 2
 class Mixture:
     """log p(class | x_t) of the mixture on a path. Its components stay Gaussian, N(alpha m, alpha^2 s^2 + sigma^2)."""
 
-    path: paths.Schedule
+    schedule: schedules.Schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        c, centres = self.path.coeffs(like(t, x)), means().to(x)
+        c, centres = self.schedule.coeffs(like(t, x)), means().to(x)
         square = (x.unsqueeze(1) - c.alpha.unsqueeze(2) * centres).square().sum(2)
         logits = -square / (2 * ((c.alpha * STD) ** 2 + c.sigma**2))
         return logits.log_softmax(1).gather(1, cond.unsqueeze(1)).squeeze(1)
@@ -69,7 +69,7 @@ def main(steps: int = 10_000, points: int = 1000, picture: Path | None = None) -
 
     pairs = batches(IndependentPairs(source, data.TensorDataset(x, labels)), 512, seed=0)
     pairs = with_null_labels(pairs, 0.2, null=CLASSES, size=512, seed=0)
-    state = State(Model(nn.MLP(dim=2, width=128, classes=CLASSES), paths.Linear()))
+    state = State(Model(nn.MLP(dim=2, width=128, classes=CLASSES), schedules.Linear()))
     weak = state.ema
     for done, _ in enumerate(fit(state, pairs, FlowMatching(), steps, seed=0), start=1):
         if done == max(1, steps // 20):
@@ -79,13 +79,13 @@ def main(steps: int = 10_000, points: int = 1000, picture: Path | None = None) -
     def without(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return model.velocity(x, t, torch.full_like(t, CLASSES, dtype=torch.long))
 
-    classifier = Mixture(model.path)
+    classifier = Mixture(model.schedule)
     ways: dict[str, Field] = {
         "no label": without,
         "label": model.velocity,
         "classifier-free, 3": Guided(model.velocity, null=CLASSES, weight=3.0),
-        "classifier, 1": ClassifierGuided(without, classifier, model.path, weight=1.0),
-        "classifier, 3": ClassifierGuided(without, classifier, model.path, weight=3.0),
+        "classifier, 1": ClassifierGuided(without, classifier, model.schedule, weight=1.0),
+        "classifier, 3": ClassifierGuided(without, classifier, model.schedule, weight=3.0),
         "autoguidance, 2": AutoGuided(model.velocity, weak.velocity, weight=2.0),
     }
     x0, label = sampling.starts(source, 0, points, seed=0), torch.full((points,), WANTED)

@@ -67,9 +67,9 @@ def ways(
     model: Model, noise: data.Gaussian, measurement: editing.Measurement, y: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """What is drawn from the same noise, not knowing y and by three ways to know it."""
-    path, grid = model.path, grids.uniform(30, *model.span)
-    guided = editing.PiGDM(model.velocity, path, measurement, y, since=0.2)
-    replaced = editing.RePaint(euler, path, measurement, y, noise)
+    schedule, grid = model.schedule, grids.uniform(30, *model.span)
+    guided = editing.PiGDM(model.velocity, schedule, measurement, y, since=0.2)
+    replaced = editing.RePaint(euler, schedule, measurement, y, noise)
     again = editing.resampled(grid, times=5, jump=5)
     x = model.start(sampling.starts(noise, 0, len(y), seed=0))
     with torch.no_grad():

@@ -21,9 +21,9 @@ from flowgen import (
     grids,
     likelihood,
     nn,
-    paths,
+    predictions,
     rk4,
-    targets,
+    schedules,
 )
 from flowgen.core import generator
 
@@ -33,8 +33,11 @@ def main(steps: int = 15_000, points: int = 2000) -> dict[str, float]:
     source, law = data.Gaussian(), data.eight_gaussians(radius=2.0, std=0.3)
     x = law.sample(points, generator(0, "points"))
     numbers = {}
-    for name, path, target in (("flow", paths.Linear(), targets.velocity), ("diffusion", paths.VP(), targets.noise)):
-        state = State(Model(nn.MLP(dim=2, width=128), path, target))
+    for name, schedule, prediction in (
+        ("flow", schedules.Linear(), predictions.velocity),
+        ("diffusion", schedules.VP(), predictions.noise),
+    ):
+        state = State(Model(nn.MLP(dim=2, width=128), schedule, prediction))
         for _ in fit(state, batches(IndependentPairs(source, law), 512, seed=0), FlowMatching(), steps, seed=0):
             pass
         model = state.ema

@@ -33,16 +33,16 @@ from flowgen.core import generator
 
 def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> dict[str, float]:
     """The path energy of both flows and their W2 distance to the data, in two steps and in 100."""
-    source, target = data.moons(), data.eight_gaussians()
+    source, prediction = data.moons(), data.eight_gaussians()
     x0 = sampling.starts(source, 0, points, seed=0)
-    truth = target.sample(points, generator(0, "truth"))
+    truth = prediction.sample(points, generator(0, "truth"))
     numbers = {"W2^2(source, data)": metrics.wasserstein2(x0, truth) ** 2}
 
     for coupling in (Independent(), ExactOT()):
         name = type(coupling).__name__
         state = State(Model(nn.MLP(dim=2)))
         pairs = batches(
-            IndependentPairs(source, target), 512, seed=0, coupling=coupling, pool=Pool(batches=20, reuse=10)
+            IndependentPairs(source, prediction), 512, seed=0, coupling=coupling, pool=Pool(batches=20, reuse=10)
         )
         for _ in fit(state, pairs, FlowMatching(), steps, seed=0):
             pass

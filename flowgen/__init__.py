@@ -1,7 +1,7 @@
 """flowgen: flow matching and rectified flow.
 
-A coupling pairs noise with data, a path joins each pair, a target says what the network predicts, an objective scores
-it; then a solver integrates the learned field along a time grid.
+A coupling pairs noise with data, a path joins each pair, a prediction says what the network predicts, an objective
+scores it; then a solver integrates the learned field along a time grid.
 """
 
 __version__ = "0.1.0"
@@ -24,14 +24,14 @@ from flowgen import (
     nn,
     objectives,
     optim,
-    paths,
     plots,
+    predictions,
     repath,
     samplers,
     sampling,
+    schedules,
     sde,
     solvers,
-    targets,
     training,
     weights,
 )
@@ -50,9 +50,9 @@ from flowgen.couplings import (
 from flowgen.guidance import AutoGuided, ClassifierGuided, Guided
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
-from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 from flowgen.reflow import Inversion, Reflow
 from flowgen.sampling import sample, sample_chunks, solve, walk
+from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, RungeKutta, euler, heun, midpoint, rk4
 from flowgen.training import Diverged, State, fit
 
@@ -122,18 +122,18 @@ __all__ = [
     "nn",
     "objectives",
     "optim",
-    "paths",
     "plots",
+    "predictions",
     "repath",
     "rk4",
     "sample",
     "sample_chunks",
     "samplers",
     "sampling",
+    "schedules",
     "sde",
     "solve",
     "solvers",
-    "targets",
     "training",
     "walk",
     "weights",

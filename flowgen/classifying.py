@@ -44,7 +44,7 @@ class Posterior:
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Return unnormalised log-probabilities of all labels: x `(B, *event)` and t `(B,)` to `(B, K)`."""
-        c, f = self.model.path.coeffs(t), self.model.raw(x, t)
+        c, f = self.model.schedule.coeffs(t), self.model.raw(x, t)
         if f.shape != (len(x), count := len(self.log_prior)):
             raise InputError(f"the net of a classifier must return ({len(x)}, {count}), not {tuple(f.shape)}")
         return self.log_prior.to(f) + like(c.alpha / c.size, f).to(f) * f
@@ -70,6 +70,6 @@ class Labelling:
         labels = row_labels(pair.cond, len(pair.x1))
         if labels.device.type == "cpu":  # a GPU would be waited for
             check_labels(labels, len(self.log_prior) - 1)
-        t = on_path(self.times, self.times(len(pair.x1), generator), model.path, model.span)
-        point = model.path.at(pair, t.to(pair.x1.device))
+        t = on_path(self.times, self.times(len(pair.x1), generator), model.schedule, model.span)
+        point = model.schedule.at(pair, t.to(pair.x1.device))
         return -Posterior(model, self.log_prior)(point.x, point.t, labels.to(pair.x1.device))

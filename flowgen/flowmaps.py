@@ -279,7 +279,7 @@ class EndPoint:
 def _point(model: Model, pair: Pair, drawn: TimePairs) -> tuple[Point, Tensor]:
     """Return the point of each pair at the first of its times, and the other time, on the device."""
     t, s = (time.to(pair.x1.device) for time in drawn)
-    return model.path.at(pair, t), s
+    return model.schedule.at(pair, t), s
 
 
 @final

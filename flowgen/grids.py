@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, whole
-from flowgen.paths import DDPM, Schedule
+from flowgen.schedules import DDPM, Schedule
 
 __all__ = [
     "checked",
@@ -57,15 +57,17 @@ def checked(grid: Tensor | Sequence[float]) -> Tensor:
     return times
 
 
-def log_snr(path: Schedule, steps: int, lo: float = 0.0, hi: float = 1.0, margin: float = 1e-3) -> Tensor:
+def log_snr(schedule: Schedule, steps: int, lo: float = 0.0, hi: float = 1.0, margin: float = 1e-3) -> Tensor:
     """Return steps + 1 times from lo to hi, evenly spaced in log(alpha^2 / sigma^2) between them (arXiv 2206.00927).
 
     The log-SNR is infinite at the ends of most paths: the even spacing runs from lo + margin to hi - margin, and the
     first and last time are then moved to lo and hi. It never runs on beyond 1 - path.margin, where no net was asked.
     """
     inner = uniform(steps, 0, 1)
-    first, last = path.log_snr(torch.tensor([lo + margin, min(hi - margin, 1 - path.margin)], dtype=torch.float64))
-    grid = path.time(first + (last - first) * inner)
+    first, last = schedule.log_snr(
+        torch.tensor([lo + margin, min(hi - margin, 1 - schedule.margin)], dtype=torch.float64)
+    )
+    grid = schedule.time(first + (last - first) * inner)
     grid[0], grid[-1] = lo, hi
     return grid
 
@@ -83,7 +85,7 @@ def quadratic(steps: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     return _between(1 - roots**2, lo, hi)
 
 
-def karras(path: Schedule, steps: int, lo: float = 0.0, hi: float = 1.0, rho: float = 7.0) -> Tensor:
+def karras(schedule: Schedule, steps: int, lo: float = 0.0, hi: float = 1.0, rho: float = 7.0) -> Tensor:
     """Return steps + 1 times from lo to hi, evenly spaced in (sigma / alpha)^(1 / rho) between them (arXiv 2206.00364).
 
     Where hi has no noise it is a step of its own, as there: the spacing runs to hi - path.margin, and hi follows.
@@ -96,15 +98,15 @@ def karras(path: Schedule, steps: int, lo: float = 0.0, hi: float = 1.0, rho: fl
     if not 0 < rho < math.inf:
         raise InputError(f"karras needs a positive and finite rho, not {rho}")
     ends = torch.tensor([lo, hi], dtype=torch.float64)
-    infinite, noiseless = path.log_snr(ends).isinf().tolist()
+    infinite, noiseless = schedule.log_snr(ends).isinf().tolist()
     if noiseless:
         if steps < 2:
             return uniform(steps, lo, hi)
-        before = karras(path, steps - 1, lo, hi - path.margin, rho)
+        before = karras(schedule, steps - 1, lo, hi - schedule.margin, rho)
         return torch.cat([before, ends[1:]])
-    ends[0] += path.margin * infinite
-    first, last = torch.exp(-path.log_snr(ends) / 2 / rho).tolist()
-    return _between(path.time(-2 * rho * uniform(steps, first, last).log()), lo, hi)
+    ends[0] += schedule.margin * infinite
+    first, last = torch.exp(-schedule.log_snr(ends) / 2 / rho).tolist()
+    return _between(schedule.time(-2 * rho * uniform(steps, first, last).log()), lo, hi)
 
 
 def shifted(grid: Tensor, shift: float) -> Tensor:
@@ -127,33 +129,35 @@ def shifted(grid: Tensor, shift: float) -> Tensor:
     return _between(lo + (hi - lo) * share / (shift + (1 - shift) * share), lo, hi)
 
 
-def discrete(path: DDPM, grid: Tensor) -> Tensor:
+def discrete(schedule: DDPM, grid: Tensor) -> Tensor:
     """Return a grid with each time moved to the nearest that is a step of the path: 1 - k / path.steps, k an integer.
 
     Raises:
         InputError: if two times are moved to the same step.
     """
-    rounded = 1 - ((1 - grid) * path.steps).round() / path.steps
+    rounded = 1 - ((1 - grid) * schedule.steps).round() / schedule.steps
     if (rounded.diff() <= 0).any():
-        raise InputError(f"{len(grid) - 1} steps are too many for a path of {path.steps}: choose fewer")
+        raise InputError(f"{len(grid) - 1} steps are too many for a path of {schedule.steps}: choose fewer")
     return rounded
 
 
-def trailing(path: DDPM, steps: int) -> Tensor:
+def trailing(schedule: DDPM, steps: int) -> Tensor:
     """Return steps of the path from its first, T, every T / steps of them: `uniform` in its steps (arXiv
     2305.08891).
     """
-    return discrete(path, uniform(steps))
+    return discrete(schedule, uniform(steps))
 
 
-def linspaced(path: DDPM, steps: int) -> Tensor:
+def linspaced(schedule: DDPM, steps: int) -> Tensor:
     """Return steps of the path evenly from its first to its last, and then the data (arXiv 2102.09672)."""
     if steps < 2:
         return uniform(steps)
-    return discrete(path, torch.cat([uniform(steps - 1, 0, 1 - path.margin), torch.ones(1, dtype=torch.float64)]))
+    return discrete(
+        schedule, torch.cat([uniform(steps - 1, 0, 1 - schedule.margin), torch.ones(1, dtype=torch.float64)])
+    )
 
 
-def leading(path: DDPM, steps: int) -> Tensor:
+def leading(schedule: DDPM, steps: int) -> Tensor:
     """Return steps of the path counted from the data, k = 1, 1 + c, 1 + 2 c, ... with c = floor(T / steps).
 
     The spacing of DDIM's code (arXiv 2010.02502). It does not begin at t = 0, where the noise does that it is given
@@ -162,10 +166,10 @@ def leading(path: DDPM, steps: int) -> Tensor:
     Raises:
         InputError: for more steps than the path has.
     """
-    if not 1 <= steps <= path.steps:
-        raise InputError(f"a path of {path.steps} steps has between 1 and {path.steps} of them, not {steps}")
-    visited = 1 + path.steps // steps * torch.arange(steps - 1, -1, -1, dtype=torch.float64)
-    return 1 - torch.cat([visited, torch.zeros(1, dtype=torch.float64)]) / path.steps
+    if not 1 <= steps <= schedule.steps:
+        raise InputError(f"a path of {schedule.steps} steps has between 1 and {schedule.steps} of them, not {steps}")
+    visited = 1 + schedule.steps // steps * torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+    return 1 - torch.cat([visited, torch.zeros(1, dtype=torch.float64)]) / schedule.steps
 
 
 def _between(grid: Tensor, lo: float, hi: float) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import Field, InputError, expand_time, fixed, gradients, like
-from flowgen.paths import Schedule
+from flowgen.schedules import Schedule
 
 __all__ = ["AutoGuided", "ClassifierGuided", "Guided", "LogProb", "Rescale"]
 
@@ -42,7 +42,7 @@ class Rescale:
         InputError: unless 0 <= share <= 1.
     """
 
-    path: Schedule
+    schedule: Schedule
     share: float
 
     def __post_init__(self) -> None:
@@ -51,8 +51,8 @@ class Rescale:
 
     def __call__(self, guided: Tensor, bare: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return the guided velocity, rescaled; all `(B, *event)` but t `(B,)`."""
-        c = self.path.coeffs(like(t, x))
-        made, plain = (targets.ends(v, x, c, targets.velocity).x1 for v in (guided, bare))
+        c = self.schedule.coeffs(like(t, x))
+        made, plain = (predictions.ends(v, x, c, predictions.velocity).x1 for v in (guided, bare))
         wide, narrow = _covariance(made, made).sqrt(), _covariance(plain, plain).sqrt()
         spread = wide * (wide + narrow)
         excess = _covariance(guided - bare, made + plain) / torch.where(spread > 0, spread, 1)
@@ -156,7 +156,7 @@ class ClassifierGuided:
     Args:
         field: the field to guide. It is asked with the same cond; one that knows no labels ignores it.
         log_prob: of any classifier of points on the path.
-        path: of the field.
+        schedule: of the field.
         weight: above 1, samples are more typical of their label, and less diverse.
         interval: the times at which to guide; outside, the field stands.
 
@@ -166,7 +166,7 @@ class ClassifierGuided:
 
     field: Field
     log_prob: LogProb
-    path: Schedule
+    schedule: Schedule
     weight: float
     interval: Interval = ALWAYS
 
@@ -176,10 +176,10 @@ class ClassifierGuided:
     def __call__(self, x: Tensor, t: Tensor | float, cond: Tensor | None = None) -> Tensor:
         t = expand_time(t, x)
         v = self.field(x, t, cond)
-        at_work = _inside(self.interval, t) & (self.path.coeffs(t).alpha > 0)
+        at_work = _inside(self.interval, t) & (self.schedule.coeffs(t).alpha > 0)
         if cond is None or self.weight == 0 or not at_work.any():
             return v
-        force = torch.where(at_work, self.weight * self.path.diffusion(t) ** 2 / 2, 0)
+        force = torch.where(at_work, self.weight * self.schedule.diffusion(t) ** 2 / 2, 0)
         return v + like(force, x).to(x.dtype) * self._gradient(x, t, cond)
 
     def _gradient(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A network with its path and target, read as a velocity."""
+"""A network with its path and prediction, read as a velocity."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import InputError, Pair, check_labels, expand_time, like, numbers, row_labels, shaped
 from flowgen.data.scaling import Scaling
-from flowgen.paths import SCHEDULES, Schedule
-from flowgen.targets import PREDICTIONS, Prediction
+from flowgen.predictions import PREDICTIONS, Prediction
+from flowgen.schedules import SCHEDULES, Schedule
 
 __all__ = ["Model", "check_model"]
 
@@ -25,40 +25,44 @@ Times = Tensor | float
 
 @final
 class Model(nn.Module):
-    """net + path + target -> velocity field.
+    """net + path + prediction -> velocity field.
 
     Args:
         net: a module `net(x, t, s, cond)`, x `(B, *event)`, t and s `(B,)`, to a prediction `(B, *event)`. A velocity
             network is called with s = t and may ignore s; a flow map reads both.
-        path: joins source and data; an object of `flowgen.paths` or its name, `Linear` by default.
-        target: what the net predicts: a row of `flowgen.targets` or its name.
+        schedule: joins source and data; an object of `flowgen.schedules` or its name, `Linear` by default.
+        prediction: what the net predicts: a row of `flowgen.predictions` or its name.
         start: the first time; 0, but for a path whose first noise the net has not seen.
         scaling: takes data into the model's units; copied, kept with the weights, undone on samples.
 
     Attributes:
-        span: the times (lo, hi) where the velocity is defined, see `flowgen.targets.span`.
-        size: by what x_t is divided before the net sees it, see `flowgen.targets.size`.
+        span: the times (lo, hi) where the velocity is defined, see `flowgen.predictions.span`.
+        size: by what x_t is divided before the net sees it, see `flowgen.predictions.size`.
 
     Where a time is asked for, one number stands for the time of all rows.
 
     Raises:
-        InputError: where the target is singular at the start of the path; for a net that cannot be called so.
+        InputError: where the prediction is singular at the start of the path; for a net that cannot be called so.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        path: Schedule | str | None = None,
-        target: Prediction | str = targets.velocity,
+        schedule: Schedule | str | None = None,
+        prediction: Prediction | str = predictions.velocity,
         scaling: Scaling | None = None,
         start: float = 0.0,
     ) -> None:
         super().__init__()
         _check_call(net)
-        self.net, self.path, self.target = net, SCHEDULES("linear" if path is None else path), PREDICTIONS(target)
+        self.net, self.schedule, self.prediction = (
+            net,
+            SCHEDULES("linear" if schedule is None else schedule),
+            PREDICTIONS(prediction),
+        )
         self.scaling = deepcopy(scaling) if scaling else Scaling()  # the caller's stays with the data, off the device
-        self.span = targets.span(self.path, self.target, start)
-        self.size = targets.size(self.path, self.target)
+        self.span = predictions.span(self.schedule, self.prediction, start)
+        self.size = predictions.size(self.schedule, self.prediction)
         self._trainable: frozenset[str] = frozenset()  # before `for_inference`
 
     @property
@@ -105,7 +109,7 @@ class Model(nn.Module):
         return copied
 
     def forward(self, x: Tensor, t: Times, s: Times | None = None, cond: Tensor | None = None) -> Tensor:
-        """Return the raw prediction of the target at x_t, `(B, *event)`.
+        """Return the raw prediction at x_t, `(B, *event)`.
 
         Raises:
             InputError: if the net gives another shape, or the condition has other rows than x.
@@ -118,7 +122,7 @@ class Model(nn.Module):
             raise InputError(f"{len(x)} rows need a condition for each, not one of shape {tuple(cond.shape)}")
         t = expand_time(t, x)
         if self.size is not None:
-            x = x / like(self.size(self.path.coeffs(t)), x)
+            x = x / like(self.size(self.schedule.coeffs(t)), x)
         try:
             return self.net(x, t, t if s is None else expand_time(s, x), cond)
         except RuntimeError as error:
@@ -177,36 +181,40 @@ class Model(nn.Module):
 
     def start(self, x0: Tensor) -> Tensor:
         """Return where sampling starts: sigma x0 at the first time, on the model's device."""
-        return self.path.mark(self.span[0]).sigma * x0.to(self.device)
+        return self.schedule.mark(self.span[0]).sigma * x0.to(self.device)
 
     def velocity(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Tensor:
         """Return the velocity dx/dt at x_t: a Field."""
-        return self._as(targets.velocity, x, t, cond)
+        return self._as(predictions.velocity, x, t, cond)
 
     def average(self, x: Tensor, t: Times, s: Times, cond: Tensor | None = None) -> Tensor:
         """Return the average velocity from t to s of a model that learned it, x_s = x_t + (s - t) u(x_t, t, s): a
         FlowMap.
 
         Raises:
-            InputError: of another target than the velocity.
+            InputError: of another prediction than the velocity.
         """
-        if self.target is not targets.velocity:
-            raise InputError(f"a flow map needs the target velocity, not {self.target.__name__}")
+        if self.prediction is not predictions.velocity:
+            raise InputError(f"a flow map needs the prediction velocity, not {self.prediction.__name__}")
         return self(x, t, s, cond)
 
     def score(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Tensor:
         """Return the score grad log p_t(x), for a Gaussian source and independent pairs."""
-        return self._as(targets.score, x, t, cond)
+        return self._as(predictions.score, x, t, cond)
 
     def ends(self, x: Tensor, t: Times, cond: Tensor | None = None) -> Pair:
         """Return the expected source and data ends given x_t."""
         t = expand_time(t, x)
-        return targets.ends(self(x, t, t, cond), x, self.path.coeffs(like(t, x)), self.target)
+        return predictions.ends(self(x, t, t, cond), x, self.schedule.coeffs(like(t, x)), self.prediction)
 
-    def _as(self, target: Prediction, x: Tensor, t: Times, cond: Tensor | None) -> Tensor:
+    def _as(self, prediction: Prediction, x: Tensor, t: Times, cond: Tensor | None) -> Tensor:
         t = expand_time(t, x)
         y = self(x, t, t, cond)
-        return y if target is self.target else targets.convert(y, x, self.path.coeffs(like(t, x)), self.target, target)
+        return (
+            y
+            if prediction is self.prediction
+            else predictions.convert(y, x, self.schedule.coeffs(like(t, x)), self.prediction, prediction)
+        )
 
 
 def _frozen(module: nn.Module) -> bool:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import Choices, InputError, Named, Pair, Point, like
 from flowgen.losses import LOSSES, Loss, Squared
 from flowgen.model import Model
-from flowgen.paths import Bridge, Schedule
+from flowgen.schedules import Bridge, Schedule
 from flowgen.weights import WEIGHTS, Unweighted, Weight
 
 __all__ = [
@@ -144,18 +144,18 @@ class LogNormal(TimeDistribution):
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.rand(n, generator=generator)
 
-    def times(self, quantiles: Tensor, path: Schedule, span: tuple[float, float]) -> Tensor:
+    def times(self, quantiles: Tensor, schedule: Schedule, span: tuple[float, float]) -> Tensor:
         """Return the times of quantiles `(n,)`; those beyond the span are moved to its ends."""
-        ends = path.log_snr(torch.tensor(span, dtype=torch.float64)).tolist()
+        ends = schedule.log_snr(torch.tensor(span, dtype=torch.float64)).tolist()
         # the more noise, the earlier: the highest quantile of time is the lowest of noise
         log_noise = self.mean - self.std * torch.special.ndtri(quantiles)
-        return path.time((-2 * log_noise).clamp(*ends)).clamp(*span)
+        return schedule.time((-2 * log_noise).clamp(*ends)).clamp(*span)
 
 
-def on_path(law: TimeDistribution, drawn: Tensor, path: Schedule, span: tuple[float, float]) -> Tensor:
+def on_path(law: TimeDistribution, drawn: Tensor, schedule: Schedule, span: tuple[float, float]) -> Tensor:
     """Return draws of a law as times within a span of a path: stretched over it, unless the law is of noise."""
     if isinstance(law, LogNormal):
-        return law.times(drawn, path, span)
+        return law.times(drawn, schedule, span)
     lo, hi = span
     return lo + (hi - lo) * drawn
 
@@ -207,8 +207,9 @@ class FlowMatching:
 
     loss_i = weight(t) distance(model(x_t, t) - (a(t) x1 + b(t) x0)),  t ~ times,
 
-    where (a, b) is the model's target; for the target velocity that is u(x_t, t) - dx_t/dt. Times are stretched over
-    the model's span. With the path VP and the target noise it is the simplified loss of DDPM (arXiv 2006.11239).
+    where (a, b) is the model's prediction; for the prediction velocity that is u(x_t, t) - dx_t/dt. Times are stretched
+    over the model's span. With the path VP and the prediction noise it is the simplified loss of DDPM (arXiv
+    2006.11239).
 
     Args:
         times: the law of training times.
@@ -218,7 +219,7 @@ class FlowMatching:
         weight: how much each time counts.
 
     Raises:
-        InputError: for a bridge with another target than the velocity, from which the ends could not be read.
+        InputError: for a bridge with another prediction than the velocity, from which the ends could not be read.
     """
 
     times: Named[TimeDistribution] = Named(TIMES, "uniform")
@@ -237,16 +238,16 @@ class FlowMatching:
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
         """Return the losses `(B,)` at given times and noise."""
         point = _point(model, pair, drawn, self.times, self.bridge)
-        if model.target is targets.velocity:
+        if model.prediction is predictions.velocity:
             y = point.dx
         elif self.bridge is None:
-            y = targets.encode(pair, model.path.coeffs(like(point.t, pair.x1)), model.target)
+            y = predictions.encode(pair, model.schedule.coeffs(like(point.t, pair.x1)), model.prediction)
         else:
-            raise InputError(f"a bridge needs the target velocity, not {model.target.__name__}")
+            raise InputError(f"a bridge needs the prediction velocity, not {model.prediction.__name__}")
         losses = self.distance(model(point.x, point.t, point.t, pair.cond) - y)
         if isinstance(self.weight, Unweighted):
             return losses
-        return self.weight(model.path.coeffs(point.t), model.target) * losses
+        return self.weight(model.schedule.coeffs(point.t), model.prediction) * losses
 
 
 @final
@@ -258,7 +259,7 @@ class BridgeNoise:
 
     The minimiser is E[z | x_t], from which `sde.BridgeScore` makes the score of a flow that is trained with the same
     bridge: -E[z | x_t] / gamma (arXiv 2303.08797, 2307.03672). Unlike the score, it is bounded as gamma goes to 0. The
-    model's target is not looked at; times are those of `FlowMatching` with the bridge.
+    model's prediction is not looked at; times are those of `FlowMatching` with the bridge.
     """
 
     bridge: Bridge
@@ -282,7 +283,7 @@ def _point(model: Model, pair: Pair, drawn: Draws, times: TimeDistribution, brid
     lo, hi = model.span
     if bridge is not None:
         lo, hi = max(lo, bridge.span[0]), min(hi, bridge.span[1])
-    point = model.path.at(pair, on_path(times, drawn.times, model.path, (lo, hi)).to(pair.x1.device))
+    point = model.schedule.at(pair, on_path(times, drawn.times, model.schedule, (lo, hi)).to(pair.x1.device))
     return point if bridge is None or drawn.noise is None else widened(point, bridge, drawn.noise)
 
 

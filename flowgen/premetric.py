@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import InputError, Named, Pair, like
 from flowgen.losses import LOSSES, Loss
 from flowgen.model import Model
@@ -59,11 +59,11 @@ class PerceptualLoss:
 
     def loss(self, model: Model, pair: Pair, drawn: Draws) -> Tensor:
         """Return the losses `(B,)` at given times, which are stretched over the model's span."""
-        point = model.path.at(pair, on_path(self.times, drawn.times, model.path, model.span).to(pair.x1.device))
-        coeffs = model.path.coeffs(like(point.t, pair.x1))
+        point = model.schedule.at(pair, on_path(self.times, drawn.times, model.schedule, model.span).to(pair.x1.device))
+        coeffs = model.schedule.coeffs(like(point.t, pair.x1))
         y = model(point.x, point.t, point.t, pair.cond)
-        matched = self.distance(y - targets.encode(pair, coeffs, model.target))
-        found = targets.ends(y, point.x, coeffs, model.target).x1
+        matched = self.distance(y - predictions.encode(pair, coeffs, model.prediction))
+        found = predictions.ends(y, point.x, coeffs, model.prediction).x1
         with torch.no_grad():
             truth = self.embed(pair.x1)
         seen = self.distance(self.embed(found) - truth)

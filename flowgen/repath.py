@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from flowgen.model import Model
-from flowgen.paths import SCHEDULES, Coeffs, Schedule
-from flowgen.targets import Prediction, Row
+from flowgen.predictions import Prediction, Row
+from flowgen.schedules import SCHEDULES, Coeffs, Schedule
 
 __all__ = ["repath"]
 
@@ -37,13 +37,13 @@ class _Clock:
 @final
 @dataclass(frozen=True)
 class _Reread:
-    """A target of the old path, read on the new one; its net sees the points of the old."""
+    """A prediction of the old path, read on the new one; its net sees the points of the old."""
 
-    target: Prediction
+    prediction: Prediction
     clock: _Clock
 
     def __call__(self, c: Coeffs) -> Row:
-        return self.target(self.clock.old.coeffs(self.clock(c)))
+        return self.prediction(self.clock.old.coeffs(self.clock(c)))
 
     def size(self, c: Coeffs) -> Tensor:
         old = self.clock.old.coeffs(self.clock(c))
@@ -51,35 +51,35 @@ class _Reread:
 
     @property
     def __name__(self) -> str:
-        return self.target.__name__
+        return self.prediction.__name__
 
 
 @final
 class _Retimed(nn.Module):
     """The raw predictions of a model, at the times of the new path."""
 
-    def __init__(self, model: Model, path: Schedule, clock: _Clock) -> None:
+    def __init__(self, model: Model, schedule: Schedule, clock: _Clock) -> None:
         super().__init__()
-        self.model, self.path, self.clock = model, path, clock
+        self.model, self.schedule, self.clock = model, schedule, clock
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.model.raw(x, self.clock(self.path.coeffs(t)), cond=cond)
+        return self.model.raw(x, self.clock(self.schedule.coeffs(t)), cond=cond)
 
 
-def repath(model: Model, path: Schedule | str) -> Model:
+def repath(model: Model, schedule: Schedule | str) -> Model:
     """Return the same model on another path, as far as that has noise that the model has seen.
 
     Where the old path starts with alpha(0) > 0, as VP and VE do, the new one starts a little after 0, too. Up to its
     end the model is asked no later than it was trained.
 
     Args:
-        path: any, or its name. The flow is the same but for scale and clock, whatever its pairs and its source are.
+        schedule: any, or its name. The flow is the same but for scale and clock, whatever its pairs and its source are.
     """
-    path = SCHEDULES(path)
-    if path == model.path:
+    schedule = SCHEDULES(schedule)
+    if schedule == model.schedule:
         return model
-    clock = _Clock(model.path, model.span)
-    target = _Reread(model.target, clock)
-    lo = path.time(model.path.log_snr(torch.tensor(model.span[0], dtype=torch.float64))).item()
+    clock = _Clock(model.schedule, model.span)
+    prediction = _Reread(model.prediction, clock)
+    lo = schedule.time(model.schedule.log_snr(torch.tensor(model.span[0], dtype=torch.float64))).item()
     start = lo if lo > 0 else 0.0  # lo is nan where the new path has no time for endless noise, and needs none
-    return Model(_Retimed(model, path, clock), path, target, model.scaling, start)
+    return Model(_Retimed(model, schedule, clock), schedule, prediction, model.scaling, start)

@@ -28,7 +28,7 @@ from flowgen.data.streams import DistributionField, as_distribution
 from flowgen.distributed import ALONE, Processes
 from flowgen.grids import checked, uniform
 from flowgen.model import Model, check_model
-from flowgen.paths import Schedule
+from flowgen.schedules import Schedule
 from flowgen.solvers import SOLVERS, Solver
 
 __all__ = [
@@ -105,7 +105,7 @@ Spacing = Callable[[Schedule, int, float, float], Tensor]
 """A kind of grid: (path, steps, lo, hi) to steps + 1 times."""
 
 
-def even(path: Schedule, steps: int, lo: float, hi: float) -> Tensor:
+def even(schedule: Schedule, steps: int, lo: float, hi: float) -> Tensor:
     """Return `grids.uniform`, on any path."""
     return uniform(steps, lo, hi)
 
@@ -115,7 +115,7 @@ def grid_of(model: Model, solver: Solver | str, steps: int, spacing: Spacing = e
     lands there.
     """
     lo, hi = model.span
-    return spacing(model.path, steps, lo, 1.0 if SOLVERS(solver).lands else hi)
+    return spacing(model.schedule, steps, lo, 1.0 if SOLVERS(solver).lands else hi)
 
 
 def _grid(model: Model, grid: Tensor | int, solver: Solver) -> Tensor:
@@ -150,7 +150,7 @@ class ConsistencySampler(Solver):
     The source of a row is a function of the seed, the number of the row and the time s, and of nothing else.
 
     Args:
-        path: of the model.
+        schedule: of the model.
         source: the law of x0, in model units.
         seed: of x0.
         first: the number of the first row of a batch.
@@ -158,7 +158,7 @@ class ConsistencySampler(Solver):
 
     order = 1
     jumps: ClassVar[bool] = True
-    path: Schedule
+    schedule: Schedule
     source: DistributionField = DistributionField()
     seed: int = 0
     first: int = 0
@@ -174,7 +174,7 @@ class ConsistencySampler(Solver):
         self, field: FlowMap, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         x1 = torch.add(x, field(x, expand_time(t, x), expand_time(1.0, x), cond), alpha=1 - t)
-        there, end = self.path.mark(s), self.path.mark(1.0)
+        there, end = self.schedule.mark(s), self.schedule.mark(1.0)
         sigma = math.sqrt(max(0.0, there.sigma**2 - (there.alpha * end.sigma / end.alpha) ** 2))
         if s == 1:
             return x1, None

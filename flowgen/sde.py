@@ -18,11 +18,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import Field, InputError, expand_time, like
 from flowgen.data import Gaussian
-from flowgen.paths import Bridge, Schedule
 from flowgen.sampling import starts
+from flowgen.schedules import Bridge, Schedule
 from flowgen.solvers import Solver
 
 __all__ = ["BridgeScore", "Diffusion", "Drift", "EulerMaruyama", "Inside", "ReverseSDE", "ReverseTime", "ScoreOf"]
@@ -135,11 +135,11 @@ class ScoreOf:
     """
 
     velocity: Field
-    path: Schedule
+    schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        c = self.path.coeffs(like(t, x))
-        return targets.convert(self.velocity(x, t, cond), x, c, targets.velocity, targets.score)
+        c = self.schedule.coeffs(like(t, x))
+        return predictions.convert(self.velocity(x, t, cond), x, c, predictions.velocity, predictions.score)
 
 
 @final
@@ -151,14 +151,14 @@ class ReverseTime:
     another draw; an ODE's step keeps the marginals as well.
 
     Args:
-        path: of the flow.
+        schedule: of the flow.
         level: of the noise; 0 is the ODE.
 
     Raises:
         InputError: unless 0 <= level < inf.
     """
 
-    path: Schedule
+    schedule: Schedule
     level: float = 1.0
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ class ReverseTime:
     def __call__(self, t: Tensor) -> Tensor:
         if self.level == 0:
             return torch.zeros_like(t)
-        return self.level * torch.where(self.path.coeffs(t).alpha == 0, 0.0, self.path.diffusion(t))
+        return self.level * torch.where(self.schedule.coeffs(t).alpha == 0, 0.0, self.schedule.diffusion(t))
 
 
 @final
@@ -182,7 +182,7 @@ class ReverseSDE(Solver):
     backwards (arXiv 2011.13456). The step to sigma = 0 is to the expected data.
 
     Args:
-        path: of the field.
+        schedule: of the field.
         level: of the noise.
         seed: of the noise.
         first: the number of the first row of a batch.
@@ -193,17 +193,17 @@ class ReverseSDE(Solver):
 
     order = 1
     lands: ClassVar[bool] = True
-    path: Schedule
+    schedule: Schedule
     level: float = 1.0
     seed: int = 0
     first: int = 0
 
     def __post_init__(self) -> None:
-        ReverseTime(self.path, self.level)  # refuses a level that it cannot have
+        ReverseTime(self.schedule, self.level)  # refuses a level that it cannot have
 
     @property
     def _diffusion(self) -> ReverseTime:
-        return ReverseTime(self.path, self.level)
+        return ReverseTime(self.schedule, self.level)
 
     @property
     def draws(self) -> bool:
@@ -215,12 +215,12 @@ class ReverseSDE(Solver):
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
-        if self.path.mark(s).sigma == 0:
-            return targets.expected(field, self.path, x, expand_time(t, x), cond).x1, None
+        if self.schedule.mark(s).sigma == 0:
+            return predictions.expected(field, self.schedule, x, expand_time(t, x), cond).x1, None
         u = field(x, expand_time(t, x), cond)
 
         def known(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
             return u
 
-        drift = Drift(known, ScoreOf(known, self.path), self._diffusion)
+        drift = Drift(known, ScoreOf(known, self.schedule), self._diffusion)
         return EulerMaruyama(self._diffusion, self.seed, self.first).step(drift, x, t, s, cond)

@@ -49,7 +49,7 @@ def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     A name given where the tree has a table of that name keeps the table's parameters; a parameter given where the tree
     has a name makes a table of it. Another size of what has a name takes the parameters of the old size away.
 
-    >>> override({"path": "vp"}, "path.beta_max", 15.0)
+    >>> override({"schedule": "vp"}, "schedule.beta_max", 15.0)
     {'path': {'name': 'vp', 'beta_max': 15.0}}
     >>> override({"net": {"name": "dit", "size": "small", "depth": 12}}, "net.size", "base")
     {'net': {'name': 'dit', 'size': 'base'}}

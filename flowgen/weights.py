@@ -1,7 +1,8 @@
 """Weights of a loss at each time, by the noise there.
 
 Given x_t, an error e0 of the expected noise is one of e1 = -(sigma / alpha) e0 in the expected data, and of
-e_y = (det / alpha) e0 in any target (`flowgen.targets`). So a weight that is said of one means the same for all,
+e_y = (det / alpha) e0 in any prediction (`flowgen.predictions`). So a weight that is said of one means the same for
+all,
 
     w e_y^2,  w = alpha^2 / det^2 times the weight of noise = sigma^2 / det^2 times that of data,
 
@@ -19,29 +20,29 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Choices, InputError
-from flowgen.paths import Coeffs
-from flowgen.targets import Prediction, determinant
+from flowgen.predictions import Prediction, determinant
+from flowgen.schedules import Coeffs
 
 __all__ = ["WEIGHTS", "EDMWeight", "Likelihood", "MinSNR", "Sigmoid", "Simple", "TruncatedSNR", "Unweighted", "Weight"]
 
 
 class Weight(Protocol):
-    """The weight of the squared error of a target where the path has these coefficients, of the shape of time."""
+    """The weight of the squared error of a prediction where the path has these coefficients, of the shape of time."""
 
-    def __call__(self, c: Coeffs, target: Prediction) -> Tensor: ...
+    def __call__(self, c: Coeffs, prediction: Prediction) -> Tensor: ...
 
 
-def _of(c: Coeffs, target: Prediction, noise: Tensor) -> Tensor:
+def _of(c: Coeffs, prediction: Prediction, noise: Tensor) -> Tensor:
     """Return a weight from alpha^2 times that of noise, which is finite where alpha or sigma is zero."""
-    return noise / determinant(c, target) ** 2
+    return noise / determinant(c, prediction) ** 2
 
 
 @final
 @dataclass(frozen=True)
 class Unweighted:
-    """1: the squared error of the target as it is."""
+    """1: the squared error of the prediction as it is."""
 
-    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
+    def __call__(self, c: Coeffs, prediction: Prediction) -> Tensor:
         return torch.ones_like(c.alpha)
 
 
@@ -50,8 +51,8 @@ class Unweighted:
 class Simple:
     """1 for noise, SNR = alpha^2 / sigma^2 for data: the simplified loss of DDPM (arXiv 2006.11239)."""
 
-    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
-        return _of(c, target, c.alpha**2)
+    def __call__(self, c: Coeffs, prediction: Prediction) -> Tensor:
+        return _of(c, prediction, c.alpha**2)
 
 
 @final
@@ -68,8 +69,8 @@ class TruncatedSNR:
     def __post_init__(self) -> None:
         _check_positive("TruncatedSNR", "least", self.least)
 
-    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
-        return _of(c, target, torch.maximum(c.alpha**2, self.least * c.sigma**2))
+    def __call__(self, c: Coeffs, prediction: Prediction) -> Tensor:
+        return _of(c, prediction, torch.maximum(c.alpha**2, self.least * c.sigma**2))
 
 
 @final
@@ -86,8 +87,8 @@ class MinSNR:
     def __post_init__(self) -> None:
         _check_positive("MinSNR", "gamma", self.gamma)
 
-    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
-        return _of(c, target, torch.minimum(c.alpha**2, self.gamma * c.sigma**2))
+    def __call__(self, c: Coeffs, prediction: Prediction) -> Tensor:
+        return _of(c, prediction, torch.minimum(c.alpha**2, self.gamma * c.sigma**2))
 
 
 @final
@@ -105,10 +106,10 @@ class Sigmoid:
         if not math.isfinite(self.bias):
             raise InputError(f"Sigmoid needs a finite bias, not {self.bias}")
 
-    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
+    def __call__(self, c: Coeffs, prediction: Prediction) -> Tensor:
         slope = c.d_alpha * c.sigma - c.d_sigma * c.alpha
         more = math.exp(self.bias)
-        return _of(c, target, more * c.alpha * c.sigma * slope / (more * c.sigma**2 + c.alpha**2))
+        return _of(c, prediction, more * c.alpha * c.sigma * slope / (more * c.sigma**2 + c.alpha**2))
 
 
 @final
@@ -116,7 +117,7 @@ class Sigmoid:
 class EDMWeight:
     """(s^2 + sigma_data^2) / (s sigma_data)^2 for data, with s = sigma / alpha (arXiv 2206.00364).
 
-    It is what gives the target `targets.EDM` of the same sigma_data the weight 1.
+    It is what gives the prediction `targets.EDM` of the same sigma_data the weight 1.
 
     Raises:
         InputError: unless sigma_data is positive and finite.
@@ -127,8 +128,8 @@ class EDMWeight:
     def __post_init__(self) -> None:
         _check_positive("the weight EDM", "sigma_data", self.sigma_data)
 
-    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
-        return _of(c, target, (c.sigma / self.sigma_data) ** 2 + c.alpha**2)
+    def __call__(self, c: Coeffs, prediction: Prediction) -> Tensor:
+        return _of(c, prediction, (c.sigma / self.sigma_data) ** 2 + c.alpha**2)
 
 
 @final
@@ -139,8 +140,8 @@ class Likelihood:
     It is infinite at t = 1, so that it is for paths whose span ends before: those of diffusions.
     """
 
-    def __call__(self, c: Coeffs, target: Prediction) -> Tensor:
-        return _of(c, target, c.alpha * (c.d_alpha * c.sigma - c.d_sigma * c.alpha) / c.sigma)
+    def __call__(self, c: Coeffs, prediction: Prediction) -> Tensor:
+        return _of(c, prediction, c.alpha * (c.d_alpha * c.sigma - c.d_sigma * c.alpha) / c.sigma)
 
 
 def _check_positive(kind: str, name: str, value: float) -> None:

@@ -1,6 +1,6 @@
-"""What the laws hold for: a new path, target, coupling, solver, time law or toy is one line here.
+"""What the laws hold for: a new path, prediction, coupling, solver, time law or toy is one line here.
 
-A test that takes `path` holds for every path, and one that takes `usable` for every path with every target that
+A test that takes `path` holds for every path, and one that takes `usable` for every path with every prediction that
 determines a velocity on it.
 """
 
@@ -23,16 +23,27 @@ import torch
 from tiers import pytest_addoption, pytest_collection_modifyitems  # noqa: F401  # hooks
 from torch import Tensor, nn
 
-from flowgen import objectives, runs, solvers, targets
+from flowgen import objectives, predictions, runs, solvers
 from flowgen.config import make_config
 from flowgen.core import FlowMap, Pair, generator, like
 from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import TOYS
 from flowgen.metrics import pairwise
 from flowgen.model import Model
-from flowgen.paths import DDPM, VE, VP, Bridge, BrownianBridge, ConstantBridge, Cosine, Linear, OffsetCosine, Schedule
+from flowgen.predictions import Prediction
 from flowgen.runs import Run
-from flowgen.targets import Prediction
+from flowgen.schedules import (
+    DDPM,
+    VE,
+    VP,
+    Bridge,
+    BrownianBridge,
+    ConstantBridge,
+    Cosine,
+    Linear,
+    OffsetCosine,
+    Schedule,
+)
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": Linear(),
@@ -51,19 +62,19 @@ BRIDGES: dict[str, Bridge] = {
     "brownian": BrownianBridge(0.7),
 }
 PREDICTIONS: dict[str, Prediction] = {
-    "velocity": targets.velocity,
-    "data": targets.data,
-    "noise": targets.noise,
-    "v": targets.v,
-    "score": targets.score,
-    "edm": targets.EDM(),
-    "edm-wide": targets.EDM(sigma_data=2.0),
+    "velocity": predictions.velocity,
+    "data": predictions.data,
+    "noise": predictions.noise,
+    "v": predictions.v,
+    "score": predictions.score,
+    "edm": predictions.EDM(),
+    "edm-wide": predictions.EDM(sigma_data=2.0),
 }
 SINGULAR = set(product(("linear", "linear-blurred", "cosine", "offset-cosine"), ("noise", "score")))
 USABLE = {
-    f"{path}-{target}": (SCHEDULES[path], PREDICTIONS[target])
-    for path, target in product(SCHEDULES, PREDICTIONS)
-    if (path, target) not in SINGULAR
+    f"{schedule}-{prediction}": (SCHEDULES[schedule], PREDICTIONS[prediction])
+    for schedule, prediction in product(SCHEDULES, PREDICTIONS)
+    if (schedule, prediction) not in SINGULAR
 }
 COUPLINGS = {
     "independent": Independent(),
@@ -136,7 +147,7 @@ def each(table: dict) -> dict:
 
 
 @pytest.fixture(**each(SCHEDULES))
-def path(request) -> Schedule:
+def schedule(request) -> Schedule:
     return request.param
 
 
@@ -151,15 +162,15 @@ def all_paths() -> list[Schedule]:
 
 
 @pytest.fixture(**each(PREDICTIONS))
-def target(request) -> Prediction:
+def prediction(request) -> Prediction:
     return request.param
 
 
 @pytest.fixture(params=sorted(SINGULAR), ids="-".join)
 def singular(request) -> tuple[Schedule, Prediction]:
-    """A path and a target that says nothing about the data at t = 0."""
-    name, target = request.param
-    return SCHEDULES[name], PREDICTIONS[target]
+    """A path and a prediction that says nothing about the data at t = 0."""
+    name, prediction = request.param
+    return SCHEDULES[name], PREDICTIONS[prediction]
 
 
 @pytest.fixture(**each(USABLE))
@@ -243,13 +254,13 @@ class GaussianFlow:
     x_t ~ N(alpha mean, V) with V = alpha^2 std^2 + sigma^2.
     """
 
-    path: Schedule
+    schedule: Schedule
     mean: Tensor
     std: Tensor
 
     def moments(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_t; of several times, `(B, 1)`."""
-        c = self.path.coeffs(torch.as_tensor(t, dtype=torch.float64))
+        c = self.schedule.coeffs(torch.as_tensor(t, dtype=torch.float64))
         return c.alpha * self.mean, torch.sqrt((c.alpha * self.std) ** 2 + c.sigma**2)
 
     def map(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
@@ -266,18 +277,18 @@ class GaussianFlow:
 
     def ends(self, x: Tensor, t: Tensor) -> Pair:
         """E[x0 | x_t = x] and E[x1 | x_t = x], by Gaussian conditioning."""
-        c = self.path.coeffs(like(t, x))
+        c = self.schedule.coeffs(like(t, x))
         rest = (x - c.alpha * self.mean) / ((c.alpha * self.std) ** 2 + c.sigma**2)
         return Pair(c.sigma * rest, self.mean + c.alpha * self.std**2 * rest)
 
     def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """E[dx_t / dt | x_t = x]."""
-        c, ends = self.path.coeffs(like(t, x)), self.ends(x, t)
+        c, ends = self.schedule.coeffs(like(t, x)), self.ends(x, t)
         return c.d_alpha * ends.x1 + c.d_sigma * ends.x0
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x)."""
-        c = self.path.coeffs(like(t, x))
+        c = self.schedule.coeffs(like(t, x))
         return -(x - c.alpha * self.mean) / ((c.alpha * self.std) ** 2 + c.sigma**2)
 
 
@@ -285,30 +296,30 @@ class GaussianFlow:
 class EmpiricalFlow:
     """The exact flow of a path from N(0, I) to the rows of `data` with independent pairs: a softmax over the rows."""
 
-    path: Schedule
+    schedule: Schedule
     data: Tensor
 
     def ends(self, x: Tensor, t: Tensor) -> Pair:
         """E[x0 | x_t = x] and E[x1 | x_t = x]; x `(B, D)`."""
-        c = self.path.coeffs(like(t, x))
+        c = self.schedule.coeffs(like(t, x))
         square = (x.unsqueeze(1) - c.alpha.unsqueeze(1) * self.data).square().sum(2)
         x1 = torch.softmax(-square / (2 * c.sigma**2), dim=1) @ self.data
         return Pair((x - c.alpha * x1) / c.sigma, x1)
 
 
 class ExactNet(nn.Module):
-    """The network that predicts a target exactly, from a flow whose conditional expectations are known."""
+    """The network that predicts a prediction exactly, from a flow whose conditional expectations are known."""
 
-    def __init__(self, flow: GaussianFlow | EmpiricalFlow, target: Prediction) -> None:
+    def __init__(self, flow: GaussianFlow | EmpiricalFlow, prediction: Prediction) -> None:
         super().__init__()
-        self.flow, self.target = flow, target
+        self.flow, self.prediction = flow, prediction
         self.weight = nn.Parameter(torch.zeros(()))  # unused: a model is where its weights are
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
-        c = self.flow.path.coeffs(like(t, x))
-        if size := targets.size(self.flow.path, self.target):
+        c = self.flow.schedule.coeffs(like(t, x))
+        if size := predictions.size(self.flow.schedule, self.prediction):
             x = x * size(c)
-        return targets.encode(self.flow.ends(x, t), c, self.target)
+        return predictions.encode(self.flow.ends(x, t), c, self.prediction)
 
 
 class MapNet(nn.Module):
@@ -326,7 +337,7 @@ class MapNet(nn.Module):
 def gaussian_flow() -> Callable[[Schedule], GaussianFlow]:
     """The exact flow of a path to a Gaussian of the plane."""
     mean, std = torch.tensor([1.5, -0.7], dtype=torch.float64), torch.tensor([0.4, 1.3], dtype=torch.float64)
-    return lambda path: GaussianFlow(path, mean, std)
+    return lambda schedule: GaussianFlow(schedule, mean, std)
 
 
 @pytest.fixture(params=["linear", "cosine"])
@@ -338,20 +349,20 @@ def whole_flow(request, gaussian_flow) -> GaussianFlow:
 @pytest.fixture
 def map_model() -> Callable[[Schedule, FlowMap], Model]:
     """The model of a flow map that is known."""
-    return lambda path, average: Model(MapNet(average), path)
+    return lambda schedule, average: Model(MapNet(average), schedule)
 
 
 @pytest.fixture
 def empirical_flow(normal) -> Callable[[Schedule], EmpiricalFlow]:
     """The exact flow of a path to five points of the plane."""
     data = normal("five points", 5, 2)
-    return lambda path: EmpiricalFlow(path, data)
+    return lambda schedule: EmpiricalFlow(schedule, data)
 
 
 @pytest.fixture
 def exact_model() -> Callable[[GaussianFlow | EmpiricalFlow, Prediction], Model]:
     """The model that has learned a flow exactly."""
-    return lambda flow, target: Model(ExactNet(flow, target), flow.path, target)
+    return lambda flow, prediction: Model(ExactNet(flow, prediction), flow.schedule, prediction)
 
 
 @pytest.fixture
@@ -382,9 +393,9 @@ def table(tmp_path, normal):
 def trained() -> Callable[..., Run]:
     """trained(data, folder, **settings): a quick run on a table."""
 
-    def train(path, folder, steps=30, **tree) -> Run:
+    def train(schedule, folder, steps=30, **tree) -> Run:
         small = {"net": {"width": 16, "depth": 2}, "train": {"steps": steps, "batch_size": 32}, "pool": {"batches": 2}}
-        run = Run.create(folder, make_config({"data": str(path), **small, **tree}), "flowgen train", overwrite=True)
+        run = Run.create(folder, make_config({"data": str(schedule), **small, **tree}), "flowgen train", overwrite=True)
         for _ in runs.train(run):
             pass
         return run

@@ -28,13 +28,13 @@ from flowgen import (
     likelihood,
     nn,
     objectives,
-    paths,
+    predictions,
     sample,
     sample_chunks,
     sampling,
+    schedules,
     solve,
     solvers,
-    targets,
 )
 from flowgen.config import COUPLINGS, LOSSES, PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
 from flowgen.repath import repath
@@ -84,14 +84,14 @@ def test_a_grid_may_be_a_number_of_even_steps():
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_path_may_be_given_by_name(name):
-    assert Model(nn.MLP(dim=2), name, "data").path == SCHEDULES[name]()
-    assert repath(Model(nn.MLP(dim=2), paths.Cosine()), name).path == SCHEDULES[name]()
+    assert Model(nn.MLP(dim=2), name, "data").schedule == SCHEDULES[name]()
+    assert repath(Model(nn.MLP(dim=2), schedules.Cosine()), name).schedule == SCHEDULES[name]()
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_a_target_may_be_given_by_name(name):
     made = PREDICTIONS[name]
-    assert Model(nn.MLP(dim=2), "vp", name).target == (made() if isinstance(made, type) else made)
+    assert Model(nn.MLP(dim=2), "vp", name).prediction == (made() if isinstance(made, type) else made)
 
 
 @pytest.mark.parametrize("name", [name for name in COUPLINGS if name != "semidiscrete"])
@@ -116,7 +116,7 @@ def test_parts_of_an_objective_may_be_given_by_name():
     [
         (lambda m: sample(m, SOURCE, 5, 4, "huen"), ["solver 'huen'", "did you mean heun"]),
         (lambda m: Model(m.net, "vpp"), ["path 'vpp'", "did you mean vp"]),
-        (lambda m: Model(m.net, target="nois"), ["target 'nois'", "did you mean noise"]),
+        (lambda m: Model(m.net, prediction="nois"), ["prediction 'nois'", "did you mean noise"]),
         (lambda m: batches(ENDS, 8, seed=0, coupling="exakt"), ["coupling 'exakt'", "did you mean exact"]),
         (lambda m: FlowMatching("ushaped"), ["'ushaped'", "did you mean u-shaped"]),
         (lambda m: FlowMatching(distance="l2"), ["loss 'l2'", "squared"]),
@@ -131,8 +131,8 @@ def test_an_unknown_name_is_told_the_nearest(model, call, words):
     ("call", "words"),
     [
         (lambda m: Model(nn.MLP), ["the net", "class MLP"]),
-        (lambda m: Model(m.net, paths.VP), ["path", "class VP", "give VP()"]),
-        (lambda m: Model(m.net, "ve", targets.EDM), ["target", "give EDM()"]),
+        (lambda m: Model(m.net, schedules.VP), ["schedule", "class VP", "give VP()"]),
+        (lambda m: Model(m.net, "ve", predictions.EDM), ["prediction", "give EDM()"]),
         (lambda m: sample(m, SOURCE, 5, 4, solvers.AdamsBashforth2), ["solver", "give AdamsBashforth2()"]),
         (lambda m: batches(ENDS, 8, seed=0, coupling=ExactOT), ["coupling", "give ExactOT()"]),
         (lambda m: FlowMatching(objectives.UShaped), ["law of times", "give UShaped()"]),
@@ -346,8 +346,8 @@ def test_the_shape_of_a_gaussian_is_a_tuple():
 
 def test_a_path_and_a_divergence_take_one_time_for_all_rows(model):
     pair, half = Pair(torch.zeros(3, 2), torch.ones(3, 2)), torch.full((3,), 0.5)
-    assert torch.equal(paths.Linear().at(pair, 0.5).x, paths.Linear().at(pair, half).x)
-    refused(lambda: paths.Linear().at(pair, torch.tensor([0.5])), "(3,)", "(1,)")
+    assert torch.equal(schedules.Linear().at(pair, 0.5).x, schedules.Linear().at(pair, half).x)
+    refused(lambda: schedules.Linear().at(pair, torch.tensor([0.5])), "(3,)", "(1,)")
     at_once = likelihood.divergence(model.velocity, pair.x1, 0.5)[1]
     assert torch.equal(at_once, likelihood.divergence(model.velocity, pair.x1, half)[1])
 

@@ -63,7 +63,7 @@ class Asked(nn.Module):
 def asked(method, pair, seed):
     """Points, times and targets of a method of flowgen: the loss is mean (net - y)^2 over two columns, so y = -grad."""
     net = Asked()
-    method.objective(Model(net, method.path), pair, generator(seed, "objective")).sum().backward()
+    method.objective(Model(net, method.schedule), pair, generator(seed, "objective")).sum().backward()
     return net.x, net.t, -net.y.grad
 
 

@@ -10,8 +10,8 @@ from flowgen.classifying import Labelling, Posterior, log_prior
 from flowgen.core import InputError, Pair, generator, like
 from flowgen.model import Model
 from flowgen.nn import NoisyClassifier
-from flowgen.paths import VE, VP, Cosine, Linear
 from flowgen.repath import repath
+from flowgen.schedules import VE, VP, Cosine, Linear
 from flowgen.training import State, fit
 
 MEANS = torch.tensor([[2.0, 0.0], [-2.0, 1.0], [0.0, -3.0]])
@@ -25,9 +25,9 @@ def mixture(n, seed):
     return MEANS[y] + STD * torch.randn(n, 2, generator=rng), y
 
 
-def bayes(path, x, t):
+def bayes(schedule, x, t):
     """log p(label | x_t) of the mixture, by its densities."""
-    c = path.coeffs(like(t, x))
+    c = schedule.coeffs(like(t, x))
     variance = (c.alpha * STD) ** 2 + c.sigma**2
     square = (x.unsqueeze(1) - c.alpha.unsqueeze(1) * MEANS.to(x)).square().sum(2)
     return torch.log_softmax(torch.tensor(COUNTS).to(x).log() - square / (2 * variance), dim=1)
@@ -47,19 +47,19 @@ class Scores(nn.Module):
         return torch.stack([x.sum(1), x[:, 0] * t, torch.sin(x[:, 1])], dim=1)
 
 
-def test_it_says_the_log_probability_of_each_rows_label(path, normal):
+def test_it_says_the_log_probability_of_each_rows_label(schedule, normal):
     x, t, cond = normal("x", 9, 2), torch.linspace(0.1, 0.9, 9, dtype=torch.float64), torch.arange(9) % 3
-    posterior = Posterior(Model(Scores(), path), log_prior(COUNTS))
+    posterior = Posterior(Model(Scores(), schedule), log_prior(COUNTS))
     whole = torch.stack([posterior(x, t, torch.full((9,), label)) for label in range(3)], dim=1)
     torch.testing.assert_close(whole.exp().sum(1), torch.ones(9, dtype=torch.float64))
     torch.testing.assert_close(posterior(x, t, cond), whole.gather(1, cond.unsqueeze(1)).squeeze(1))
     torch.testing.assert_close(whole, torch.log_softmax(posterior.logits(x, t), dim=1))
 
 
-@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=str)
-def test_in_noise_alone_there_is_the_prior_and_no_gradient(path, normal):
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
+def test_in_noise_alone_there_is_the_prior_and_no_gradient(schedule, normal):
     """The gradient times g^2 / 2, which grows without bound, stays bounded."""
-    posterior = Posterior(Model(Scores(), path), log_prior((3.0, 1.0, 0.0)))
+    posterior = Posterior(Model(Scores(), schedule), log_prior((3.0, 1.0, 0.0)))
     x, cond = normal("x", 6, 2).requires_grad_(True), torch.arange(6) % 3
     shares = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64) / 7
     torch.testing.assert_close(posterior(x, torch.zeros(6).double(), cond).exp(), shares[cond])
@@ -67,7 +67,7 @@ def test_in_noise_alone_there_is_the_prior_and_no_gradient(path, normal):
     for time in (1e-2, 1e-4, 1e-6):
         t = torch.full((6,), time, dtype=torch.float64)
         (gradient,) = torch.autograd.grad(posterior(x, t, cond).sum(), x)
-        forces.append(path.diffusion(t).unsqueeze(1) ** 2 / 2 * gradient)
+        forces.append(schedule.diffusion(t).unsqueeze(1) ** 2 / 2 * gradient)
     torch.testing.assert_close(forces[2], forces[1], rtol=1e-3, atol=1e-3)
 
 
@@ -83,12 +83,12 @@ def test_on_another_path_it_says_the_same(normal):
     torch.testing.assert_close(moved.logits(scaled, s), posterior.logits(x, t), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("path", [Linear(), VP(), VE(0.1, 5.0)], ids=str)
-def test_training_comes_to_bayes_rule(path):
+@pytest.mark.parametrize("schedule", [Linear(), VP(), VE(0.1, 5.0)], ids=str)
+def test_training_comes_to_bayes_rule(schedule):
     """At all times together it is a twentieth as far from the posterior as the prior is."""
     x, y = mixture(4000, 0)
     net = NoisyClassifier((2,), 3, width=64, depth=1, dropout=0.0)
-    state = State(Model(net, path), 3e-3)
+    state = State(Model(net, schedule), 3e-3)
 
     def pairs():
         for step in range(300):
@@ -100,8 +100,8 @@ def test_training_comes_to_bayes_rule(path):
     assert losses[0] == pytest.approx(-sum(p * math.log(p) for p in (0.5, 0.25, 0.25)), abs=0.05)  # the prior alone
     x1, _ = mixture(20_000, 1)
     t = torch.rand(20_000, generator=generator(1, "times")) * state.model.span[1]
-    point = path.at(Pair(torch.randn(x1.shape, generator=generator(1, "noise")), x1), t)
-    exact = bayes(path, point.x.double(), t.double())
+    point = schedule.at(Pair(torch.randn(x1.shape, generator=generator(1, "noise")), x1), t)
+    exact = bayes(schedule, point.x.double(), t.double())
     learned = torch.log_softmax(Posterior(state.ema, log_prior(COUNTS)).logits(point.x, t), dim=1)
     prior = log_prior(COUNTS).expand(20_000, 3)
     far, farther = ((exact.exp() * (exact - each)).sum(1).mean().item() for each in (learned, prior))

@@ -59,7 +59,7 @@ def test_flags_win_over_the_file_and_silence_does_not(flowgen):
     settings = """
         data = "moons"
         seed = 5
-        path = {name = "vp", beta_max = 15.0}
+        schedule = {name = "vp", beta_max = 15.0}
         train = {steps = 7, lr = 0.01, batch_size = 16}
     """
     Path("c.toml").write_text(settings)
@@ -67,7 +67,7 @@ def test_flags_win_over_the_file_and_silence_does_not(flowgen):
     config = tomllib.loads(Path("r/config.toml").read_text())
     assert config["train"]["steps"] == 3
     assert (config["train"]["lr"], config["train"]["batch_size"], config["seed"]) == (0.01, 16, 5)
-    assert config["path"] == {"name": "vp", "beta_min": 0.1, "beta_max": 15.0}
+    assert config["schedule"] == {"name": "vp", "beta_min": 0.1, "beta_max": 15.0}
     assert config["net"]["width"] == 8
 
 

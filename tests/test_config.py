@@ -6,7 +6,7 @@ import flowgen_cli
 import pytest
 import typer
 
-from flowgen import InputError, paths, targets
+from flowgen import InputError, predictions, schedules
 from flowgen.config import (
     COUPLINGS,
     GRIDS,
@@ -24,32 +24,36 @@ from flowgen.data import TOYS
 from flowgen.settings import dump_toml, override, parse_setting, read_toml
 
 
-def singular(path: str, target: str) -> bool:
-    return path in ("linear", "cosine", "offset-cosine") and target in ("noise", "score")
+def singular(schedule: str, prediction: str) -> bool:
+    return schedule in ("linear", "cosine", "offset-cosine") and prediction in ("noise", "score")
 
 
-@pytest.mark.parametrize("path", SCHEDULES)
-@pytest.mark.parametrize("target", PREDICTIONS)
-def test_a_target_that_is_singular_where_sampling_starts_is_refused(path, target):
-    tree = {"data": "moons", "path": path, "target": target}
-    if singular(path, target):
-        with pytest.raises(InputError, match=f"target {target} is singular at t = 0 of the path {path},"):
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_target_that_is_singular_where_sampling_starts_is_refused(schedule, prediction):
+    tree = {"data": "moons", "schedule": schedule, "prediction": prediction}
+    if singular(schedule, prediction):
+        with pytest.raises(InputError, match=f"prediction {prediction} is singular at t = 0 of the path {schedule},"):
             make_config(tree)
     else:
-        assert make_config(tree).target == (targets.EDM() if target == "edm" else PREDICTIONS[target])
+        assert make_config(tree).prediction == (predictions.EDM() if prediction == "edm" else PREDICTIONS[prediction])
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *({"path": name} for name in SCHEDULES),
+        *({"schedule": name} for name in SCHEDULES),
         *({"coupling": name} for name in COUPLINGS),
         *({"times": name} for name in TIMES),
-        *({"path": "vp", "weight": name} for name in WEIGHTS),
-        {"path": {"name": "ddpm", "steps": 100, "beta_min": 0.001, "beta_max": 0.2}},
-        {"path": "ve", "target": {"name": "edm", "sigma_data": 1.0}, "times": {"name": "log-normal", "mean": 0.0}},
-        *({"path": "vp", "target": name} for name in PREDICTIONS),
-        {"path": {"name": "vp", "beta_min": 0.2, "beta_max": 15.5}},
+        *({"schedule": "vp", "weight": name} for name in WEIGHTS),
+        {"schedule": {"name": "ddpm", "steps": 100, "beta_min": 0.001, "beta_max": 0.2}},
+        {
+            "schedule": "ve",
+            "prediction": {"name": "edm", "sigma_data": 1.0},
+            "times": {"name": "log-normal", "mean": 0.0},
+        },
+        *({"schedule": "vp", "prediction": name} for name in PREDICTIONS),
+        {"schedule": {"name": "vp", "beta_min": 0.2, "beta_max": 15.5}},
         {"coupling": {"name": "exact", "group": 100}},
         {"source": 'a "quoted" \\ näme 😀', "seed": 7, "train": {"lr": 1e-05, "steps": 10**9}},
         {"reflow": {"parent": "/runs/a b", "parent_hash": "00ff", "solver": "rk4"}},
@@ -71,20 +75,20 @@ def test_a_configuration_survives_its_file(change, tmp_path):
         ({"train": {"step": 3}}, r"unknown configuration key train.step \(did you mean steps\?\)"),
         ({"net": {"widht": 3}}, r"net mlp 'widht' \(did you mean width\?\)"),
         ({"reflow": {"parent": "a", "parent_hash": "b", "pair": 3}}, r"reflow.pair \(did you mean pairs\?\)"),
-        ({"path": "liner"}, r"unknown path 'liner' \(did you mean linear\?\)"),
+        ({"schedule": "liner"}, r"unknown schedule 'liner' \(did you mean linear\?\)"),
         ({"coupling": "exat"}, r"unknown coupling 'exat' \(did you mean exact\?\)"),
         ({"times": "u-shape"}, r"unknown time law 'u-shape' \(did you mean u-shaped\?\)"),
-        ({"target": "velocty"}, r"unknown target 'velocty' \(did you mean velocity\?\)"),
-        ({"path": {"name": "vp", "beta": 3}}, r"unknown parameter of path vp 'beta' \(did you mean beta_m..\?\)"),
-        ({"path": {"name": "vp", "beta_min": -1}}, "0 < beta_min <= beta_max"),
-        ({"path": {"name": "vp", "beta_min": "low"}}, "path vp: beta_min: .*valid number"),
-        ({"path": 3}, "path needs a name"),
-        ({"target": 3}, "target needs a name"),
-        ({"target": {"name": "noise", "sigma_data": 1.0}}, "target noise has no parameters, and no sigma_data"),
-        ({"target": {"name": "edm", "sigma": 1.0}}, "sigma_data"),
+        ({"prediction": "velocty"}, r"unknown prediction 'velocty' \(did you mean velocity\?\)"),
+        ({"schedule": {"name": "vp", "beta": 3}}, r"unknown parameter of schedule vp 'beta' \(did you mean beta_m..\?\)"),
+        ({"schedule": {"name": "vp", "beta_min": -1}}, "0 < beta_min <= beta_max"),
+        ({"schedule": {"name": "vp", "beta_min": "low"}}, "schedule vp: beta_min: .*valid number"),
+        ({"schedule": 3}, "schedule needs a name"),
+        ({"prediction": 3}, "prediction needs a name"),
+        ({"prediction": {"name": "noise", "sigma_data": 1.0}}, "prediction noise has no parameters, and no sigma_data"),
+        ({"prediction": {"name": "edm", "sigma": 1.0}}, "sigma_data"),
         ({"weight": {"name": "own", "gamma": 3.0}}, "weight own has no parameters, and no gamma"),
         ({"objective": {"name": "flow-matching", "guidance": 2.0}}, "flow-matching has no parameters, and no guidance"),
-        ({"target": {"name": "edm", "sigma_data": -1.0}}, "positive sigma_data"),
+        ({"prediction": {"name": "edm", "sigma_data": -1.0}}, "positive sigma_data"),
         ({"weight": "min_snr"}, "did you mean min-snr"),
         ({"weight": {"name": "min-snr", "gamma": 0}}, "positive gamma"),
         ({"weight": "likelihood"}, "infinite at the data"),
@@ -111,10 +115,10 @@ def test_every_mistake_is_told_at_once():
         make_config({"data": "moons", "train": {"steps": 0}, "net": {"depth": 0}})
 
 
-@pytest.mark.parametrize("path", ["vp", "ve"])
-def test_a_diffusion_path_alone_means_a_diffusion(path):
-    config = make_config({"data": "moons", "path": path})
-    assert (config.target, config.coupling) == (targets.noise, Independent())
+@pytest.mark.parametrize("schedule", ["vp", "ve"])
+def test_a_diffusion_path_alone_means_a_diffusion(schedule):
+    config = make_config({"data": "moons", "schedule": schedule})
+    assert (config.prediction, config.coupling) == (predictions.noise, Independent())
 
 
 def test_a_coupling_that_solves_something_shares_its_work():
@@ -136,21 +140,24 @@ def test_a_pool_holds_the_group_unless_its_size_is_given(settings, pool):
 
 
 def test_the_bridge_coupling_has_the_noise_of_its_path():
-    assert make_config({"data": "moons", "coupling": "bridge"}).bridge == paths.BrownianBridge(1.0)
+    assert make_config({"data": "moons", "coupling": "bridge"}).bridge == schedules.BrownianBridge(1.0)
     config = make_config({"data": "moons", "coupling": {"name": "bridge", "sigma": 0.3}})
-    assert (config.bridge, config.make_objective().bridge) == (paths.BrownianBridge(0.3), paths.BrownianBridge(0.3))
+    assert (config.bridge, config.make_objective().bridge) == (
+        schedules.BrownianBridge(0.3),
+        schedules.BrownianBridge(0.3),
+    )
     still = make_config({"data": "moons", "coupling": "bridge", "bridge": {"sigma": 0.0}})
     assert still.make_objective().bridge is None
 
 
 def test_noise_on_the_path_wants_the_velocity():
-    with pytest.raises(InputError, match="target velocity"):
-        make_config({"data": "moons", "target": "data", "bridge": {"sigma": 0.1}})
+    with pytest.raises(InputError, match="prediction velocity"):
+        make_config({"data": "moons", "prediction": "data", "bridge": {"sigma": 0.1}})
 
 
 def test_settings_reach_into_names_and_tables():
-    tree = override({"data": "moons", "path": "vp"}, "path.beta_max", 15.0)
-    assert make_config(tree).path == paths.VP(beta_max=15.0)
+    tree = override({"data": "moons", "schedule": "vp"}, "schedule.beta_max", 15.0)
+    assert make_config(tree).schedule == schedules.VP(beta_max=15.0)
     tree = override({"data": "moons"}, "coupling.group", 64)
     assert make_config(tree).coupling == MultiscaleOT(64)
     # naming again what is there keeps its parameters; naming another starts from that one's defaults
@@ -205,32 +212,32 @@ def test_the_help_of_what_samples_names_all_samplers(command):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_is_made_for_the_path_and_by_the_seed(name):
-    chosen, _ = sampling_by(name, paths.VP(), seed=5)
-    assert chosen.path == paths.VP()
+    chosen, _ = sampling_by(name, schedules.VP(), seed=5)
+    assert chosen.schedule == schedules.VP()
     assert getattr(chosen, "seed", 5) == 5
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_grid_of_any_name_goes_from_one_time_to_another(grid):
-    path = paths.DDPM(steps=70)
-    _, spacing = sampling_by(None, path, grid=grid)
-    times = spacing(path, 7, 0.0, 1.0)
+    schedule = schedules.DDPM(steps=70)
+    _, spacing = sampling_by(None, schedule, grid=grid)
+    times = spacing(schedule, 7, 0.0, 1.0)
     assert (len(times), times[-1].item()) == (8, 1.0)
     assert times[0].item() == pytest.approx(0.129 if grid == "leading" else 0, abs=1e-3)
 
 
-@pytest.mark.parametrize(("path", "hi"), [(paths.VP(), 1.0), (paths.DDPM(), 0.999)])
+@pytest.mark.parametrize(("schedule", "hi"), [(schedules.VP(), 1.0), (schedules.DDPM(), 0.999)])
 @pytest.mark.parametrize("grid", ["trailing", "leading", "linspaced"])
-def test_a_grid_of_steps_needs_a_path_that_has_them_and_a_way_to_the_data(grid, path, hi):
-    _, spacing = sampling_by(None, path, grid=grid)
+def test_a_grid_of_steps_needs_a_path_that_has_them_and_a_way_to_the_data(grid, schedule, hi):
+    _, spacing = sampling_by(None, schedule, grid=grid)
     with pytest.raises(InputError, match=f"the grid {grid} is of the steps of the path ddpm"):
-        spacing(path, 5, 0.0, hi)
+        spacing(schedule, 5, 0.0, hi)
 
 
 def test_noise_is_that_of_the_sampler():
-    assert sampling_by("ddim", paths.VP(), noise=0.3).solver.eta == 0.3
-    assert sampling_by("sde", paths.VP(), noise=0.0).solver.draws is False
-    assert sampling_by("sde", paths.VP()).solver.level == 1
+    assert sampling_by("ddim", schedules.VP(), noise=0.3).solver.eta == 0.3
+    assert sampling_by("sde", schedules.VP(), noise=0.0).solver.draws is False
+    assert sampling_by("sde", schedules.VP()).solver.level == 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +253,7 @@ def test_noise_is_that_of_the_sampler():
 )
 def test_a_way_of_sampling_that_there_is_not_is_refused(solver, noise, grid, words):
     with pytest.raises(InputError, match=words):
-        sampling_by(solver, paths.VP(), noise, grid)
+        sampling_by(solver, schedules.VP(), noise, grid)
 
 
 @pytest.mark.parametrize("name", ["exact", "sinkhorn", "partial", "bridge"])

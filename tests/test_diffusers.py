@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from flowgen import grids, targets
+from flowgen import grids, predictions
 from flowgen.core import Failure, expand_time, generator, like
 from flowgen.exporting.to_diffusers import diffusers_parts
-from flowgen.paths import DDPM, VE, Linear
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Random, UniPC
 from flowgen.sampling import walk
+from flowgen.schedules import DDPM, VE, Linear
 from flowgen.solvers import euler
 
 try:
@@ -84,11 +84,13 @@ def noise_of(x, t):
     return torch.sin(2 * x + like(t, x)) + 0.3 * x.cos()
 
 
-def field_on(path):
+def field_on(schedule):
     """The velocity of a network that predicts that noise on a path."""
 
     def velocity(x, t, cond=None):
-        return targets.convert(noise_of(x, t), x, path.coeffs(like(t, x)), targets.noise, targets.velocity)
+        return predictions.convert(
+            noise_of(x, t), x, schedule.coeffs(like(t, x)), predictions.noise, predictions.velocity
+        )
 
     return velocity
 
@@ -242,24 +244,24 @@ def test_heun_on_the_levels_of_karras(x):
     torch.testing.assert_close(ours[-1], y, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("path", [PATH, VE(sigma_min=0.02, sigma_max=100.0)], ids=["ddpm", "ve"])
-def test_churned_steps_are_those_of_karras_ve(path, x, same_noise):
+@pytest.mark.parametrize("schedule", [PATH, VE(sigma_min=0.02, sigma_max=100.0)], ids=["ddpm", "ve"])
+def test_churned_steps_are_those_of_karras_ve(schedule, x, same_noise):
     """With noise at some levels and not at others. Theirs is on sigma, with x / alpha; its model gives -x0."""
     scheduler = scheduling_karras_ve.KarrasVeScheduler(s_churn=2.0, s_min=0.05, s_max=20.0, s_noise=1.007)
     scheduler.set_timesteps(15)
-    grid = grids.karras(path, 15)
-    solver = EDMSampler(path, churn=2.0 / 15, lo=0.05, hi=20.0, noise=1.007)
+    grid = grids.karras(schedule, 15)
+    solver = EDMSampler(schedule, churn=2.0 / 15, lo=0.05, hi=20.0, noise=1.007)
 
     def out(y, level):
-        t = path.time(-2 * torch.log(torch.as_tensor(level, dtype=torch.float64))).item()
-        alpha = path.coeffs(torch.tensor(t, dtype=torch.float64)).alpha
+        t = schedule.time(-2 * torch.log(torch.as_tensor(level, dtype=torch.float64))).item()
+        alpha = schedule.coeffs(torch.tensor(t, dtype=torch.float64)).alpha
         return -noise_of(alpha * y, expand_time(t, y))
 
     for t, s in pairwise(grid.tolist()):
-        before, after = (path.coeffs(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
+        before, after = (schedule.coeffs(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
         level, following = (before.sigma / before.alpha).item(), (after.sigma / after.alpha).item()
         drawn = same_noise["ours"]
-        ours, _ = solver.step(field_on(path), x, t, s)
+        ours, _ = solver.step(field_on(schedule), x, t, s)
         same_noise["theirs"] = drawn
         y, raised = scheduler.add_noise_to_input(x / before.alpha, level)
         assert (same_noise["ours"] > drawn) == (raised > level) == (0.05 <= level <= 20)

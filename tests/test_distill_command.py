@@ -30,7 +30,7 @@ def store(tmp_path_factory):
     folder, small = tmp_path_factory.mktemp("store"), {"net": {"width": 16, "depth": 2}, "pool": {"batches": 2}}
     runs_of = {
         "moons": {},
-        "vp": {"path": "vp"},
+        "vp": {"schedule": "vp"},
         "meanflow": {"objective": "meanflow"},
         "consistency": {"objective": "consistency"},
         "consistency-alone": {"objective": "consistency", "coupling": "independent"},
@@ -221,7 +221,7 @@ def test_a_reflow_and_a_diffusion_can_be_distilled(home):
     assert home("distill", "runs/moons-reflow1", "--pairs", 100, "--train-steps", 5)[0] == 0
     assert home("distill", "runs/vp", "--pairs", 100, "--train-steps", 5, "--set", "reflow.tolerance=0")[0] == 0
     for name in ("runs/moons-reflow1-1step", "runs/vp-1step"):
-        assert config_of(name)["path"]["name"] == "linear"
+        assert config_of(name)["schedule"]["name"] == "linear"
         assert home("sample", name, "--num", 20)[0] == 0
         assert home("info", name)[0] == 0
 
@@ -320,8 +320,8 @@ def test_evaluate_measures_jumps_by_themselves(home):
 
 BAD = {
     "train moons --objective meanflw": "did you mean meanflow?",
-    "train moons --objective meanflow --path vp": "needs the target velocity on the path linear or cosine",
-    "train moons --objective shortcut --target data": "needs the target velocity",
+    "train moons --objective meanflow --path vp": "needs the prediction velocity on the path linear or cosine",
+    "train moons --objective shortcut --target data": "needs the prediction velocity",
     "train moons --objective meanflow --compile": "choose shortcut",
     "train moons --objective meanflow --set bridge.sigma=0.1": "set bridge.sigma to 0",
     "train moons --objective meanflow --coupling bridge": "set bridge.sigma to 0",
@@ -347,7 +347,7 @@ BAD = {
     "distill runs/moons --method meanflow --out runs/vp": "exists already",
     "distill runs/moons --method meanflow --out runs/moons --overwrite": "the run to learn from",
     "distill runs/vp --method progressive --pairs 100": "on the path linear or cosine",
-    "distill runs/vp --method meanflow --pairs 100 --set path=vp": "on the path linear or cosine",
+    "distill runs/vp --method meanflow --pairs 100 --set schedule=vp": "on the path linear or cosine",
     "distill runs/consistency": "no velocity to learn from",
     "distill runs/consistency --method progressive": "makes 1 jumps",
     "distill runs/meanflow --method shortcut --guidance 2": "part of its training",

@@ -12,7 +12,7 @@ import flowgen_cli
 import pytest
 import typer
 
-from flowgen import config, paths, targets
+from flowgen import config, predictions, schedules
 from flowgen.core import InputError
 from flowgen.data import TOYS
 from flowgen.data.tables import READERS
@@ -128,8 +128,8 @@ def settings() -> dict[str, str]:
     keys = {key.removesuffix(".name"): value for key, value in defaults.items() if key not in ("reflow", "distill")}
     keys["data"] = None
     parts = {
-        "path": config.SCHEDULES,
-        "target": config.PREDICTIONS,
+        "schedule": config.SCHEDULES,
+        "prediction": config.PREDICTIONS,
         "weight": config.WEIGHTS,
         "coupling": config.COUPLINGS,
         "objective": config.OBJECTIVES,
@@ -196,9 +196,9 @@ def test_every_name_is_documented() -> None:
         assert not [name for name in table if f"`{name}`" not in text]
 
 
-def determined(path: paths.Schedule, target: targets.Prediction) -> str:
+def determined(path: schedules.Schedule, target: predictions.Prediction) -> str:
     try:
-        return "all t" if targets.span(path, target)[1] == 1 else "t < 1"
+        return "all t" if predictions.span(path, target)[1] == 1 else "t < 1"
     except InputError:
         return "refused"
 

@@ -25,7 +25,7 @@ NET = {"name": "resmlp", "width": 16, "depth": 1}
 TRAIN = {"steps": 25, "batch_size": 32, "lr": 1e-2, "preview_every": 0}
 KINDS = {
     "flow": {},
-    "diffusion": {"path": {"name": "vp"}, "target": "noise"},
+    "diffusion": {"schedule": {"name": "vp"}, "prediction": "noise"},
     "coupled": {"coupling": {"name": "exact"}, "train": {**TRAIN, "steps": 2}},
     "no-dropout": {"train": {**TRAIN, "steps": 2, "label_dropout": 0.0}},
     "jumps": {"objective": {"name": "consistency"}, "train": {**TRAIN, "steps": 2}},

@@ -12,8 +12,8 @@ from flowgen.core import InputError, Pair
 from flowgen.data import Gaussian
 from flowgen.grids import uniform
 from flowgen.guidance import Guided
-from flowgen.paths import VP, Cosine, Linear, OffsetCosine
 from flowgen.sampling import solve
+from flowgen.schedules import VP, Cosine, Linear, OffsetCosine
 from flowgen.sde import EulerMaruyama
 from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, Solver, euler
 
@@ -42,12 +42,12 @@ def matrix(measurement, event):
 class Normal:
     """The flow from N(0, I) to N(mean, cov) by Gaussian conditioning, with matrices; rows of an event, laid flat."""
 
-    path: object
+    schedule: object
     mean: torch.Tensor
     cov: torch.Tensor
 
     def __call__(self, x, t, cond=None):
-        flat, c = x.flatten(1), self.path.coeffs(t.reshape(-1, 1, 1))
+        flat, c = x.flatten(1), self.schedule.coeffs(t.reshape(-1, 1, 1))
         whole = c.alpha**2 * self.cov + c.sigma**2 * torch.eye(len(self.mean), dtype=x.dtype)
         rest = torch.linalg.solve(whole, (flat - c.alpha[..., 0] * self.mean).unsqueeze(2))
         x1 = self.mean + (c.alpha * self.cov @ rest)[..., 0]
@@ -56,7 +56,7 @@ class Normal:
     def given(self, a, y):
         """The law of x1 where A x1 = y, y `(m,)`."""
         gain = self.cov @ a.T @ torch.linalg.pinv(a @ self.cov @ a.T)
-        return Normal(self.path, self.mean + gain @ (y - a @ self.mean), self.cov - gain @ a @ self.cov)
+        return Normal(self.schedule, self.mean + gain @ (y - a @ self.mean), self.cov - gain @ a @ self.cov)
 
 
 # measurements
@@ -132,35 +132,35 @@ def of_variance(variance):
 
 
 @pytest.mark.parametrize("std", [1.0, 0.3, 2.5])
-def test_the_guided_field_is_that_of_the_conditional_law(path, measured, normal, std):
+def test_the_guided_field_is_that_of_the_conditional_law(schedule, measured, normal, std):
     """For Gaussian data of one variance, whatever is measured, and at t = 0 too, where alpha may be 0."""
     measurement, event = measured
     size, a = math.prod(event), matrix(measurement, event)
-    prior = Normal(path, normal("mean", size), std**2 * torch.eye(size, dtype=torch.float64))
+    prior = Normal(schedule, normal("mean", size), std**2 * torch.eye(size, dtype=torch.float64))
     y = measurement.apply(normal("truth", 1, *event))
-    x = (path.coeffs(TIMES[:1]).sigma + 1) * normal("points", len(TIMES), *event)
+    x = (schedule.coeffs(TIMES[:1]).sigma + 1) * normal("points", len(TIMES), *event)
     spread = editing.unit_variance if std == 1 else of_variance(std**2)
-    found = editing.PiGDM(prior, path, measurement, y, spread)(x, TIMES)
+    found = editing.PiGDM(prior, schedule, measurement, y, spread)(x, TIMES)
     torch.testing.assert_close(found, prior.given(a, y.flatten())(x, TIMES), rtol=1e-7, atol=1e-7)
 
 
-def test_behind_a_mask_each_entry_may_have_a_variance_of_its_own(path, normal):
+def test_behind_a_mask_each_entry_may_have_a_variance_of_its_own(schedule, normal):
     variance = normal("variances", 6).exp()
-    prior, measurement = Normal(path, normal("mean", 6), variance.diag()), editing.Mask(HALF)
+    prior, measurement = Normal(schedule, normal("mean", 6), variance.diag()), editing.Mask(HALF)
     y, x = measurement.apply(normal("truth", 1, 6)), normal("points", len(TIMES), 6)
-    found = editing.PiGDM(prior, path, measurement, y, of_variance(variance))(x, TIMES)
+    found = editing.PiGDM(prior, schedule, measurement, y, of_variance(variance))(x, TIMES)
     exact = prior.given(matrix(measurement, (6,)), y[0])(x, TIMES)
     torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=["linear", "cosine"])
-def test_the_guided_flow_ends_where_the_conditional_one_does(path, normal):
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=["linear", "cosine"])
+def test_the_guided_flow_ends_where_the_conditional_one_does(schedule, normal):
     """What is measured comes out, and the rest is the map of the prior: at the first order of Euler's method."""
     mean, measurement = normal("mean", 6), editing.Mask(HALF)
-    prior = Normal(path, mean, torch.eye(6, dtype=torch.float64))
+    prior = Normal(schedule, mean, torch.eye(6, dtype=torch.float64))
     y, x0 = measurement.apply(normal("truth", 1, 6)), normal("noise", 20, 6)
     exact = torch.where(HALF, y, mean + x0)
-    guided = editing.PiGDM(prior, path, measurement, y)
+    guided = editing.PiGDM(prior, schedule, measurement, y)
     errors = [(solve(guided, x0, uniform(n), euler) - exact).abs().max().item() for n in (20, 40, 80)]
     assert errors[0] < 0.3
     for coarse, fine in pairwise(errors):
@@ -168,9 +168,9 @@ def test_the_guided_flow_ends_where_the_conditional_one_does(path, normal):
 
 
 def test_where_there_is_no_noise_the_field_stands(normal):
-    path, x = Linear(), normal("points", 3, 6)
-    prior = Normal(path, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    guided = editing.PiGDM(prior, path, editing.Mask(HALF), normal("y", 1, 6))
+    schedule, x = Linear(), normal("points", 3, 6)
+    prior = Normal(schedule, normal("mean", 6), torch.eye(6, dtype=torch.float64))
+    guided = editing.PiGDM(prior, schedule, editing.Mask(HALF), normal("y", 1, 6))
     t = torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64)
     found, bare = guided(x, t), prior(x, t)
     assert torch.equal(found[[0, 2]], bare[[0, 2]])
@@ -179,9 +179,9 @@ def test_where_there_is_no_noise_the_field_stands(normal):
 
 
 def test_before_its_time_the_field_stands(normal):
-    path, x = VP(), normal("points", len(TIMES), 6)
-    prior = Normal(path, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    whole = editing.PiGDM(prior, path, editing.Mask(HALF), normal("y", 1, 6))
+    schedule, x = VP(), normal("points", len(TIMES), 6)
+    prior = Normal(schedule, normal("mean", 6), torch.eye(6, dtype=torch.float64))
+    whole = editing.PiGDM(prior, schedule, editing.Mask(HALF), normal("y", 1, 6))
     late = replace(whole, since=0.2)(x, TIMES)
     assert torch.equal(late[:2], prior(x, TIMES)[:2])
     assert torch.equal(late[2:], whole(x, TIMES)[2:])
@@ -189,27 +189,29 @@ def test_before_its_time_the_field_stands(normal):
 
 
 def test_rows_are_guided_alone_and_each_by_its_own_y(normal):
-    path, x, y = Cosine(), normal("points", len(TIMES), 6), normal("y", len(TIMES), 6)
-    prior = Normal(path, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    whole = editing.PiGDM(prior, path, editing.Mask(HALF), y)(x, TIMES)
+    schedule, x, y = Cosine(), normal("points", len(TIMES), 6), normal("y", len(TIMES), 6)
+    prior = Normal(schedule, normal("mean", 6), torch.eye(6, dtype=torch.float64))
+    whole = editing.PiGDM(prior, schedule, editing.Mask(HALF), y)(x, TIMES)
     for row in range(len(TIMES)):
-        alone = editing.PiGDM(prior, path, editing.Mask(HALF), y[row : row + 1])
+        alone = editing.PiGDM(prior, schedule, editing.Mask(HALF), y[row : row + 1])
         torch.testing.assert_close(alone(x[row : row + 1], TIMES[row : row + 1])[0], whole[row])
 
 
 def test_guidance_by_labels_and_by_a_measurement_go_together(normal):
     """Guided by labels the field is that of another Gaussian, which the measurement conditions."""
-    path, means, x = Linear(), normal("means", 2, 6), normal("points", 4, 6)
+    schedule, means, x = Linear(), normal("means", 2, 6), normal("points", 4, 6)
     eye, t = torch.eye(6, dtype=torch.float64), torch.full((4,), 0.4, dtype=torch.float64)
 
     def field(x, t, cond):
-        return torch.stack([Normal(path, means[k], eye)(x[i : i + 1], t[:1])[0] for i, k in enumerate(cond.tolist())])
+        return torch.stack(
+            [Normal(schedule, means[k], eye)(x[i : i + 1], t[:1])[0] for i, k in enumerate(cond.tolist())]
+        )
 
     y, mask = normal("y", 1, 6), editing.Mask(HALF)
     with torch.no_grad():
-        made = editing.PiGDM(Guided(field, 1, 3.0), path, mask, y)(x, t, torch.zeros(4, dtype=torch.int64))
+        made = editing.PiGDM(Guided(field, 1, 3.0), schedule, mask, y)(x, t, torch.zeros(4, dtype=torch.int64))
     mean = means[1] + 3 * (means[0] - means[1])
-    exact = Normal(path, mean, eye).given(matrix(mask, (6,)), mask.apply(y)[0])
+    exact = Normal(schedule, mean, eye).given(matrix(mask, (6,)), mask.apply(y)[0])
     torch.testing.assert_close(made, exact(x, t))
     assert not made.requires_grad
 
@@ -221,16 +223,16 @@ def still(x, t, cond=None):
     return torch.zeros_like(x)
 
 
-def replaced(path, y, solver=euler, event=(6,), **given):
-    return editing.RePaint(solver, path, editing.Mask(HALF), y, Gaussian(event), **given)
+def replaced(schedule, y, solver=euler, event=(6,), **given):
+    return editing.RePaint(solver, schedule, editing.Mask(HALF), y, Gaussian(event), **given)
 
 
-def test_after_a_step_the_known_part_is_that_of_the_path(path, normal):
+def test_after_a_step_the_known_part_is_that_of_the_path(schedule, normal):
     """N(alpha y, sigma^2) where it is known, and the solver's own step elsewhere."""
     y, x, s = normal("y", 1, 6), normal("points", 4000, 6), 0.6
-    made, _ = replaced(path, y).step(still, x, 0.5, s)
+    made, _ = replaced(schedule, y).step(still, x, 0.5, s)
     assert torch.equal(made[:, ~HALF], x[:, ~HALF])
-    c, known = path.coeffs(torch.tensor(s, dtype=torch.float64)), made[:, HALF]
+    c, known = schedule.coeffs(torch.tensor(s, dtype=torch.float64)), made[:, HALF]
     rest = (known - c.alpha * y[:, HALF]) / c.sigma
     assert (rest.mean(0).abs() < 4 / 4000**0.5).all()
     assert (rest.var(0) - 1).abs().max() < 0.1
@@ -239,8 +241,8 @@ def test_after_a_step_the_known_part_is_that_of_the_path(path, normal):
 
 def test_at_the_data_the_known_part_is_exact(normal):
     y, x = normal("y", 1, 6).float(), normal("points", 70, 6).float()
-    for path in (Linear(), Cosine(), VP(), OffsetCosine()):
-        ends = solve(still, x, uniform(4), replaced(path, y))
+    for schedule in (Linear(), Cosine(), VP(), OffsetCosine()):
+        ends = solve(still, x, uniform(4), replaced(schedule, y))
         assert torch.equal(ends[:, HALF], y[:, HALF].expand(70, -1))
 
 
@@ -259,12 +261,12 @@ def test_noise_belongs_to_the_seed_the_row_and_the_step(normal, solver):
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_a_step_back_keeps_the_law_of_the_path(path, normal):
+def test_a_step_back_keeps_the_law_of_the_path(schedule, normal):
     """Of x_s = alpha x1 + sigma x0 with a given x1 it makes N(alpha(t) x1, sigma(t)^2), uncorrelated among entries."""
     x1, s, t = normal("data", 1, 6), 0.7, 0.3
-    x = path.at(Pair(normal("noise", 20_000, 6), x1.expand(20_000, 6)), torch.full((20_000,), s).double()).x
-    made, _ = replaced(path, x1).step(still, x, s, t)
-    c = path.coeffs(torch.tensor(t, dtype=torch.float64))
+    x = schedule.at(Pair(normal("noise", 20_000, 6), x1.expand(20_000, 6)), torch.full((20_000,), s).double()).x
+    made, _ = replaced(schedule, x1).step(still, x, s, t)
+    c = schedule.coeffs(torch.tensor(t, dtype=torch.float64))
     rest = (made - c.alpha * x1) / c.sigma
     assert (rest.mean(0).abs() < 4 / 20_000**0.5).all()
     assert (rest.var(0) - 1).abs().max() < 0.05
@@ -328,14 +330,14 @@ def test_solvers_that_carry_or_draw_can_be_gone_over(solver, normal):
     assert replaced(Linear(), y, solver).draws
 
 
-def correlated(normal, times=1, guided=False, path=None):
+def correlated(normal, times=1, guided=False, schedule=None):
     """Mean and deviation of the unknown of two correlated numbers, from 2000 fillings."""
-    path = path or Linear()
+    schedule = schedule or Linear()
     cov = torch.tensor([[1.0, 0.95], [0.95, 1.0]], dtype=torch.float64)
-    prior, mask = Normal(path, torch.zeros(2, dtype=torch.float64), cov), editing.Mask(torch.tensor([True, False]))
+    prior, mask = Normal(schedule, torch.zeros(2, dtype=torch.float64), cov), editing.Mask(torch.tensor([True, False]))
     y = torch.tensor([[1.5, 0.0]], dtype=torch.float64)
-    field = editing.PiGDM(prior, path, mask, y) if guided else prior
-    solver = editing.RePaint(euler, path, mask, y, Gaussian((2,)))
+    field = editing.PiGDM(prior, schedule, mask, y) if guided else prior
+    solver = editing.RePaint(euler, schedule, mask, y, Gaussian((2,)))
     with torch.no_grad():
         x = solve(field, normal("noise", 2000, 2), editing.resampled(uniform(30, 0, 0.999), times, 5), solver)
     return x[:, 1].mean().item(), x[:, 1].std().item()

@@ -7,21 +7,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowgen import editing, targets
+from flowgen import editing, predictions
 from flowgen.config import sampling_by
 from flowgen.core import Pair, expand_time
 from flowgen.grids import uniform
-from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 from flowgen.runs import ChosenSampler, Editor
 from flowgen.sampling import grid_of, solve
+from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 from flowgen.solvers import AdaptiveSolver, euler, heun, rk4
 
 
 @pytest.mark.parametrize("solver", [euler, heun, rk4], ids=["euler", "heun", "rk4"])
-@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=["linear", "cosine"])
-def test_there_and_back_is_as_exact_as_the_solver(gaussian_flow, normal, path, solver):
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=["linear", "cosine"])
+def test_there_and_back_is_as_exact_as_the_solver(gaussian_flow, normal, schedule, solver):
     """Both ways, and both together, at the solver's order of convergence."""
-    flow, x1 = gaussian_flow(path), normal("data", 8, 2)
+    flow, x1 = gaussian_flow(schedule), normal("data", 8, 2)
     there, back = [], []
     for steps in (20, 40, 80):
         latent = editing.inverted(flow.velocity, x1, uniform(steps), solver)
@@ -38,7 +38,7 @@ FEW_STEPS = DDPM(steps=20, beta_min=0.01, beta_max=0.6)
 
 
 @pytest.fixture(
-    params=[Linear(), Cosine(), VP(), OffsetCosine(), FEW_STEPS, VE()], ids=lambda path: type(path).__name__
+    params=[Linear(), Cosine(), VP(), OffsetCosine(), FEW_STEPS, VE()], ids=lambda schedule: type(schedule).__name__
 )
 def smooth(request):
     """Paths whose velocity an adaptive method can follow to its tolerance."""
@@ -48,7 +48,7 @@ def smooth(request):
 def test_an_exact_field_leads_there_and_back(gaussian_flow, smooth, normal):
     """On diffusions from the end of the span, where the point is taken to be."""
     flow, x1 = gaussian_flow(smooth), normal("data", 8, 2)
-    grid = uniform(4, *targets.span(smooth, targets.velocity))
+    grid = uniform(4, *predictions.span(smooth, predictions.velocity))
     solver = AdaptiveSolver("dopri8", rtol=1e-11, atol=1e-11)
     latent = editing.inverted(flow.velocity, x1, grid, solver)
     lo, hi = grid[0].item(), grid[-1].item()
@@ -57,20 +57,20 @@ def test_an_exact_field_leads_there_and_back(gaussian_flow, smooth, normal):
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.7, 1.0])
-def test_a_noised_point_is_on_the_path(path, normal, strength):
+def test_a_noised_point_is_on_the_path(schedule, normal, strength):
     x1, x0, t = normal("data", 8, 2), normal("noise", 8, 2), 1 - strength
-    begun = editing.noised(path, x1, x0, t)
-    c = path.coeffs(torch.tensor(t, dtype=torch.float64))
+    begun = editing.noised(schedule, x1, x0, t)
+    c = schedule.coeffs(torch.tensor(t, dtype=torch.float64))
     if strength == 1:  # where sampling starts, whatever was there
-        assert torch.equal(begun, editing.noised(path, 100 + x1, x0, t))
+        assert torch.equal(begun, editing.noised(schedule, 100 + x1, x0, t))
         torch.testing.assert_close(begun, c.sigma * x0)
     else:
-        torch.testing.assert_close(begun, path.at(Pair(x0, x1), expand_time(t, x1)).x)
+        torch.testing.assert_close(begun, schedule.at(Pair(x0, x1), expand_time(t, x1)).x)
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
 def test_a_redrawn_point_is_where_the_flow_takes_its_noised_one(gaussian_flow, smooth, normal, strength):
-    flow, t, (lo, hi) = gaussian_flow(smooth), 1 - strength, targets.span(smooth, targets.velocity)
+    flow, t, (lo, hi) = gaussian_flow(smooth), 1 - strength, predictions.span(smooth, predictions.velocity)
     begun = editing.noised(smooth, normal("data", 8, 2), normal("noise", 8, 2), t)
     grid = editing.from_time(uniform(4, lo, hi), t)
     made = solve(flow.velocity, begun, grid, AdaptiveSolver("dopri8", rtol=1e-9, atol=1e-9))
@@ -120,11 +120,11 @@ def test_between_points_of_one_direction_it_is_the_line(normal, apart):
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m", "dpm++3m", "unipc", "edm", "heun"])
-@pytest.mark.parametrize("path", [DDPM(steps=50, beta_min=0.002, beta_max=0.35), VP(), Linear()], ids=repr)
-def test_a_run_is_inverted_by_every_solver_that_draws_nothing(gaussian_flow, exact_model, normal, name, path):
+@pytest.mark.parametrize("schedule", [DDPM(steps=50, beta_min=0.002, beta_max=0.35), VP(), Linear()], ids=repr)
+def test_a_run_is_inverted_by_every_solver_that_draws_nothing(gaussian_flow, exact_model, normal, name, schedule):
     """On the grids that they have by name, also where the path has few steps of its own."""
-    model, x = exact_model(gaussian_flow(path), targets.v).double(), normal("data", 3, 2)
-    chosen, spacing = sampling_by(name, path)
+    model, x = exact_model(gaussian_flow(schedule), predictions.v).double(), normal("data", 3, 2)
+    chosen, spacing = sampling_by(name, schedule)
     for steps, bound in ((8, math.inf), (150, 0.5 if name == "ddim" else 0.05)):
         grid = grid_of(model, chosen, steps, spacing)
         editor = Editor(SimpleNamespace(model=model), model.velocity, ChosenSampler(chosen, grid))

@@ -33,9 +33,9 @@ TREES = {
     "dit": {"data": "digits", "net": {"name": "dit", "size": "tiny", "depth": 1}},
     "unlabelled": {"data": "moons", "net": {"width": 16, "depth": 1}},
     "between": {"data": "moons", "source": "8gaussians", "net": {"width": 16, "depth": 1}},
-    "vp": {"data": "moons", "path": "vp", "net": {"width": 16, "depth": 1}},
-    "ve": {"data": "moons", "path": "ve", "target": "data", "net": {"width": 16, "depth": 1}},
-    "ve-noise": {"data": "moons", "path": "ve", "net": {"width": 16, "depth": 1}},
+    "vp": {"data": "moons", "schedule": "vp", "net": {"width": 16, "depth": 1}},
+    "ve": {"data": "moons", "schedule": "ve", "prediction": "data", "net": {"width": 16, "depth": 1}},
+    "ve-noise": {"data": "moons", "schedule": "ve", "net": {"width": 16, "depth": 1}},
     "map": {"data": "moons", "objective": "shortcut", "net": {"name": "mlp", "width": 16, "depth": 1}},
     "consistency": {"data": "moons", "objective": "consistency", "net": {"name": "mlp", "width": 16, "depth": 1}},
     "wide": {"data": "digits", "net": {**WIDE, "multipliers": [1, 1], "attention": [2], "heads": 4}},
@@ -216,7 +216,7 @@ def test_a_flow_map_is_exported_as_it_is_sampled(name, facts, run_of, tmp_path):
 
 def test_noise_between_jumps_cannot_be_exported(run_of, tmp_path):
     trained = runs.load(run_of("consistency"), "cpu")
-    solver = sampling.ConsistencySampler(trained.model.path, trained.source)
+    solver = sampling.ConsistencySampler(trained.model.schedule, trained.source)
     with pytest.raises(InputError, match="export it with --steps 1"):
         exporting.sampler(trained, uniform(2), solver)
     writers.write_torch(exporting.sampler(trained, uniform(1), solver), tmp_path / "x.pt2")
@@ -473,9 +473,9 @@ def test_a_missing_package_is_named(form, package, run_of, flowgen, monkeypatch)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": {"name": "linear", "sigma_min": 0.1}}, "velocity on the straight path"),
-        ({"path": "cosine"}, "velocity on the straight path"),
-        ({"target": "data"}, "velocity on the straight path"),
+        ({"schedule": {"name": "linear", "sigma_min": 0.1}}, "velocity on the straight path"),
+        ({"schedule": "cosine"}, "velocity on the straight path"),
+        ({"prediction": "data"}, "velocity on the straight path"),
         ({"source": "digits"}, "start from noise"),
         ({"objective": "consistency"}, "no velocity for diffusers"),
     ],

@@ -21,7 +21,7 @@ from flowgen.losses import AdaptiveLoss, PseudoHuber, Squared
 from flowgen.model import Model
 from flowgen.nn import MLP, DiT, ResMLP, UNet
 from flowgen.objectives import FlowMatching
-from flowgen.paths import Linear
+from flowgen.schedules import Linear
 
 ROWS = 500
 DRAWS = 20_000
@@ -92,7 +92,7 @@ def test_the_known_map_is_a_semigroup(whole_flow):
 
 def error(objective, flow, map_model, drawn=None, average=None):
     """The errors of the known map, or of another, of an objective."""
-    return errors(objective, map_model(flow.path, average or flow.average), pairs_of(flow), drawn or spans())
+    return errors(objective, map_model(flow.schedule, average or flow.average), pairs_of(flow), drawn or spans())
 
 
 def test_meanflow_taught_by_the_velocity_is_zero_at_the_map(whole_flow, map_model):
@@ -102,7 +102,7 @@ def test_meanflow_taught_by_the_velocity_is_zero_at_the_map(whole_flow, map_mode
 def test_meanflow_of_pairs_is_wrong_by_their_noise_alone(whole_flow, map_model):
     """What is left is v - dx_t/dt, since the derivative is along the velocity, and not along the pair."""
     pair, drawn = pairs_of(whole_flow), spans()
-    point = whole_flow.path.at(pair, drawn.t)
+    point = whole_flow.schedule.at(pair, drawn.t)
     noise = whole_flow.velocity(point.x, point.t) - point.dx
     torch.testing.assert_close(error(MeanFlow(), whole_flow, map_model), noise, rtol=1e-10, atol=1e-10)
 
@@ -121,7 +121,7 @@ WRONG = {
 def test_no_other_derivative_would_do(tangents, sign, whole_flow):
     """u = v + (s - t) D_t u, as written here with the right derivative; with others it is far from true."""
     (t, s), u = times(), whole_flow.average
-    point = whole_flow.path.at(pairs_of(whole_flow), t)
+    point = whole_flow.schedule.at(pairs_of(whole_flow), t)
     v, one = whole_flow.velocity(point.x, t), torch.ones_like(t)
 
     def residual(x, at_t, at_s, sign=1):
@@ -145,7 +145,7 @@ def test_halves_of_a_teacher_are_its_jumps(whole_flow, map_model):
     objective = Shortcut(velocity=None, halves=whole_flow.average)
     drawn = TimePairs(*times())
     found = error(objective, whole_flow, map_model, drawn, lambda x, t, s, cond: torch.zeros_like(x))
-    x = whole_flow.path.at(pairs_of(whole_flow), drawn.t).x
+    x = whole_flow.schedule.at(pairs_of(whole_flow), drawn.t).x
     torch.testing.assert_close(found, -whole_flow.average(x, *drawn), rtol=1e-10, atol=1e-10)
 
 
@@ -173,7 +173,7 @@ def test_alpha_flow_is_exact_where_its_first_step_is(whole_flow, map_model, shar
 
 
 def test_alpha_flow_of_share_1_is_flow_matching_whatever_s_is(whole_flow, map_model):
-    model, pair, (t, s) = map_model(whole_flow.path, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), times()
+    model, pair, (t, s) = map_model(whole_flow.schedule, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), times()
     known = FlowMatching(lambda n, generator: t)(model, pair, generator(0, "draws"))
     torch.testing.assert_close(AlphaFlow(share=1.0).loss(model, pair, TimePairs(t, s)), known)
 
@@ -181,7 +181,7 @@ def test_alpha_flow_of_share_1_is_flow_matching_whatever_s_is(whole_flow, map_mo
 def test_losses_of_alpha_flow_do_not_fall_with_its_share(whole_flow, map_model):
     """Off the diagonal errors are as small as the share, and their square over the share has a gradient that is not;
     on it they do not know of the share."""
-    model, pair, drawn = map_model(whole_flow.path, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), spans()
+    model, pair, drawn = map_model(whole_flow.schedule, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), spans()
     still = drawn.s == drawn.t
     by_share = {share: AlphaFlow(share=share).loss(model, pair, drawn) for share in (0.01, 1e-6)}
     torch.testing.assert_close(by_share[0.01][still], by_share[1e-6][still])
@@ -191,7 +191,7 @@ def test_losses_of_alpha_flow_do_not_fall_with_its_share(whole_flow, map_model):
 
 def test_end_points_are_zero_at_the_map(whole_flow, map_model):
     x0 = pairs_of(whole_flow).x0
-    made, model = Pair(x0, whole_flow.map(x0, 0.0, 1.0)), map_model(whole_flow.path, whole_flow.average)
+    made, model = Pair(x0, whole_flow.map(x0, 0.0, 1.0)), map_model(whole_flow.schedule, whole_flow.average)
     assert EndPoint()(model, made, generator(0, "draws")).max() < 1e-20
     assert EndPoint()(model, pairs_of(whole_flow), generator(0, "draws")).mean() > 0.1
 
@@ -217,10 +217,10 @@ IN_THE_MEAN = {
 @pytest.mark.parametrize("objective", IN_THE_MEAN.values(), ids=IN_THE_MEAN)
 def test_pairs_teach_what_their_velocity_would(objective, whole_flow, map_model):
     """In the mean, at the map: the flow is affine, and so is what is made of the velocity."""
-    model, pair, drawn = map_model(whole_flow.path, whole_flow.average), pairs_of(whole_flow, DRAWS), spans(DRAWS)
+    model, pair, drawn = map_model(whole_flow.schedule, whole_flow.average), pairs_of(whole_flow, DRAWS), spans(DRAWS)
     by_pairs = errors(objective, model, pair, drawn)
     by_teacher = errors(replace(objective, velocity=taught(whole_flow)), model, pair, drawn)
-    noise, x = by_pairs - by_teacher, whole_flow.path.at(pair, drawn.t).x
+    noise, x = by_pairs - by_teacher, whole_flow.schedule.at(pair, drawn.t).x
     assert significant(noise, x, drawn.t) < 4.5
     assert noise[drawn.s == drawn.t].abs().mean() > 0.1
 
@@ -234,10 +234,10 @@ def test_pairs_of_a_few_points_teach_their_velocity(empirical_flow, map_model, n
         ends = flow.ends(x, t)
         return ends.x1 - ends.x0
 
-    model, drawn = map_model(flow.path, lambda x, t, s, cond: velocity(x, t)), spans(DRAWS)
+    model, drawn = map_model(flow.schedule, lambda x, t, s, cond: velocity(x, t)), spans(DRAWS)
     by_pairs = errors(MeanFlow(), model, pair, drawn)
     by_teacher = errors(MeanFlow(velocity=OfTeacher(velocity)), model, pair, drawn)
-    x = flow.path.at(pair, drawn.t).x
+    x = flow.schedule.at(pair, drawn.t).x
     assert significant(by_pairs - by_teacher, x, drawn.t) < 4.5
     assert by_teacher[drawn.t == drawn.s].abs().max() < 1e-12
 
@@ -257,8 +257,8 @@ def labelled(flow):
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
 def test_pairs_are_guided_in_the_mean(weight, whole_flow, map_model):
     """v(null) + weight (v(label) - v(null)); rows without a label learn from their pairs."""
-    model, pair, t = map_model(whole_flow.path, labelled(whole_flow)), pairs_of(whole_flow, DRAWS), times(DRAWS)[0]
-    cond, point = torch.arange(DRAWS) % 2, whole_flow.path.at(pair, t)
+    model, pair, t = map_model(whole_flow.schedule, labelled(whole_flow)), pairs_of(whole_flow, DRAWS), times(DRAWS)[0]
+    cond, point = torch.arange(DRAWS) % 2, whole_flow.schedule.at(pair, t)
     guided = OfPairs(weight, null=1)(model, point, cond)
     v, null = whole_flow.velocity(point.x, t), point.x.sin() + like(t, point.x)
     known = null + weight * (v - null)
@@ -277,8 +277,8 @@ def test_a_guided_teacher_is_its_field(weight, whole_flow, map_model):
 
     pair, drawn = pairs_of(whole_flow)._replace(cond=torch.arange(ROWS) % 2), spans(diagonal=1.0)
     objective = MeanFlow(velocity=OfTeacher(Guided(field, 1, weight)))
-    found = errors(objective, map_model(whole_flow.path, lambda x, *_: torch.zeros_like(x)), pair, drawn)
-    x = whole_flow.path.at(pair, drawn.t).x
+    found = errors(objective, map_model(whole_flow.schedule, lambda x, *_: torch.zeros_like(x)), pair, drawn)
+    x = whole_flow.schedule.at(pair, drawn.t).x
     v, null = (field(x, drawn.t, torch.full((ROWS,), label)) for label in (0, 1))
     known = torch.where(like(pair.cond == 0, x), null + weight * (v - null), null)
     torch.testing.assert_close(-found, known, rtol=1e-10, atol=1e-10)
@@ -318,7 +318,7 @@ def case(request, normal):
 def along(case, h):
     """u at points moved by h along the flow of the net's own diagonal, s staying."""
     (t, s), model = case.drawn, case.model
-    x = model.path.at(case.pair, t).x
+    x = model.schedule.at(case.pair, t).x
     v = model.velocity(x, t, case.pair.cond)
     return model.average(x + h * v, t + h, s, case.pair.cond)
 
@@ -359,7 +359,10 @@ def gradient(model, losses):
 def test_what_is_learned_from_has_no_gradient(objective, case):
     """The gradient is that of the distance from a constant."""
     model, pair, (t, s) = case.model, case.pair, objective.draw(case.pair.x1.shape, generator(0, "draws"))
-    now, losses = model.average(model.path.at(pair, t).x, t, s, pair.cond), objective.loss(model, pair, TimePairs(t, s))
+    now, losses = (
+        model.average(model.schedule.at(pair, t).x, t, s, pair.cond),
+        objective.loss(model, pair, TimePairs(t, s)),
+    )
     known = objective.distance(now - (now - errors(objective, model, pair, TimePairs(t, s))).detach())
     share = torch.where(s == t, 1.0, getattr(objective, "share", 1.0))
     torch.testing.assert_close(losses, known / share, rtol=1e-9, atol=1e-9)
@@ -368,7 +371,7 @@ def test_what_is_learned_from_has_no_gradient(objective, case):
 
 def test_a_share_of_all_times_reaches_the_data(whole_flow, map_model):
     """Within it of the data the velocity alone is learned, and farther off it is a share of the way that is left."""
-    model, pair, (t, _) = map_model(whole_flow.path, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), times()
+    model, pair, (t, _) = map_model(whole_flow.schedule, lambda x, t, s, cond: x.sin()), pairs_of(whole_flow), times()
     to_data, near = TimePairs(t, torch.ones_like(t)), t > 0.75
     found = errors(AlphaFlow(share=0.25, absolute=True), model, pair, to_data)
     assert near.any()

@@ -14,8 +14,8 @@ from flowgen.data import Gaussian, moons
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
-from flowgen.paths import Cosine
 from flowgen.repath import repath
+from flowgen.schedules import Cosine
 from flowgen.training import State, fit
 
 FROZEN = ["net.encoder.0.weight", "net.encoder.0.bias", "net.encoder.1.weight", "net.encoder.1.bias", "net.waves"]

@@ -25,13 +25,13 @@ from flowgen import (
     likelihood,
     metrics,
     objectives,
-    paths,
+    predictions,
     premetric,
     repath,
     samplers,
+    schedules,
     sde,
     solvers,
-    targets,
 )
 from flowgen.core import Pair, generator
 from flowgen.couplings import (
@@ -97,9 +97,9 @@ NETS = {
 }
 
 
-def made(name, path=None, target=targets.velocity):
+def made(name, schedule=None, prediction=predictions.velocity):
     net = moved_out(NETS[name]())
-    return Model(net, path, target, Scaling.of_range(0, 1) if name in ("unet", "dit") else None)
+    return Model(net, schedule, prediction, Scaling.of_range(0, 1) if name in ("unet", "dit") else None)
 
 
 def event(name):
@@ -160,8 +160,8 @@ def test_a_device_trains_as_the_cpu_does(name, device):
 OBJECTIVES = {
     "stratified times": objectives.FlowMatching(objectives.Stratified()),
     "times of the papers": objectives.FlowMatching(objectives.LogitNormal()),
-    "bridge": objectives.FlowMatching(bridge=paths.ConstantBridge(0.3)),
-    "noise of a bridge": objectives.BridgeNoise(paths.BrownianBridge(0.7)),
+    "bridge": objectives.FlowMatching(bridge=schedules.ConstantBridge(0.3)),
+    "noise of a bridge": objectives.BridgeNoise(schedules.BrownianBridge(0.7)),
     "meanflow": flowmaps.MeanFlow(),
     "guided meanflow": flowmaps.MeanFlow(velocity=flowmaps.OfPairs(2.0, CLASSES)),
     "shortcut": flowmaps.Shortcut(),
@@ -265,12 +265,12 @@ def test_a_resumed_training_has_the_same_bits_there(device, tmp_path):
 
 @pytest.mark.parametrize("forth", [True, False], ids=["from the device", "to the device"])
 def test_a_checkpoint_goes_from_one_device_to_another(forth, device, tmp_path):
-    source, target = (device, CPU) if forth else (CPU, device)
+    source, prediction = (device, CPU) if forth else (CPU, device)
     _, state = trained("dit", source)
-    other = State(made("dit").to(target), ema=(0.05, 0.1))
+    other = State(made("dit").to(prediction), ema=(0.05, 0.1))
     other.restore(checkpoints.load(checkpoints.save(tmp_path, 3, state.tensors(), keep=1)))
     assert same(other.tensors(), state.tensors())
-    read = pairs("dit", target, start=3)
+    read = pairs("dit", prediction, start=3)
     (loss,) = fit(other, read, objectives.FlowMatching(), 4, seed=0)
     assert loss == pytest.approx(trained("dit", CPU, steps=4)[0][-1], rel=1e-3)
 
@@ -408,25 +408,25 @@ def test_pairs_made_ahead_lie_on_the_device(device):
 
 
 SCHEDULES = {
-    "linear": paths.Linear(),
-    "blurred": paths.Linear(sigma_min=0.05),
-    "cosine": paths.Cosine(),
-    "vp": paths.VP(),
-    "offset-cosine": paths.OffsetCosine(),
-    "ddpm": paths.DDPM(steps=20, beta_min=0.01, beta_max=0.6),
-    "ve": paths.VE(sigma_min=0.05, sigma_max=20.0),
+    "linear": schedules.Linear(),
+    "blurred": schedules.Linear(sigma_min=0.05),
+    "cosine": schedules.Cosine(),
+    "vp": schedules.VP(),
+    "offset-cosine": schedules.OffsetCosine(),
+    "ddpm": schedules.DDPM(steps=20, beta_min=0.01, beta_max=0.6),
+    "ve": schedules.VE(sigma_min=0.05, sigma_max=20.0),
 }
 
 
-@pytest.mark.parametrize("path", SCHEDULES.values(), ids=SCHEDULES)
-def test_paths_are_the_same_there(path, device):
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_paths_are_the_same_there(schedule, device):
     t = torch.rand(20, generator=generator(0, "t")) * 0.9 + 0.05
-    for got, wanted in zip(path.coeffs(t.to(device)), path.coeffs(t), strict=True):
+    for got, wanted in zip(schedule.coeffs(t.to(device)), schedule.coeffs(t), strict=True):
         assert got.device.type == device.type
         close(got, wanted)
-    close(path.time(torch.linspace(-2, 2, 9).to(device)), path.time(torch.linspace(-2, 2, 9)))
+    close(schedule.time(torch.linspace(-2, 2, 9).to(device)), schedule.time(torch.linspace(-2, 2, 9)))
     pair = Pair(normal("x0", 20, 2), normal("x1", 20, 2))
-    for got, wanted in zip(path.at(pair.to(device), t.to(device)), path.at(pair, t), strict=True):
+    for got, wanted in zip(schedule.at(pair.to(device), t.to(device)), schedule.at(pair, t), strict=True):
         close(got, wanted, rtol=0.01)
 
 
@@ -439,22 +439,22 @@ def test_starts_are_the_same_whatever_the_device(device):
 
 
 SOLVERS = {
-    "euler": lambda path: solvers.euler,
-    "heun": lambda path: solvers.heun,
-    "rk4": lambda path: solvers.rk4,
-    "ab2": lambda path: solvers.AdamsBashforth2(),
-    "jump": lambda path: solvers.FlowMapStep(),
-    "renoise": lambda path: ConsistencySampler(path, Gaussian()),
-    "ddim": lambda path: samplers.DDIM(path),
-    "noisy ddim": lambda path: samplers.DDIM(path, 0.5),
-    "ancestral": lambda path: samplers.Ancestral(path),
-    "churned": lambda path: samplers.EDMSampler(path),
-    "dpm-solver++": lambda path: samplers.DPMSolverPP(path),
-    "dpm-solver++ 3": lambda path: samplers.DPMSolverPP(path, 3),
-    "unipc": lambda path: samplers.UniPC(path),
-    "langevin": lambda path: samplers.Langevin(path),
-    "corrected": lambda path: samplers.PredictorCorrector(solvers.euler, path),
-    "stochastic": lambda path: sde.ReverseSDE(path, 0.5),
+    "euler": lambda schedule: solvers.euler,
+    "heun": lambda schedule: solvers.heun,
+    "rk4": lambda schedule: solvers.rk4,
+    "ab2": lambda schedule: solvers.AdamsBashforth2(),
+    "jump": lambda schedule: solvers.FlowMapStep(),
+    "renoise": lambda schedule: ConsistencySampler(schedule, Gaussian()),
+    "ddim": lambda schedule: samplers.DDIM(schedule),
+    "noisy ddim": lambda schedule: samplers.DDIM(schedule, 0.5),
+    "ancestral": lambda schedule: samplers.Ancestral(schedule),
+    "churned": lambda schedule: samplers.EDMSampler(schedule),
+    "dpm-solver++": lambda schedule: samplers.DPMSolverPP(schedule),
+    "dpm-solver++ 3": lambda schedule: samplers.DPMSolverPP(schedule, 3),
+    "unipc": lambda schedule: samplers.UniPC(schedule),
+    "langevin": lambda schedule: samplers.Langevin(schedule),
+    "corrected": lambda schedule: samplers.PredictorCorrector(solvers.euler, schedule),
+    "stochastic": lambda schedule: sde.ReverseSDE(schedule, 0.5),
 }
 
 
@@ -465,8 +465,8 @@ def sampled(model, solver, device, num=70, steps=4, **options):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samples_are_those_of_the_cpu_by_every_sampler(name, device):
-    path = paths.Linear()
-    model, solver = made("mlp with labels", path), SOLVERS[name](path)
+    schedule = schedules.Linear()
+    model, solver = made("mlp with labels", schedule), SOLVERS[name](schedule)
     got, wanted = (sampled(model, solver, where, cond=labels(70)) for where in (device, CPU))
     assert got.device == CPU
     close(got, wanted, rtol=0.01, atol=0.01)
@@ -480,11 +480,13 @@ def test_adaptive_samplers_go_there(method, device):
     close(got, wanted, rtol=0.01, atol=0.01)
 
 
-@pytest.mark.parametrize("path", ["vp", "ddpm", "ve"])
-@pytest.mark.parametrize("target", ["noise", "data", "v", "edm"])
-def test_every_prediction_is_sampled_alike(path, target, device):
-    model = made("mlp", SCHEDULES[path], targets.EDM() if target == "edm" else getattr(targets, target))
-    got, wanted = (sampled(model, samplers.DDIM(SCHEDULES[path]), where) for where in (device, CPU))
+@pytest.mark.parametrize("schedule", ["vp", "ddpm", "ve"])
+@pytest.mark.parametrize("prediction", ["noise", "data", "v", "edm"])
+def test_every_prediction_is_sampled_alike(schedule, prediction, device):
+    model = made(
+        "mlp", SCHEDULES[schedule], predictions.EDM() if prediction == "edm" else getattr(predictions, prediction)
+    )
+    got, wanted = (sampled(model, samplers.DDIM(SCHEDULES[schedule]), where) for where in (device, CPU))
     close(got, wanted, rtol=0.01, atol=0.02)
 
 
@@ -510,7 +512,7 @@ def test_the_chunk_does_not_change_samples_there(device):
 
 def test_another_path_of_a_model_is_the_same_there(device):
     model = made("mlp")
-    got, wanted = (sampled(repath.repath(model, paths.Cosine()), solvers.euler, where) for where in (device, CPU))
+    got, wanted = (sampled(repath.repath(model, schedules.Cosine()), solvers.euler, where) for where in (device, CPU))
     close(got, wanted)
 
 
@@ -541,20 +543,20 @@ def first_kept(device):
 
 
 def fields(device):
-    model, weak, path = made("mlp with labels").to(device), made("resmlp").to(device), paths.Linear()
-    at = guidance.Rescale(path, 0.5)
+    model, weak, schedule = made("mlp with labels").to(device), made("resmlp").to(device), schedules.Linear()
+    at = guidance.Rescale(schedule, 0.5)
     return {
         "labels": guidance.Guided(model.velocity, CLASSES, 2.0, (0.2, 0.8)),
         "rescaled": guidance.Guided(model.velocity, CLASSES, 2.0, rescale=at),
         "auto": guidance.AutoGuided(model.velocity, weak.velocity, 2.0),
-        "classifier": guidance.ClassifierGuided(model.velocity, classifier(device), path, 1.5),
-        "score": sde.ScoreOf(model.velocity, path),
+        "classifier": guidance.ClassifierGuided(model.velocity, classifier(device), schedule, 1.5),
+        "score": sde.ScoreOf(model.velocity, schedule),
         "walked": lambda x, t, cond: distill.SolverFlowMap(model.velocity, solvers.heun, 2)(
             x, t, t + (1 - t) / 2, cond
         ),
         "kept": editing.PiGDM(
             model.velocity,
-            path,
+            schedule,
             editing.Mask(torch.tensor([True, False]).to(device)),
             torch.zeros(2, device=device),
         ),
@@ -587,11 +589,11 @@ def test_a_classifier_of_noisy_points_learns_there(device):
 
 
 def test_what_is_measured_is_replaced_there(device):
-    path, found = paths.Linear(), []
+    schedule, found = schedules.Linear(), []
     for where in (device, CPU):
         model = made("mlp").to(where)
         y = torch.tensor([1.0, 0.0]).to(where)
-        solver = editing.RePaint(solvers.euler, path, first_kept(where), y, Gaussian())
+        solver = editing.RePaint(solvers.euler, schedule, first_kept(where), y, Gaussian())
         grid = editing.resampled(uniform(4), 2)
         x = solve(model.velocity, starts(Gaussian(), 0, 64, 0).to(where), grid, solver).detach()
         assert torch.equal(x[:, 0].cpu(), torch.ones(64))

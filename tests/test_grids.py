@@ -5,19 +5,19 @@ import torch
 
 from flowgen.core import InputError
 from flowgen.grids import discrete, karras, leading, linspaced, log_snr, quadratic, shifted, trailing, uniform
-from flowgen.paths import DDPM, VE, VP, Linear
+from flowgen.schedules import DDPM, VE, VP, Linear
 
 STEPS = [1, 2, 3, 10, 100, 1000]
 
 
 @pytest.fixture(params=["uniform", "log_snr"])
-def grid_of(request, path):
+def grid_of(request, schedule):
     """grid_of(steps, lo, hi), each grid on each path."""
-    return uniform if request.param == "uniform" else lambda steps, lo, hi: log_snr(path, steps, lo, hi)
+    return uniform if request.param == "uniform" else lambda steps, lo, hi: log_snr(schedule, steps, lo, hi)
 
 
 @pytest.mark.parametrize("steps", STEPS)
-def test_a_grid_increases_between_exact_ends(grid_of, steps, path):
+def test_a_grid_increases_between_exact_ends(grid_of, steps, schedule):
     for lo, hi in ((0.0, 1.0), (0.0, 0.999), (0.2, 0.7)):
         grid = grid_of(steps, lo, hi)
         assert grid.dtype == torch.float64
@@ -33,16 +33,18 @@ def test_uniform_steps_are_even(steps):
 
 
 @pytest.mark.parametrize("hi", [1.0, 0.999])
-def test_log_snr_steps_are_even_in_the_log_snr_between_the_ends(path, hi):
-    levels = path.log_snr(log_snr(path, 40, 0.0, hi)[1:-1]).diff()
+def test_log_snr_steps_are_even_in_the_log_snr_between_the_ends(schedule, hi):
+    levels = schedule.log_snr(log_snr(schedule, 40, 0.0, hi)[1:-1]).diff()
     torch.testing.assert_close(levels, levels.mean().expand(38), rtol=1e-6, atol=0)
-    margins = path.log_snr(torch.tensor([1e-3, min(hi - 1e-3, 1 - path.margin)], dtype=torch.float64)).diff().item()
+    margins = (
+        schedule.log_snr(torch.tensor([1e-3, min(hi - 1e-3, 1 - schedule.margin)], dtype=torch.float64)).diff().item()
+    )
     assert levels.sum().item() == pytest.approx(margins * 38 / 40, rel=1e-6)
 
 
 @pytest.mark.parametrize("steps", [0, -1])
-def test_a_grid_without_steps_is_refused(path, steps):
-    for make in (uniform, lambda steps: log_snr(path, steps)):
+def test_a_grid_without_steps_is_refused(schedule, steps):
+    for make in (uniform, lambda steps: log_snr(schedule, steps)):
         with pytest.raises(InputError, match="at least one step"):
             make(steps)
 
@@ -50,14 +52,14 @@ def test_a_grid_without_steps_is_refused(path, steps):
 # spacings of diffusions
 
 
-def level(path, t):
-    return torch.exp(-path.log_snr(t) / 2)
+def level(schedule, t):
+    return torch.exp(-schedule.log_snr(t) / 2)
 
 
 @pytest.mark.parametrize("steps", STEPS)
-def test_other_grids_increase_between_exact_ends(path, steps):
+def test_other_grids_increase_between_exact_ends(schedule, steps):
     for lo, hi in ((0.0, 1.0), (0.0, 0.999), (0.2, 0.7)):
-        for grid in (karras(path, steps, lo, hi), quadratic(steps, lo, hi), shifted(uniform(steps, lo, hi), 3.0)):
+        for grid in (karras(schedule, steps, lo, hi), quadratic(steps, lo, hi), shifted(uniform(steps, lo, hi), 3.0)):
             assert grid.dtype == torch.float64
             assert len(grid) == steps + 1
             assert (grid[0].item(), grid[-1].item()) == (lo, hi)
@@ -65,32 +67,32 @@ def test_other_grids_increase_between_exact_ends(path, steps):
 
 
 @pytest.mark.parametrize("rho", [1.0, 7.0])
-def test_karras_steps_are_even_in_a_root_of_the_level(path, rho):
-    roots = level(path, karras(path, 30, 0.2, 0.9, rho)) ** (1 / rho)
+def test_karras_steps_are_even_in_a_root_of_the_level(schedule, rho):
+    roots = level(schedule, karras(schedule, 30, 0.2, 0.9, rho)) ** (1 / rho)
     torch.testing.assert_close(roots.diff(), (roots[-1] - roots[0]).expand(30) / 30, rtol=1e-8, atol=1e-12)
 
 
-def test_karras_ends_with_a_step_from_the_margin_where_there_is_no_noise_left(path):
+def test_karras_ends_with_a_step_from_the_margin_where_there_is_no_noise_left(schedule):
     """And is the same before it; where the level is infinite at first, its spacing begins at the margin."""
-    grid, end = karras(path, 9), path.coeffs(torch.ones(1, dtype=torch.float64)).sigma
+    grid, end = karras(schedule, 9), schedule.coeffs(torch.ones(1, dtype=torch.float64)).sigma
     if end > 0:
-        assert not torch.isin(1 - path.margin, grid)
+        assert not torch.isin(1 - schedule.margin, grid)
         grid = torch.cat([grid, grid[-1:]])
     else:
-        assert grid[-2].item() == pytest.approx(1 - path.margin, abs=1e-12)
-    levels = level(path, grid[:-1]) ** (1 / 7)
-    if path.coeffs(torch.zeros(1)).alpha == 0:
+        assert grid[-2].item() == pytest.approx(1 - schedule.margin, abs=1e-12)
+    levels = level(schedule, grid[:-1]) ** (1 / 7)
+    if schedule.coeffs(torch.zeros(1)).alpha == 0:
         assert levels[0].isinf()
-        levels[0] = level(path, torch.tensor(path.margin, dtype=torch.float64)) ** (1 / 7)
+        levels[0] = level(schedule, torch.tensor(schedule.margin, dtype=torch.float64)) ** (1 / 7)
     torch.testing.assert_close(levels.diff(2), torch.zeros(len(levels) - 2).double(), rtol=0, atol=1e-8)
 
 
 def test_karras_is_edms_formula():
     """On sigma from 80 to 0.002 in 18 levels, and then 0 (arXiv 2206.00364, table 1)."""
-    path = VE(sigma_min=0.002, sigma_max=100.0)
-    lo, hi = path.time(-2 * torch.tensor([80.0, 0.002], dtype=torch.float64).log()).tolist()
+    schedule = VE(sigma_min=0.002, sigma_max=100.0)
+    lo, hi = schedule.time(-2 * torch.tensor([80.0, 0.002], dtype=torch.float64).log()).tolist()
     i, sevenths = torch.arange(18, dtype=torch.float64), (80 ** (1 / 7), 0.002 ** (1 / 7))
-    found = level(path, karras(path, 17, lo, hi))
+    found = level(schedule, karras(schedule, 17, lo, hi))
     torch.testing.assert_close(found, (sevenths[0] + i / 17 * (sevenths[1] - sevenths[0])) ** 7, rtol=1e-8, atol=0)
 
 
@@ -134,8 +136,8 @@ def test_discrete_grids_are_steps_of_the_path_and_then_the_data(name, steps):
 
 
 def test_a_discrete_grid_is_nearest_to_the_one_it_is_made_of():
-    path, grid = DDPM(steps=40), quadratic(9, 0.01, 0.97)
-    assert (discrete(path, grid) - grid).abs().max() <= 0.5 / 40 + 1e-12
+    schedule, grid = DDPM(steps=40), quadratic(9, 0.01, 0.97)
+    assert (discrete(schedule, grid) - grid).abs().max() <= 0.5 / 40 + 1e-12
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import InputError, Pair, like
 from flowgen.grids import uniform
 from flowgen.guidance import AutoGuided, ClassifierGuided, Guided, Rescale
 from flowgen.model import Model
-from flowgen.paths import VE, VP, Cosine, Linear
 from flowgen.sampling import Counted, solve
+from flowgen.schedules import VE, VP, Cosine, Linear
 from flowgen.solvers import euler, heun
 
 MEANS = torch.tensor([[2.0, 0.5], [-1.5, 1.0], [0.0, -2.0]], dtype=torch.float64)
@@ -23,14 +23,14 @@ NULL = len(MEANS)
 class Mixture(nn.Module):
     """The net that has learned a mixture of three Gaussians, each a class, exactly; NULL is the whole mixture."""
 
-    def __init__(self, path, target):
+    def __init__(self, schedule, prediction):
         super().__init__()
-        self.path, self.target = path, target
+        self.schedule, self.prediction = schedule, prediction
         self.weight = nn.Parameter(torch.zeros(()))
 
     def log_densities(self, x, t):
         """log p_t(x | class) for each class, `(B, K)`."""
-        c = self.path.coeffs(t.unsqueeze(1))
+        c = self.schedule.coeffs(t.unsqueeze(1))
         variance = (c.alpha * STDS) ** 2 + c.sigma**2
         square = (x.unsqueeze(1) - c.alpha.unsqueeze(2) * MEANS).square().sum(2)
         return -square / (2 * variance) - torch.log(2 * math.pi * variance)
@@ -39,17 +39,17 @@ class Mixture(nn.Module):
         posterior = torch.softmax(self.log_densities(x, t), dim=1)
         known = nn.functional.one_hot(cond.clamp(max=NULL - 1), NULL).double()
         weights = torch.where((cond == NULL).unsqueeze(1), posterior, known)
-        c = self.path.coeffs(t.reshape(-1, 1, 1))
+        c = self.schedule.coeffs(t.reshape(-1, 1, 1))
         std = STDS.reshape(1, -1, 1)
         rest = (x.unsqueeze(1) - c.alpha * MEANS) / ((c.alpha * std) ** 2 + c.sigma**2)
         ends = c.sigma * rest, MEANS + c.alpha * std**2 * rest
         return Pair(*((weights.unsqueeze(2) * end).sum(1) for end in ends))
 
     def forward(self, x, t, s, cond):
-        c = self.path.coeffs(like(t, x))
-        if size := targets.size(self.path, self.target):
+        c = self.schedule.coeffs(like(t, x))
+        if size := predictions.size(self.schedule, self.prediction):
             x = x * size(c)
-        return targets.encode(self.ends(x, t, cond), c, self.target)
+        return predictions.encode(self.ends(x, t, cond), c, self.prediction)
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def points(normal):
     return 2 * normal("points", 12, 2), t, torch.arange(12) % (NULL + 1)
 
 
-def model_of(path, target=targets.velocity):
-    return Model(Mixture(path, target), path, target)
+def model_of(schedule, prediction=predictions.velocity):
+    return Model(Mixture(schedule, prediction), schedule, prediction)
 
 
 @pytest.mark.parametrize("weight", [-0.5, 0.0, 0.5, 1.0, 2.0, 7.5])
-def test_the_guided_velocity_is_the_line_through_both(path, points, weight):
+def test_the_guided_velocity_is_the_line_through_both(schedule, points, weight):
     x, t, cond = points
-    field = model_of(path).velocity
+    field = model_of(schedule).velocity
     without, with_label = field(x, t, torch.full_like(cond, NULL)), field(x, t, cond)
     made = Guided(field, NULL, weight)(x, t, cond)
     torch.testing.assert_close(made, without + weight * (with_label - without))
@@ -78,33 +78,35 @@ def test_the_guided_velocity_is_the_line_through_both(path, points, weight):
 @pytest.mark.parametrize("weight", [0.0, 2.0, 4.0])
 def test_guidance_is_the_same_in_every_prediction(usable, points, weight):
     """Predictions are converted by `targets`; guided in one, and told as another, they are what is guided there."""
-    path, target = usable
+    schedule, prediction = usable
     x, t, cond = points
-    model = model_of(path, target)
-    c = path.coeffs(like(t, x))
+    model = model_of(schedule, prediction)
+    c = schedule.coeffs(like(t, x))
     raw = Guided(lambda x, t, cond: model(x, t, t, cond), NULL, weight)(x, t, cond)
-    for other in (targets.velocity, targets.score, targets.data, targets.noise, targets.v):
+    for other in (predictions.velocity, predictions.score, predictions.data, predictions.noise, predictions.v):
 
         def field(x, t, cond, other=other):
-            return targets.convert(model(x, t, t, cond), x, path.coeffs(like(t, x)), target, other)
+            return predictions.convert(model(x, t, t, cond), x, schedule.coeffs(like(t, x)), prediction, other)
 
         there = Guided(field, NULL, weight)(x, t, cond)
-        torch.testing.assert_close(targets.convert(there, x, c, other, target), raw, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(predictions.convert(there, x, c, other, prediction), raw, rtol=1e-6, atol=1e-6)
     velocity = Guided(model.velocity, NULL, weight)(x, t, cond)
-    torch.testing.assert_close(velocity, targets.convert(raw, x, c, target, targets.velocity), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        velocity, predictions.convert(raw, x, c, prediction, predictions.velocity), rtol=1e-6, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("path", [Linear(), VP(), VE()], ids=["linear", "vp", "ve"])
+@pytest.mark.parametrize("schedule", [Linear(), VP(), VE()], ids=["linear", "vp", "ve"])
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
-def test_the_guided_score_is_that_of_the_sharpened_density(path, points, weight):
+def test_the_guided_score_is_that_of_the_sharpened_density(schedule, points, weight):
     """grad log of p(x) (p(x | label) / p(x))^w, by autograd from the densities."""
     x, t, cond = points
     cond, x = cond % NULL, x.clone().requires_grad_(True)
-    logs = Mixture(path, None).log_densities(x, t)
+    logs = Mixture(schedule, None).log_densities(x, t)
     whole = torch.logsumexp(logs, dim=1) - math.log(NULL)
     own = logs.gather(1, cond.unsqueeze(1)).squeeze(1)
     (exact,) = torch.autograd.grad((whole + weight * (own - whole)).sum(), x)
-    found = Guided(model_of(path).score, NULL, weight)(x.detach(), t, cond)
+    found = Guided(model_of(schedule).score, NULL, weight)(x.detach(), t, cond)
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
 
 
@@ -188,33 +190,33 @@ def test_the_type_of_a_velocity_stays(normal, kind):
 # data that are rescaled
 
 
-def ends_of(path, points, cond=None):
+def ends_of(schedule, points, cond=None):
     x, t, own = points
-    return Mixture(path, None).ends(x, t, own if cond is None else cond)
+    return Mixture(schedule, None).ends(x, t, own if cond is None else cond)
 
 
 @pytest.mark.parametrize("weight", [1.5, 7.0])
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_expected_data_are_rescaled_as_diffusers_rescales_predictions(path, points, weight, share):
+def test_expected_data_are_rescaled_as_diffusers_rescales_predictions(schedule, points, weight, share):
     rescaled = pytest.importorskip("diffusers.guiders.guider_utils").rescale_noise_cfg
     x, t, cond = points
-    with_label, without = ends_of(path, points).x1, ends_of(path, points, torch.full_like(cond, NULL)).x1
+    with_label, without = ends_of(schedule, points).x1, ends_of(schedule, points, torch.full_like(cond, NULL)).x1
     data = rescaled(without + weight * (with_label - without), with_label, share)
-    c = path.coeffs(like(t, x))
+    c = schedule.coeffs(like(t, x))
     exact = c.d_alpha * data + c.d_sigma * (x - c.alpha * data) / c.sigma
-    made = Guided(model_of(path).velocity, NULL, weight, rescale=Rescale(path, share))(x, t, cond)
+    made = Guided(model_of(schedule).velocity, NULL, weight, rescale=Rescale(schedule, share))(x, t, cond)
     torch.testing.assert_close(made, exact, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.0, 0.5, 1.0])
-def test_nothing_is_rescaled_up_to_the_conditional_field(path, points, weight):
-    field = model_of(path).velocity
-    made = Guided(field, NULL, weight, rescale=Rescale(path, 0.7))(*points)
+def test_nothing_is_rescaled_up_to_the_conditional_field(schedule, points, weight):
+    field = model_of(schedule).velocity
+    made = Guided(field, NULL, weight, rescale=Rescale(schedule, 0.7))(*points)
     assert torch.equal(made, Guided(field, NULL, weight)(*points))
 
 
-@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=str)
-def test_at_the_data_end_rescaling_is_its_own_limit(path, normal):
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
+def test_at_the_data_end_rescaling_is_its_own_limit(schedule, normal):
     """Where sigma is 0, all data are x, and so are rescaled ones; their velocities are not."""
     x, cond = normal("x", 12, 5), torch.arange(12) % NULL
 
@@ -222,7 +224,7 @@ def test_at_the_data_end_rescaling_is_its_own_limit(path, normal):
         return torch.sin(x * (1 + like(cond, x)))
 
     one = torch.ones(12, dtype=torch.float64)
-    rescaled, bare = (Guided(field, NULL, 5.0, rescale=rescale) for rescale in (Rescale(path, 0.8), None))
+    rescaled, bare = (Guided(field, NULL, 5.0, rescale=rescale) for rescale in (Rescale(schedule, 0.8), None))
     torch.testing.assert_close(rescaled(x, one, cond), rescaled(x, one - 1e-7, cond), rtol=1e-5, atol=1e-5)
     assert (rescaled(x, one, cond) - bare(x, one, cond)).abs().max() > 0.1
 
@@ -236,31 +238,33 @@ def test_rescaling_asks_for_nothing_more(points):
 def test_rows_without_spread_and_times_outside_stay(points):
     """Of one value there is no spread; and outside the interval nothing is guided."""
     x, t, cond = points
-    path = Linear()
+    schedule = Linear()
 
     def narrow(x, t, cond):
         return x * (1.0 + like(cond, x))
 
-    made = Guided(narrow, NULL, 3.0, rescale=Rescale(path, 0.9))(x[:, :1], t, cond)
+    made = Guided(narrow, NULL, 3.0, rescale=Rescale(schedule, 0.9))(x[:, :1], t, cond)
     assert torch.equal(made, Guided(narrow, NULL, 3.0)(x[:, :1], t, cond))
-    field, interval = model_of(path).velocity, (0.3, 0.6)
-    part = Guided(field, NULL, 3.0, interval, Rescale(path, 0.9))(x, t, cond)
+    field, interval = model_of(schedule).velocity, (0.3, 0.6)
+    part = Guided(field, NULL, 3.0, interval, Rescale(schedule, 0.9))(x, t, cond)
     inside = (t >= 0.3) & (t <= 0.6)
     torch.testing.assert_close(part[~inside], field(x, t, cond)[~inside], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(part[inside], Guided(field, NULL, 3.0, rescale=Rescale(path, 0.9))(x, t, cond)[inside])
+    torch.testing.assert_close(
+        part[inside], Guided(field, NULL, 3.0, rescale=Rescale(schedule, 0.9))(x, t, cond)[inside]
+    )
 
 
 # classifiers
 
 
-def posterior(path):
+def posterior(schedule):
     """log p(class | x_t) of the mixture, by Bayes' rule from its densities."""
-    logs = Mixture(path, None).log_densities
+    logs = Mixture(schedule, None).log_densities
     return lambda x, t, cond: torch.log_softmax(logs(x, t), dim=1).gather(1, cond.unsqueeze(1)).squeeze(1)
 
 
-def unlabelled(path):
-    field = model_of(path).velocity
+def unlabelled(schedule):
+    field = model_of(schedule).velocity
     return lambda x, t, cond: field(x, t, torch.full(x.shape[:1], NULL))
 
 
@@ -270,25 +274,25 @@ def labelled(points):
     return points[0], points[1], points[2] % NULL
 
 
-def test_an_exact_classifier_makes_the_exact_conditional_field(path, labelled):
-    made = ClassifierGuided(unlabelled(path), posterior(path), path, 1.0)(*labelled)
-    torch.testing.assert_close(made, model_of(path).velocity(*labelled), rtol=1e-9, atol=1e-9)
+def test_an_exact_classifier_makes_the_exact_conditional_field(schedule, labelled):
+    made = ClassifierGuided(unlabelled(schedule), posterior(schedule), schedule, 1.0)(*labelled)
+    torch.testing.assert_close(made, model_of(schedule).velocity(*labelled), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("labels", "classifier"), [(0.0, 2.5), (1.0, 1.5), (2.0, 0.5), (4.0, -1.5)])
-def test_guidance_by_labels_and_by_a_classifier_add_up(path, labelled, labels, classifier):
+def test_guidance_by_labels_and_by_a_classifier_add_up(schedule, labelled, labels, classifier):
     """Of exact models both lead along the same line, and the weights count from the field without labels."""
-    field = model_of(path).velocity
-    both = ClassifierGuided(Guided(field, NULL, labels), posterior(path), path, classifier)(*labelled)
+    field = model_of(schedule).velocity
+    both = ClassifierGuided(Guided(field, NULL, labels), posterior(schedule), schedule, classifier)(*labelled)
     torch.testing.assert_close(both, Guided(field, NULL, 2.5)(*labelled), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=str)
-def test_where_there_is_only_noise_no_classifier_guides(path, labelled):
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
+def test_where_there_is_only_noise_no_classifier_guides(schedule, labelled):
     x, _, cond = labelled
     t = torch.tensor([0.0, 0.5] * 6, dtype=torch.float64)
-    field = unlabelled(path)
-    made = ClassifierGuided(field, posterior(path), path, 3.0)(x, t, cond)
+    field = unlabelled(schedule)
+    made = ClassifierGuided(field, posterior(schedule), schedule, 3.0)(x, t, cond)
     bare = field(x, t, cond)
     assert torch.equal(made[t == 0], bare[t == 0])
     assert (made - bare)[t > 0].abs().max() > 0.1
@@ -297,10 +301,12 @@ def test_where_there_is_only_noise_no_classifier_guides(path, labelled):
 
 def test_a_classifier_guides_within_its_interval(labelled):
     x, t, cond = labelled
-    field, path = unlabelled(VP()), VP()
-    made = ClassifierGuided(field, posterior(path), path, 2.0, (0.3, 0.6))(x, t, cond)
+    field, schedule = unlabelled(VP()), VP()
+    made = ClassifierGuided(field, posterior(schedule), schedule, 2.0, (0.3, 0.6))(x, t, cond)
     inside = (t >= 0.3) & (t <= 0.6)
-    torch.testing.assert_close(made[inside], ClassifierGuided(field, posterior(path), path, 2.0)(x, t, cond)[inside])
+    torch.testing.assert_close(
+        made[inside], ClassifierGuided(field, posterior(schedule), schedule, 2.0)(x, t, cond)[inside]
+    )
     assert torch.equal(made[~inside], field(x, t, cond)[~inside])
 
 
@@ -344,7 +350,7 @@ def test_a_float32_image_is_guided_in_its_type():
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0])
 def test_autoguidance_leads_from_the_weak_through_the_strong_field(points, weight):
-    strong, weak = (Counted(model_of(path).velocity) for path in (Linear(), Cosine()))
+    strong, weak = (Counted(model_of(schedule).velocity) for schedule in (Linear(), Cosine()))
     made = AutoGuided(strong, weak, weight)(*points)
     assert (strong.evaluations, weak.evaluations) == (int(weight != 0), int(weight != 1))
     torch.testing.assert_close(made, weak(*points) + weight * (strong(*points) - weak(*points)))

@@ -33,8 +33,8 @@ SETTINGS = {
     "coupling": "coupling.name",
     "objective": "objective.name",
     "guidance": "objective.guidance",
-    "path": "path.name",
-    "target": "target",
+    "path": "schedule.name",
+    "prediction": "prediction",
     "weight": "weight.name",
     "times": "times.name",
     "net": "net.name",
@@ -159,7 +159,7 @@ def test_a_default_of_train_is_what_is_taken(option: str, data: dict[tuple[str, 
     text = options("train")[option].show_default
     for kinds, name in data.items():
         for path in [None, *SCHEDULES] if option != "path" else [None]:
-            config = flat(make_config({"data": name, **({"path": path} if path else {})}).model_dump())
+            config = flat(make_config({"data": name, **({"schedule": path} if path else {})}).model_dump())
             expected = told(text, *kinds, path or "linear")
             assert str(config.get(SETTINGS[option], 1.0)) == expected, (name, path)
 

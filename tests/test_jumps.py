@@ -52,10 +52,10 @@ def test_a_jump_asks_for_both_times_and_hands_on_the_condition(dtype, recorder):
 
 
 def test_a_model_is_asked_for_what_its_solver_takes(whole_flow, map_model, normal):
-    model, x0 = map_model(whole_flow.path, whole_flow.average), normal("x0", 50, 2)
+    model, x0 = map_model(whole_flow.schedule, whole_flow.average), normal("x0", 50, 2)
     for solver, name in (
         (FlowMapStep(), "average"),
-        (ConsistencySampler(whole_flow.path, PLANE), "average"),
+        (ConsistencySampler(whole_flow.schedule, PLANE), "average"),
         (euler, "velocity"),
     ):
         assert asked(model, solver) == getattr(model, name)
@@ -77,8 +77,10 @@ class Double:
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_renoised_samples_of_the_known_map_have_the_law_of_the_data(steps, whole_flow, map_model):
-    model, n = map_model(whole_flow.path, whole_flow.average), 40_000
-    (made,) = pair_chunks(model, Double(), n, uniform(steps), ConsistencySampler(whole_flow.path, Double()), chunk=n)
+    model, n = map_model(whole_flow.schedule, whole_flow.average), 40_000
+    (made,) = pair_chunks(
+        model, Double(), n, uniform(steps), ConsistencySampler(whole_flow.schedule, Double()), chunk=n
+    )
     z = (made.x1 - whole_flow.mean) / whole_flow.std
     assert (z.mean(0).abs() < 4.5 / n**0.5).all()
     moments = z.T @ z / n - torch.eye(2)
@@ -93,8 +95,8 @@ def test_each_step_of_renoise_is_the_path_between_its_end_and_new_noise(whole_fl
     n, seen = 10_000, {"start": starts(Double(), 0, 10_000, 0)}
     x = whole_flow.map(seen["start"], 0.0, 0.3)
     for seed, s in ((0, 0.4), (0, 0.9), (1, 0.4)):
-        there, carry = ConsistencySampler(whole_flow.path, Double(), seed).step(whole_flow.average, x, 0.3, s)
-        c = whole_flow.path.coeffs(torch.tensor(s, dtype=torch.float64))
+        there, carry = ConsistencySampler(whole_flow.schedule, Double(), seed).step(whole_flow.average, x, 0.3, s)
+        c = whole_flow.schedule.coeffs(torch.tensor(s, dtype=torch.float64))
         seen[seed, s] = (there - c.alpha * whole_flow.map(x, 0.3, 1.0)) / c.sigma
         assert carry is None
     noise = torch.cat(list(seen.values()), 1)
@@ -104,12 +106,12 @@ def test_each_step_of_renoise_is_the_path_between_its_end_and_new_noise(whole_fl
 
 def test_the_last_step_of_renoise_is_the_end_itself(whole_flow, normal):
     x = normal("x", 20, 2)
-    end, _ = ConsistencySampler(whole_flow.path, Double()).step(whole_flow.average, x, 0.3, 1.0)
+    end, _ = ConsistencySampler(whole_flow.schedule, Double()).step(whole_flow.average, x, 0.3, 1.0)
     torch.testing.assert_close(end, whole_flow.map(x, 0.3, 1.0), rtol=1e-12, atol=1e-12)
 
 
 def test_the_noise_of_a_row_does_not_depend_on_its_batch(whole_flow, normal):
-    x, solver = normal("x", 300, 2), ConsistencySampler(whole_flow.path, PLANE, seed=5)
+    x, solver = normal("x", 300, 2), ConsistencySampler(whole_flow.schedule, PLANE, seed=5)
     whole, _ = solver.step(whole_flow.average, x, 0.3, 0.6)
     for first, last in ((0, 10), (64, 128), (100, 101), (130, 300)):
         some, _ = solver.at(first).step(whole_flow.average, x[first:last], 0.3, 0.6)
@@ -119,8 +121,8 @@ def test_the_noise_of_a_row_does_not_depend_on_its_batch(whole_flow, normal):
 
 
 SOLVERS = {
-    "jump": lambda path: FlowMapStep(),
-    "renoise": lambda path: ConsistencySampler(path, PLANE, seed=3),
+    "jump": lambda schedule: FlowMapStep(),
+    "renoise": lambda schedule: ConsistencySampler(schedule, PLANE, seed=3),
 }
 
 
@@ -129,8 +131,8 @@ SOLVERS = {
 def test_sample_i_is_the_same_whatever_else_is_asked_for(make, steps, whole_flow, global_state_untouched):
     net = MLP(2, 16, 2, classes=3, two_times=True)
     torch.nn.init.normal_(net.gap.weight, generator=generator(0, "gap"))
-    model, cond = Model(net, whole_flow.path), starts(Categorical((1.0, 1.0, 1.0)), 0, 300, 0)
-    solver = make(whole_flow.path)
+    model, cond = Model(net, whole_flow.schedule), starts(Categorical((1.0, 1.0, 1.0)), 0, 300, 0)
+    solver = make(whole_flow.schedule)
 
     def made(num, chunk):
         return sample(model, PLANE, num, uniform(steps), solver, chunk=chunk, cond=cond[:num], seed=2)

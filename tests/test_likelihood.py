@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
-from flowgen import likelihood, targets
+from flowgen import likelihood, predictions
 from flowgen.core import InputError, Pair
 from flowgen.data import Gaussian, Scaling, eight_gaussians
 from flowgen.grids import log_snr, uniform
 from flowgen.likelihood import Rademacher, bits_per_dim, dequantised, divergence, log_likelihood, probes
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.paths import VE, VP, Cosine, Linear
 from flowgen.repath import repath
 from flowgen.sampling import flow
+from flowgen.schedules import VE, VP, Cosine, Linear
 from flowgen.solvers import AdaptiveSolver, rk4
 
 
@@ -183,26 +183,26 @@ def test_a_linear_field_makes_a_gaussian_of_known_covariance(normal, dim):
 
 def test_whatever_path_and_target_the_density_is_that_of_the_exact_flow(usable, gaussian_flow, exact_model, normal):
     """The flow from N(0, sigma(0)^2) is affine: back to where a point came from, and its lengths by their ratio."""
-    path, target = usable
-    exact = gaussian_flow(path)
-    model = exact_model(exact, target).double()
+    schedule, prediction = usable
+    exact = gaussian_flow(schedule)
+    model = exact_model(exact, prediction).double()
     x = exact.mean + 1.5 * exact.std * normal("x", 20, 2)
     lo, hi = model.span
     (_, narrow), (_, wide) = exact.moments(hi), exact.moments(lo)
-    sigma = path.coeffs(torch.zeros((), dtype=torch.float64)).sigma
+    sigma = schedule.coeffs(torch.zeros((), dtype=torch.float64)).sigma
     truth = (Normal(0.0, sigma).log_prob(exact.map(x, hi, lo)) + torch.log(wide / narrow)).sum(1)
-    found = log_likelihood(model, Gaussian(), x, log_snr(path, 60, lo, hi), rk4)
+    found = log_likelihood(model, Gaussian(), x, log_snr(schedule, 60, lo, hi), rk4)
     torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("path", [Linear(), VP(), VE(), VE(0.05, 20.0)], ids=str)
-def test_the_density_of_an_exact_model_is_that_of_its_data(path, gaussian_flow, exact_model, normal):
-    exact = gaussian_flow(path)
-    model = exact_model(exact, targets.v).double()
+@pytest.mark.parametrize("schedule", [Linear(), VP(), VE(), VE(0.05, 20.0)], ids=str)
+def test_the_density_of_an_exact_model_is_that_of_its_data(schedule, gaussian_flow, exact_model, normal):
+    exact = gaussian_flow(schedule)
+    model = exact_model(exact, predictions.v).double()
     x = exact.mean + exact.std * normal("x", 20, 2)
-    start = path.coeffs(torch.zeros((), dtype=torch.float64))
+    start = schedule.coeffs(torch.zeros((), dtype=torch.float64))
     left_out = float(start.alpha / start.sigma) + 0.003 * (model.span[1] < 1)  # at the start, and at the end of time
-    found = log_likelihood(model, Gaussian(), x, log_snr(path, 80, *model.span), rk4)
+    found = log_likelihood(model, Gaussian(), x, log_snr(schedule, 80, *model.span), rk4)
     truth = Normal(exact.mean, exact.std).log_prob(x).sum(1)
     torch.testing.assert_close(found, truth, rtol=0, atol=5 * left_out + 1e-4)
 
@@ -212,7 +212,7 @@ def test_the_density_is_in_the_units_of_the_data(gaussian_flow, exact_model, nor
     """What is N(mean, std) to the model is N(shift + scale mean, |scale| std) outside."""
     exact = gaussian_flow(Linear())
     shift, scale = torch.tensor([100.0, -2.0], dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)
-    model = exact_model(exact, targets.velocity).double()
+    model = exact_model(exact, predictions.velocity).double()
     model.scaling = Scaling(shift, scale)
     outside = Normal(shift + scale * exact.mean, scale.abs() * exact.std)
     x = outside.loc + outside.scale * normal("x", 30, 2)
@@ -287,15 +287,20 @@ def test_a_density_sums_to_one(scaling):
 
 
 @pytest.mark.parametrize(
-    ("path", "target"),
-    [(VP(), targets.v), (VP(0.5, 0.5), targets.noise), (VE(0.1, 4.0), targets.noise), (VE(0.1, 4.0), targets.v)],
+    ("schedule", "prediction"),
+    [
+        (VP(), predictions.v),
+        (VP(0.5, 0.5), predictions.noise),
+        (VE(0.1, 4.0), predictions.noise),
+        (VE(0.1, 4.0), predictions.v),
+    ],
     ids=lambda made: getattr(made, "__name__", str(made)),
 )
-def test_a_density_of_a_diffusion_sums_to_one(path, target):
-    model = Model(smooth_net(2, gain=0.7).float(), path, target)
+def test_a_density_of_a_diffusion_sums_to_one(schedule, prediction):
+    model = Model(smooth_net(2, gain=0.7).float(), schedule, prediction)
     reach = 8 * max(1.0, model.start(torch.ones(1)).item())
     side = torch.linspace(-reach, reach, 121)
-    grid = log_snr(path, 24, *model.span)
+    grid = log_snr(schedule, 24, *model.span)
     density = log_likelihood(model, Gaussian(), torch.cartesian_prod(side, side), grid, rk4).exp()
     assert density.sum().item() * (side[1] - side[0]).item() ** 2 == pytest.approx(1, abs=2e-3)
     assert density.reshape(121, 121)[[0, -1]].max() < 1e-4
@@ -304,7 +309,7 @@ def test_a_density_of_a_diffusion_sums_to_one(path, target):
 @pytest.mark.parametrize("paths", [(Linear(), Cosine()), (Cosine(), Linear())], ids=str)
 def test_a_model_on_another_path_has_the_same_density(paths, normal):
     here, there = paths
-    model, x = Model(smooth_net(2), here, targets.v), normal("x", 30, 2)
+    model, x = Model(smooth_net(2), here, predictions.v), normal("x", 30, 2)
     found, moved = (log_likelihood(made, Gaussian(), x, uniform(80), rk4) for made in (model, repath(model, there)))
     assert found.std() > 0.5
     torch.testing.assert_close(moved, found, rtol=0, atol=1e-4)
@@ -332,16 +337,16 @@ def test_eight_bits_are_what_an_image_of_even_noise_takes():
     torch.testing.assert_close(bits, torch.full((3,), 8.0, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("path", [Linear(), VP()], ids=str)
-def test_the_probabilities_of_all_shades_are_those_of_their_intervals(path, gaussian_flow, exact_model):
+@pytest.mark.parametrize("schedule", [Linear(), VP()], ids=str)
+def test_the_probabilities_of_all_shades_are_those_of_their_intervals(schedule, gaussian_flow, exact_model):
     """The mean of the density over an interval, times its length, is its probability: of 17 shades of a pixel that is a
     Gaussian in [-1, 1], the difference of its distribution function. The mean of the logarithm is less."""
     step, draws = 1 / 16, 2000
-    exact = GaussianPixel(gaussian_flow(path))
-    model = exact_model(exact, targets.v).double()
+    exact = GaussianPixel(gaussian_flow(schedule))
+    model = exact_model(exact, predictions.v).double()
     model.scaling = Scaling.of_range(0.0, 1.0)
     shades = torch.linspace(0, 1, 17, dtype=torch.float64).repeat_interleave(draws).reshape(-1, 1, 1, 1)
-    grid = log_snr(path, 30, *model.span)
+    grid = log_snr(schedule, 30, *model.span)
     x = dequantised(shades, step, seed=0)
     found = (log_likelihood(model, Gaussian((1, 1, 1)), x, grid, rk4) + math.log(step)).reshape(17, draws)
     law = exact.end(model.span[1])
@@ -356,7 +361,7 @@ class GaussianPixel:
     """The exact flow to images of one pixel, the first column of a flow in the plane."""
 
     def __init__(self, flow):
-        self.path = flow.path
+        self.schedule = flow.schedule
         self.flow = replace(flow, mean=0.2 * flow.mean[:1], std=flow.std[:1])
 
     def ends(self, x, t):

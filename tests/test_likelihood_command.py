@@ -36,7 +36,7 @@ def store(tmp_path_factory):
     table, resmlp = str(folder / "t.npz"), {"name": "resmlp", "width": 16, "depth": 1}
     trees = {
         "moons": {},
-        "vp": {"path": "vp"},
+        "vp": {"schedule": "vp"},
         "between": {"source": "circles"},
         "jumps": {"objective": "consistency"},
         "both": {"objective": "meanflow"},
@@ -115,7 +115,7 @@ def test_on_a_diffusion_the_steps_are_where_the_noise_changes(home):
     _, fine = measured(home, "runs/vp", "--num", 100, "--steps", 400)
     torch.testing.assert_close(rows, fine, rtol=0, atol=2e-3)
     trained = runs.load(Path("runs/vp"))
-    x, grid = asked_rows(trained, None, 100, None, 0).x, log_snr(trained.model.path, 20, *trained.model.span)
+    x, grid = asked_rows(trained, None, 100, None, 0).x, log_snr(trained.model.schedule, 20, *trained.model.span)
     _, coarse = measured(home, "runs/vp", "--num", 100, "--steps", 20, "--solver", "heun")
     torch.testing.assert_close(coarse, log_likelihood(trained.model, Gaussian(), x, grid, heun), rtol=1e-5, atol=1e-5)
 

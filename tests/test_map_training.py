@@ -240,14 +240,14 @@ def test_what_reads_the_second_time_learns_and_knows_nothing_of_it_where_both_ar
 
 
 def test_a_flow_map_cannot_be_of_another_target_than_the_velocity(usable, recorder):
-    path, target = usable
+    schedule, prediction = usable
     x, t = torch.zeros(3, 2), torch.full((3,), 0.5)
-    if target.__name__ == "velocity":
-        assert Model(recorder, path, target).average(x, t, t).shape == (3, 2)
+    if prediction.__name__ == "velocity":
+        assert Model(recorder, schedule, prediction).average(x, t, t).shape == (3, 2)
         assert recorder.seen[2] is t
     else:
-        with pytest.raises(InputError, match=f"velocity, not {target.__name__}"):
-            Model(recorder, path, target).average(x, t, t)
+        with pytest.raises(InputError, match=f"velocity, not {prediction.__name__}"):
+            Model(recorder, schedule, prediction).average(x, t, t)
 
 
 # what is learned

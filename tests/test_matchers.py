@@ -14,7 +14,7 @@ from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.metrics import wasserstein2
 from flowgen.model import Model
 from flowgen.objectives import Draws, FlowMatching
-from flowgen.paths import BrownianBridge, ConstantBridge, Cosine, Linear
+from flowgen.schedules import BrownianBridge, ConstantBridge, Cosine, Linear
 from flowgen.sde import BridgeScore, Drift
 
 SIGMA = 0.3
@@ -43,7 +43,7 @@ class Told(nn.Module):
 @pytest.mark.parametrize("name", MATCHERS)
 def test_flow_matching_looks_where_a_matcher_does_and_wants_its_velocity(name, event, normal):
     """The same ends, times and noise: the same points, and no loss at torchcfm's velocities."""
-    matcher, path, bridge = (MATCHERS[name][0](SIGMA), *MATCHERS[name][1:])
+    matcher, schedule, bridge = (MATCHERS[name][0](SIGMA), *MATCHERS[name][1:])
     x0, x1 = normal("x0", 64, *event), normal("x1", 64, *event)
     low, high = bridge.span if bridge else (0.0, 1.0)
     times = torch.linspace(0.02, 0.98, 64, dtype=torch.float64)  # at the ends torchcfm's guard against 0 is felt
@@ -51,7 +51,7 @@ def test_flow_matching_looks_where_a_matcher_does_and_wants_its_velocity(name, e
         t, x, u, eps = cfm.ConditionalFlowMatcher.sample_location_and_conditional_flow(
             matcher, x0, x1, low + (high - low) * times, return_noise=True
         )
-    model = Model(Told(u), path)
+    model = Model(Told(u), schedule)
     # arXiv 2210.02747 takes the noise for the source
     pair, drawn = (Pair(eps, x1), Draws(times, None)) if bridge is None else (Pair(x0, x1), Draws(times, eps))
     loss = FlowMatching(bridge=bridge).loss(model, pair, drawn)

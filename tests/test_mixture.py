@@ -14,9 +14,9 @@ from scipy.stats import kstest, norm
 
 from flowgen import grids, sde
 from flowgen.core import generator, like
-from flowgen.paths import DDPM, VE, VP, Cosine, Linear, OffsetCosine, Schedule
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, PredictorCorrector, UniPC
 from flowgen.sampling import solve
+from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine, Schedule
 from flowgen.solvers import heun, rk4
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -31,11 +31,11 @@ FIRST, LAST = 0.2, 0.9
 class Mixture:
     """The exact velocity and the law of a path from N(0, I) to the mixture, with independent pairs."""
 
-    path: Schedule
+    schedule: Schedule
 
     def parts(self, t):
         """The deviation `(..., K)` of each component, and alpha, at times of any shape."""
-        c = self.path.coeffs(t)
+        c = self.schedule.coeffs(t)
         return ((c.alpha.unsqueeze(-1) * STDS) ** 2 + c.sigma.unsqueeze(-1) ** 2).sqrt(), c.alpha.unsqueeze(-1)
 
     def sample(self, n, t):
@@ -58,40 +58,44 @@ class Mixture:
         away = x.unsqueeze(1) - alpha.unsqueeze(2) * MEANS  # (B, K, 2)
         logits = WEIGHTS.log() - away.square().sum(2) / (2 * width**2) - 2 * width.log()
         rest = away / width.unsqueeze(2) ** 2
-        c = self.path.coeffs(like(t, away))
+        c = self.schedule.coeffs(like(t, away))
         x1, x0 = MEANS + c.alpha * STDS.unsqueeze(1) ** 2 * rest, c.sigma * rest
         each = c.d_alpha * x1 + c.d_sigma * x0
         return (logits.softmax(1).unsqueeze(2) * each).sum(1)
 
 
-def log_snr_between(path, steps):
-    ends = path.log_snr(torch.tensor([FIRST, LAST], dtype=torch.float64))
-    grid = path.time(ends[0] + (ends[1] - ends[0]) * grids.uniform(steps))
+def log_snr_between(schedule, steps):
+    ends = schedule.log_snr(torch.tensor([FIRST, LAST], dtype=torch.float64))
+    grid = schedule.time(ends[0] + (ends[1] - ends[0]) * grids.uniform(steps))
     grid[0], grid[-1] = FIRST, LAST
     return grid
 
 
 @cache
-def known_ends(path):
+def known_ends(schedule):
     """Points of the mixture, and where its flow leads."""
-    x = Mixture(path).sample(60, FIRST)
-    return x, solve(Mixture(path).velocity, x, log_snr_between(path, 800), rk4)
+    x = Mixture(schedule).sample(60, FIRST)
+    return x, solve(Mixture(schedule).velocity, x, log_snr_between(schedule, 800), rk4)
 
 
 @pytest.mark.parametrize(
     ("make", "order"),
-    [(DDIM, 1), (DPMSolverPP, 2), (UniPC, 2), (EDMSampler, 2), (lambda path: heun, 2), (lambda path: rk4, 4)],
+    [(DDIM, 1), (DPMSolverPP, 2), (UniPC, 2), (EDMSampler, 2), (lambda schedule: heun, 2), (lambda schedule: rk4, 4)],
     ids=["ddim", "dpm++2m", "unipc", "edm", "heun", "rk4"],
 )
-@pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: type(path).__name__)
-def test_with_the_exact_score_of_a_mixture_a_sampler_has_its_order(make, order, path):
-    mixture = Mixture(path)
-    x, truth = known_ends(path)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
+def test_with_the_exact_score_of_a_mixture_a_sampler_has_its_order(make, order, schedule):
+    mixture = Mixture(schedule)
+    x, truth = known_ends(schedule)
     errors = [
-        (solve(mixture.velocity, x, log_snr_between(path, steps), make(path)) - truth).square().mean().sqrt().item()
+        (solve(mixture.velocity, x, log_snr_between(schedule, steps), make(schedule)) - truth)
+        .square()
+        .mean()
+        .sqrt()
+        .item()
         for steps in (40, 80)
     ]
-    least = order - 0.4 if not (order == 4 and isinstance(path, DDPM)) else 2  # whose path is a spline of order 3
+    least = order - 0.4 if not (order == 4 and isinstance(schedule, DDPM)) else 2  # whose path is a spline of order 3
     assert math.log2(errors[0] / errors[1]) > least
     assert errors[1] < 0.03
 
@@ -100,21 +104,21 @@ def test_with_the_exact_score_of_a_mixture_a_sampler_has_its_order(make, order, 
     "make",
     [
         Ancestral,
-        lambda path: DDIM(path, 1.0),
-        lambda path: DDIM(path, 0.5),
-        lambda path: EDMSampler(path, 0.05),
-        lambda path: sde.ReverseSDE(path, 0.5),
-        lambda path: sde.ReverseSDE(path, 1.0),
-        lambda path: sde.ReverseSDE(path, 1.5),
-        lambda path: PredictorCorrector(DDIM(path), path, 0.1),
+        lambda schedule: DDIM(schedule, 1.0),
+        lambda schedule: DDIM(schedule, 0.5),
+        lambda schedule: EDMSampler(schedule, 0.05),
+        lambda schedule: sde.ReverseSDE(schedule, 0.5),
+        lambda schedule: sde.ReverseSDE(schedule, 1.0),
+        lambda schedule: sde.ReverseSDE(schedule, 1.5),
+        lambda schedule: PredictorCorrector(DDIM(schedule), schedule, 0.1),
     ],
     ids=["ddpm", "ddim-1", "ddim-0.5", "edm", "sde-0.5", "sde-1", "sde-1.5", "corrected"],
 )
-@pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: type(path).__name__)
-def test_with_the_exact_score_of_a_mixture_noise_keeps_the_marginal(make, path):
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
+def test_with_the_exact_score_of_a_mixture_noise_keeps_the_marginal(make, schedule):
     """From the marginal of one time to that of another, along three directions."""
-    mixture = Mixture(path)
-    end = solve(mixture.velocity, mixture.sample(2000, FIRST), log_snr_between(path, 80), make(path))
+    mixture = Mixture(schedule)
+    end = solve(mixture.velocity, mixture.sample(2000, FIRST), log_snr_between(schedule, 80), make(schedule))
     for angle in (0.0, 1.0, 2.0):
         direction = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
         assert kstest((end @ direction).numpy(), mixture.cdf(direction, LAST)).pvalue > 1e-3

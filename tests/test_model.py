@@ -1,4 +1,4 @@
-"""A network with its path and target, read as a velocity, a score and two ends; and the network's first weights."""
+"""A network with its path and prediction, read as a velocity, a score and two ends; and the network's first weights."""
 
 import math
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import InputError
 from flowgen.data import Scaling
 from flowgen.model import Model
 from flowgen.nn import MLP, TimeFeatures, seeded
-from flowgen.paths import Linear
+from flowgen.schedules import Linear
 
 TIMES = torch.linspace(0.02, 0.98, 60, dtype=torch.float64)
 
@@ -20,40 +20,42 @@ TIMES = torch.linspace(0.02, 0.98, 60, dtype=torch.float64)
 def points(gaussian_flow, normal):
     """points(path): one point of the Gaussian marginal at each of TIMES."""
 
-    def make(path):
-        mean, std = zip(*(gaussian_flow(path).moments(t) for t in TIMES.tolist()), strict=True)
+    def make(schedule):
+        mean, std = zip(*(gaussian_flow(schedule).moments(t) for t in TIMES.tolist()), strict=True)
         return torch.stack(mean) + torch.stack(std) * normal("points", 60, 2)
 
     return make
 
 
 def test_whatever_it_predicts_an_exact_model_has_the_exact_velocity(usable, gaussian_flow, exact_model, points):
-    path, target = usable
-    flow, x = gaussian_flow(path), points(path)
+    schedule, prediction = usable
+    flow, x = gaussian_flow(schedule), points(schedule)
     torch.testing.assert_close(
-        exact_model(flow, target).velocity(x, TIMES), flow.velocity(x, TIMES), rtol=1e-7, atol=1e-7
+        exact_model(flow, prediction).velocity(x, TIMES), flow.velocity(x, TIMES), rtol=1e-7, atol=1e-7
     )
 
 
 def test_whatever_it_predicts_an_exact_model_has_the_exact_score(usable, gaussian_flow, exact_model, points):
-    path, target = usable
-    flow, x = gaussian_flow(path), points(path)
-    torch.testing.assert_close(exact_model(flow, target).score(x, TIMES), flow.score(x, TIMES), rtol=1e-7, atol=1e-7)
+    schedule, prediction = usable
+    flow, x = gaussian_flow(schedule), points(schedule)
+    torch.testing.assert_close(
+        exact_model(flow, prediction).score(x, TIMES), flow.score(x, TIMES), rtol=1e-7, atol=1e-7
+    )
 
 
 def test_whatever_it_predicts_an_exact_model_has_the_exact_ends(usable, gaussian_flow, exact_model, points):
-    path, target = usable
-    flow, x = gaussian_flow(path), points(path)
-    for end, exact in zip(exact_model(flow, target).ends(x, TIMES)[:2], flow.ends(x, TIMES)[:2], strict=True):
+    schedule, prediction = usable
+    flow, x = gaussian_flow(schedule), points(schedule)
+    for end, exact in zip(exact_model(flow, prediction).ends(x, TIMES)[:2], flow.ends(x, TIMES)[:2], strict=True):
         torch.testing.assert_close(end, exact, rtol=1e-7, atol=1e-7)
 
 
-def test_a_net_sees_inputs_of_the_size_of_its_data_at_all_times(path, gaussian_flow, points, recorder):
+def test_a_net_sees_inputs_of_the_size_of_its_data_at_all_times(schedule, gaussian_flow, points, recorder):
     """With source and data of unit size, alpha x1 + sigma x0 has size sqrt(alpha^2 + sigma^2)."""
     net = recorder
-    model = Model(net, path, targets.v)
+    model = Model(net, schedule, predictions.v)
     with torch.no_grad():
-        model(points(path), TIMES)
+        model(points(schedule), TIMES)
     seen = net.seen[0].square().mean(1).sqrt()
     assert seen.max() < 5
     assert seen.mean() > 0.5
@@ -73,15 +75,15 @@ def test_condition_and_both_times_reach_the_net(normal, recorder):
 
 
 def test_a_model_refuses_a_target_that_is_singular_where_sampling_starts(singular, recorder):
-    path, target = singular
+    schedule, prediction = singular
     with pytest.raises(InputError, match="singular"):
-        Model(recorder, path, target)
+        Model(recorder, schedule, prediction)
 
 
-def test_sampling_starts_at_the_width_of_the_path(path, normal, recorder):
+def test_sampling_starts_at_the_width_of_the_path(schedule, normal, recorder):
     x0 = normal("x0", 5, 2)
-    width = path.coeffs(torch.zeros(1, dtype=torch.float64)).sigma
-    assert torch.equal(Model(recorder, path, targets.v).start(x0), width * x0)
+    width = schedule.coeffs(torch.zeros(1, dtype=torch.float64)).sigma
+    assert torch.equal(Model(recorder, schedule, predictions.v).start(x0), width * x0)
 
 
 def test_scaling_is_kept_with_the_weights():

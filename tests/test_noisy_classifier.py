@@ -12,9 +12,9 @@ from flowgen import checkpoints, runs, sampling
 from flowgen.config import make_config
 from flowgen.core import InputError, generator
 from flowgen.guidance import AutoGuided, Guided, Rescale
-from flowgen.paths import Linear
 from flowgen.repath import repath
 from flowgen.runs.classifier import classifier_file, load_classifier
+from flowgen.schedules import Linear
 from flowgen.settings import merged
 from flowgen.training import State
 
@@ -45,7 +45,7 @@ def store(tmp_path_factory):
     trees = {
         "bare": {**alone, "train": {"steps": 600}},
         "labelled": {**alone, "labels": True},
-        "vp": {"path": "vp"},
+        "vp": {"schedule": "vp"},
         "weak": {**alone, "net": {"width": 8, "depth": 1}},
         "coupled": {},
         "consistency": {**alone, "objective": "consistency"},

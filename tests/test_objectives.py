@@ -6,7 +6,7 @@ import torch
 from scipy.stats import kstest, norm, truncnorm
 from torch import nn
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import InputError, Pair, generator, like
 from flowgen.intervals import Intervals, ToData
 from flowgen.model import Model
@@ -22,7 +22,7 @@ from flowgen.objectives import (
     UShaped,
     on_path,
 )
-from flowgen.paths import DDPM, BrownianBridge, ConstantBridge, Linear
+from flowgen.schedules import DDPM, BrownianBridge, ConstantBridge, Linear
 
 # time laws
 
@@ -75,21 +75,23 @@ def test_discrete_times_are_the_steps_of_a_grid(steps):
 
 
 def test_discrete_times_on_ddpm_are_its_steps():
-    path = DDPM(steps=20, beta_min=0.01, beta_max=0.5)
-    times = on_path(Discrete(20), Discrete(20)(1000, generator(0, "times")), path, targets.span(path, targets.noise))
+    schedule = DDPM(steps=20, beta_min=0.01, beta_max=0.5)
+    times = on_path(
+        Discrete(20), Discrete(20)(1000, generator(0, "times")), schedule, predictions.span(schedule, predictions.noise)
+    )
     torch.testing.assert_close(times.unique(), torch.arange(20) / 20)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.5, 0.3)])
-def test_log_normal_times_have_that_law_of_noise_on_every_path(path, mean, std):
-    span = targets.span(path, targets.v)
+def test_log_normal_times_have_that_law_of_noise_on_every_path(schedule, mean, std):
+    span = predictions.span(schedule, predictions.v)
     law = LogNormal(mean, std)
     drawn = law(20_000, generator(0, "times")).double()
-    t = on_path(law, drawn, path, span)
+    t = on_path(law, drawn, schedule, span)
     assert t.min() >= span[0]
     assert t.max() <= span[1]
-    c = path.coeffs(t[(t > span[0]) & (t < span[1])])
-    least, most = sorted(-path.log_snr(torch.tensor(span, dtype=torch.float64)).numpy() / 2)
+    c = schedule.coeffs(t[(t > span[0]) & (t < span[1])])
+    least, most = sorted(-schedule.log_snr(torch.tensor(span, dtype=torch.float64)).numpy() / 2)
     bounds = (least - mean) / std, (most - mean) / std
     assert kstest(((c.sigma / c.alpha).log().numpy() - mean) / std, truncnorm(*bounds).cdf).pvalue > 1e-3
 
@@ -176,12 +178,12 @@ def slopes(model, pair, objective):
 
 @pytest.fixture
 def matched(empirical_flow, exact_model, normal):
-    """matched(path, target): the exact model of an empirical law, and independent pairs drawn for it."""
+    """matched(path, prediction): the exact model of an empirical law, and independent pairs drawn for it."""
 
-    def make(path, target):
-        flow = empirical_flow(path)
+    def make(schedule, prediction):
+        flow = empirical_flow(schedule)
         rows = torch.randint(len(flow.data), (DRAWS,), generator=generator(0, "rows"))
-        return exact_model(flow, target), Pair(normal("source", DRAWS, 2), flow.data[rows])
+        return exact_model(flow, prediction), Pair(normal("source", DRAWS, 2), flow.data[rows])
 
     return make
 
@@ -194,13 +196,13 @@ def test_flow_matching_is_least_at_the_conditional_expectation(usable, matched):
     assert (slope.mean(0).abs() < 4.5 * slope.std(0) / DRAWS**0.5 + 1e-12).all()
 
 
-def test_flow_matching_of_a_gaussian_is_the_conditional_variance(path, gaussian_flow, exact_model, normal):
-    """Whatever the target y = a x1 + b x0, at the optimum the loss is the mean of Var(y | x_t) over time."""
-    flow = gaussian_flow(path)
+def test_flow_matching_of_a_gaussian_is_the_conditional_variance(schedule, gaussian_flow, exact_model, normal):
+    """Whatever the prediction y = a x1 + b x0, at the optimum the loss is the mean of Var(y | x_t) over time."""
+    flow = gaussian_flow(schedule)
     pair = Pair(normal("source", DRAWS, 2), flow.mean + flow.std * normal("data", DRAWS, 2))
-    loss = FlowMatching()(exact_model(flow, targets.v), pair, generator(0, "objective")).detach()
-    t = torch.linspace(*targets.span(path, targets.v), 20_001, dtype=torch.float64).unsqueeze(1)
-    c = path.coeffs(t)
+    loss = FlowMatching()(exact_model(flow, predictions.v), pair, generator(0, "objective")).detach()
+    t = torch.linspace(*predictions.span(schedule, predictions.v), 20_001, dtype=torch.float64).unsqueeze(1)
+    c = schedule.coeffs(t)
     # y = alpha x0 - sigma x1 and x = alpha x1 + sigma x0 are jointly Gaussian
     s = flow.std**2
     variance, marginal = c.alpha**2 + c.sigma**2 * s, c.alpha**2 * s + c.sigma**2
@@ -211,11 +213,11 @@ def test_flow_matching_of_a_gaussian_is_the_conditional_variance(path, gaussian_
 
 def test_a_loss_is_zero_where_the_pair_is_known(usable, exact_model, empirical_flow, normal):
     """With a single data point and its x_t, the prediction of a pair is the pair's."""
-    path, target = usable
-    flow = empirical_flow(path)
-    single = type(flow)(path, flow.data[:1])
+    schedule, prediction = usable
+    flow = empirical_flow(schedule)
+    single = type(flow)(schedule, flow.data[:1])
     pair = Pair(normal("source", 50, 2), flow.data[:1].expand(50, 2))
-    loss = FlowMatching()(exact_model(single, target), pair, generator(0, "objective"))
+    loss = FlowMatching()(exact_model(single, prediction), pair, generator(0, "objective"))
     assert loss.shape == (50,)
     assert loss.max() < 1e-6
 
@@ -226,12 +228,12 @@ def first_and_last(n, generator):
 
 
 def test_times_are_stretched_over_the_span_of_the_model(usable, normal, recorder):
-    path, target = usable
+    schedule, prediction = usable
     net = recorder
     pair = Pair(normal("x0", 10, 2).float(), normal("x1", 10, 2).float(), torch.arange(10))
-    loss = FlowMatching(first_and_last)(Model(net, path, target), pair, generator(0, "objective"))
+    loss = FlowMatching(first_and_last)(Model(net, schedule, prediction), pair, generator(0, "objective"))
     _, t, s, cond = net.seen
-    span = torch.tensor(targets.span(path, target)).repeat(5)
+    span = torch.tensor(predictions.span(schedule, prediction)).repeat(5)
     assert torch.equal(t, span)
     assert torch.equal(s, t)
     assert torch.equal(cond, pair.cond)
@@ -276,9 +278,9 @@ def test_the_losses_of_a_batch_are_those_of_its_parts(usable, known_law, event, 
 
 
 @pytest.mark.parametrize("event", [(2,), (3, 4, 5)])
-def test_the_losses_of_a_batch_with_a_bridge_are_those_of_its_parts(path, bridge, event, normal):
+def test_the_losses_of_a_batch_with_a_bridge_are_those_of_its_parts(schedule, bridge, event, normal):
     pair = Pair(normal("x0", 8, *event), normal("x1", 8, *event), torch.arange(8))
-    model, objective = Model(Sum(), path), FlowMatching(Stratified(), bridge)
+    model, objective = Model(Sum(), schedule), FlowMatching(Stratified(), bridge)
     torch.testing.assert_close(in_rows(objective, model, pair), objective(model, pair, generator(0, "objective")))
 
 
@@ -305,8 +307,8 @@ class BridgedNet(nn.Module):
         self.flow, self.bridge = flow, bridge
 
     def forward(self, x, t, s, cond=None):
-        c, (width, slope) = self.flow.path.coeffs(like(t, x)), self.bridge.gamma(like(t, x))
-        if self.flow.path.exploding:
+        c, (width, slope) = self.flow.schedule.coeffs(like(t, x)), self.bridge.gamma(like(t, x))
+        if self.flow.schedule.exploding:
             x = x * torch.sqrt(c.alpha**2 + c.sigma**2)
         mean, variance = self.flow.mean, self.flow.std**2
         covariance = c.d_alpha * c.alpha * variance + c.d_sigma * c.sigma + slope * width
@@ -320,21 +322,21 @@ def gaussian_pair(normal):
     return lambda flow: Pair(normal("source", DRAWS, 2), flow.mean + flow.std * normal("data", DRAWS, 2))
 
 
-def test_flow_matching_with_a_bridge_is_least_at_the_marginal_velocity(path, bridge, gaussian_flow, gaussian_pair):
-    flow = gaussian_flow(path)
-    model = Model(Tilted(BridgedNet(flow, bridge)), path)
+def test_flow_matching_with_a_bridge_is_least_at_the_marginal_velocity(schedule, bridge, gaussian_flow, gaussian_pair):
+    flow = gaussian_flow(schedule)
+    model = Model(Tilted(BridgedNet(flow, bridge)), schedule)
     slope = slopes(model, gaussian_pair(flow), FlowMatching(bridge=bridge))
     assert (slope.mean(0).abs() < 4.5 * slope.std(0) / DRAWS**0.5 + 1e-12).all()
 
 
-def test_a_bridge_adds_its_variance_to_that_of_the_path(path, bridge, gaussian_flow, gaussian_pair, recorder):
-    flow, t = gaussian_flow(path), 0.75
+def test_a_bridge_adds_its_variance_to_that_of_the_path(schedule, bridge, gaussian_flow, gaussian_pair, recorder):
+    flow, t = gaussian_flow(schedule), 0.75
     FlowMatching(lambda n, generator: torch.full((n,), t), bridge)(
-        Model(recorder, path), gaussian_pair(flow), generator(0, "objective")
+        Model(recorder, schedule), gaussian_pair(flow), generator(0, "objective")
     )
     x, t = recorder.seen[:2]
-    if path.exploding:
-        x = x * path.coeffs(t[0].double()).sigma.square().add(1).sqrt()
+    if schedule.exploding:
+        x = x * schedule.coeffs(t[0].double()).sigma.square().add(1).sqrt()
     mean, std = flow.moments(t[0].item())
     wide = torch.sqrt(std**2 + bridge.gamma(t[0].double())[0] ** 2)
     assert ((x.mean(0) - mean).abs() < 4 * wide / DRAWS**0.5).all()
@@ -364,9 +366,9 @@ def test_points_and_velocities_with_a_bridge_are_those_of_torchcfm(bridge, sigma
     torch.testing.assert_close(loss, u.square().mean(1), rtol=1e-5, atol=1e-5)
 
 
-def test_times_stay_on_the_span_of_the_model_and_of_the_bridge(path, bridge, normal, recorder):
+def test_times_stay_on_the_span_of_the_model_and_of_the_bridge(schedule, bridge, normal, recorder):
     pair = Pair(normal("x0", 10, 2).float(), normal("x1", 10, 2).float())
-    model = Model(recorder, path)
+    model = Model(recorder, schedule)
     loss = FlowMatching(first_and_last, bridge)(model, pair, generator(0, "objective"))
     both = max(model.span[0], bridge.span[0]), min(model.span[1], bridge.span[1])
     torch.testing.assert_close(recorder.seen[1], torch.tensor(both).repeat(5), rtol=1e-6, atol=0)
@@ -392,11 +394,11 @@ def test_the_noise_of_a_bridge_is_a_function_of_the_generator(bridge, normal, re
 
 
 def test_a_bridge_needs_the_velocity_as_target(usable, bridge, normal, recorder):
-    path, target = usable
+    schedule, prediction = usable
     pair = Pair(normal("x0", 8, 2), normal("x1", 8, 2))
-    model, objective = Model(recorder, path, target), FlowMatching(bridge=bridge)
-    if target is targets.velocity:
+    model, objective = Model(recorder, schedule, prediction), FlowMatching(bridge=bridge)
+    if prediction is predictions.velocity:
         assert objective(model, pair, generator(0, "objective")).isfinite().all()
     else:
-        with pytest.raises(InputError, match=f"velocity, not {target.__name__}"):
+        with pytest.raises(InputError, match=f"velocity, not {prediction.__name__}"):
             objective(model, pair, generator(0, "objective"))

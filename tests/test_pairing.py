@@ -269,7 +269,7 @@ def test_bad_trials(tree, names, words):
     [
         ({"data": "moons", "coupling": {"group": 3}}, "multiscale"),
         ({"data": "digits"}, "independent"),
-        ({"data": "moons", "path": "vp"}, "independent"),
+        ({"data": "moons", "schedule": "vp"}, "independent"),
     ],
 )
 def test_the_default_is_that_of_the_data(tree, name):

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import InputError, Pair, generator, like
 from flowgen.losses import PseudoHuber, Squared
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import Draws, FlowMatching, Splittable, UShaped
-from flowgen.paths import Linear
 from flowgen.premetric import LATEST, PerceptualLoss
+from flowgen.schedules import Linear
 
 ABSOLUTE = PseudoHuber(1e-9)
 
@@ -23,19 +23,21 @@ def ends(normal, rows=200):
 class Knows(nn.Module):
     """The net that knows the pairs of its batch, and misses their target by so much."""
 
-    def __init__(self, pair, path, target, miss=0.0):
+    def __init__(self, pair, schedule, prediction, miss=0.0):
         super().__init__()
-        self.pair, self.path, self.target, self.miss = pair, path, target, miss
+        self.pair, self.schedule, self.prediction, self.miss = pair, schedule, prediction, miss
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x, t, s, cond=None):
-        return targets.encode(self.pair, self.path.coeffs(like(t, x)), self.target) + self.miss + self.weight
+        return (
+            predictions.encode(self.pair, self.schedule.coeffs(like(t, x)), self.prediction) + self.miss + self.weight
+        )
 
 
 def test_pairs_that_are_known_have_no_loss(usable, normal):
-    path, target = usable
+    schedule, prediction = usable
     pair = ends(normal)
-    model = Model(Knows(pair, path, target), path, target)
+    model = Model(Knows(pair, schedule, prediction), schedule, prediction)
     found = PerceptualLoss(nn.Sequential(nn.Linear(3, 5), nn.Tanh()))(model, pair, generator(0, "t"))
     assert found.shape == (200,)
     assert found.max() < 0.05  # of rounding at the far end, where a prediction says little of the data
@@ -45,7 +47,7 @@ def test_pairs_that_are_known_have_no_loss(usable, normal):
 def test_features_of_a_straight_path_weigh_errors_of_the_velocity_alike_at_all_times(normal, weight):
     """For features A x: |e| + weight |A e|, e the error of the velocity, whatever the time."""
     pair, miss = ends(normal), torch.tensor([0.3, -1.0, 0.2])
-    model = Model(Knows(pair, Linear(), targets.velocity, miss))
+    model = Model(Knows(pair, Linear(), predictions.velocity, miss))
     matrix = normal("A", 3, 7).float()
     times = torch.linspace(0, 1 - 2 * LATEST, 200)
     found = PerceptualLoss(lambda x: x @ matrix, weight, distance=ABSOLUTE).loss(model, pair, Draws(times, None))

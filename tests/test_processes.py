@@ -21,7 +21,7 @@ from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching, Stratified
 from flowgen.optim import CosineRate
-from flowgen.paths import BrownianBridge
+from flowgen.schedules import BrownianBridge
 from flowgen.training import State, fit
 
 pytestmark = pytest.mark.journey

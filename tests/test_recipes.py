@@ -293,7 +293,7 @@ CHANGES = [
     {"images": {"size": 32, "channels": 3, "flip": True, "strict": True, "memory": 0, "workers": 0}},
     {"labels": False, "train": {"ema": [0.05, 0.1], "precision": "bfloat16", "schedule": "cosine", "label_dropout": 0}},
     {"train": {"ema": 0.1, "compile": True, "log": "tensorboard", "accumulate": 4}},
-    {"path": "vp", "source": "digits"},
+    {"schedule": "vp", "source": "digits"},
     {"reflow": {"parent": "/a", "parent_hash": "b", "guidance": 2.5}},
 ]
 

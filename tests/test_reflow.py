@@ -2,19 +2,21 @@
 
 import torch
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import Pair, generator
 from flowgen.grids import log_snr, uniform
 from flowgen.metrics import geometry
-from flowgen.paths import Linear
 from flowgen.reflow import Reflow
+from flowgen.schedules import Linear
 from flowgen.solvers import rk4
 
 
-def test_reflow_pairs_each_source_point_with_where_the_exact_flow_takes_it(path, gaussian_flow, exact_model, normal):
-    exact = gaussian_flow(path)
-    model = exact_model(exact, targets.v)
-    grid = log_snr(path, 150, *model.span)
+def test_reflow_pairs_each_source_point_with_where_the_exact_flow_takes_it(
+    schedule, gaussian_flow, exact_model, normal
+):
+    exact = gaussian_flow(schedule)
+    model = exact_model(exact, predictions.v)
+    grid = log_snr(schedule, 150, *model.span)
     drawn = Pair(normal("x0", 40, 2), normal("x1", 40, 2), torch.arange(40))
     pair = Reflow(model, grid, rk4)(drawn, generator(0, "reflow"))
     assert torch.equal(pair.x0, drawn.x0)
@@ -26,7 +28,7 @@ def test_the_exact_flow_of_reflowed_pairs_is_straight(gaussian_flow, exact_model
     """Between Gaussians the ends are an affine map, x1 = m + A x0, and so is the rectified flow: its lines are straight
     where those of its teacher are not."""
     exact = gaussian_flow(Linear())
-    model = exact_model(exact, targets.velocity)
+    model = exact_model(exact, predictions.velocity)
     x0 = normal("x0", 200, 2)
     pair = Reflow(model, uniform(50), rk4)(Pair(x0, x0), generator(0, "reflow"))
     scale = (pair.x1 - exact.mean) / x0

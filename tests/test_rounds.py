@@ -93,7 +93,12 @@ def test_a_guided_parent_is_measured_as_its_pairs_were_made(trained, table, tmp_
 
 @pytest.mark.parametrize("path", ["cosine", "ve"])
 def test_a_parent_on_another_path_starts_where_its_sampling_does(tmp_path, path):
-    tree = {"data": "moons", "path": path, "net": {"width": 16, "depth": 2}, "train": {"steps": 400, "batch_size": 64}}
+    tree = {
+        "data": "moons",
+        "schedule": path,
+        "net": {"width": 16, "depth": 2},
+        "train": {"steps": 400, "batch_size": 64},
+    }
     parent = Run.create(tmp_path / "parent", make_config(tree), "")
     for _ in runs.train(parent):
         pass

@@ -82,7 +82,7 @@ VARIANTS = {
     "partial": {"coupling": {"name": "partial", "group": 10}},
     "bridge": {"coupling": {"name": "bridge", "sigma": 0.5}},
     "semidiscrete": {"coupling": {"name": "semidiscrete", "points": 50, "tolerance": 0.1}},
-    "vp": {"path": "vp", "times": "stratified"},
+    "vp": {"schedule": "vp", "times": "stratified"},
     "data-to-data": {"source": "8gaussians"},
 }
 
@@ -245,7 +245,9 @@ def test_a_configuration_that_cannot_work_leaves_no_folder(tmp_path, tree):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"train": {"lr": 0.1}}, {"path": "vp"}, {"coupling": "independent"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"train": {"lr": 0.1}}, {"schedule": "vp"}, {"coupling": "independent"}]
+)
 def test_going_on_cannot_change_the_experiment(teacher, change):
     with pytest.raises(InputError, match="--resume cannot change"):
         teacher.extended(change)
@@ -339,7 +341,7 @@ def test_rounds_count_and_describe_their_ancestors(teacher, tmp_path):
     assert json.loads(json.dumps(facts)) == facts
 
 
-@pytest.mark.parametrize("tree", [{"coupling": "independent"}, {"path": "vp"}], ids=["linear", "vp"])
+@pytest.mark.parametrize("tree", [{"coupling": "independent"}, {"schedule": "vp"}], ids=["linear", "vp"])
 def test_reflow_straightens_and_keeps_the_end_points(tmp_path, tree):
     """After a reflow one Euler step lands where the parent's whole trajectory does, on curved parents of any path."""
     train = {"steps": 1200, "batch_size": 256, "checkpoint_every": 1200}

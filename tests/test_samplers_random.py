@@ -16,22 +16,22 @@ from flowgen.core import InputError, like
 from flowgen.data import Gaussian
 from flowgen.grids import karras, log_snr, uniform
 from flowgen.model import Model
-from flowgen.paths import VE, VP, Linear
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, Random, UniPC
 from flowgen.sampling import sample, solve, walk
+from flowgen.schedules import VE, VP, Linear
 from flowgen.sde import Drift, EulerMaruyama, ReverseSDE, ReverseTime, ScoreOf
 from flowgen.solvers import AdaptiveSolver, FlowMapStep, euler, heun
 
 RANDOM = {
-    "ddim-half": lambda path, seed=0: DDIM(path, 0.5, seed=seed),
-    "ddim-whole": lambda path, seed=0: DDIM(path, 1.0, seed=seed),
-    "ancestral": lambda path, seed=0: Ancestral(path, seed=seed),
-    "ancestral-large": lambda path, seed=0: Ancestral(path, True, seed=seed),
-    "churned": lambda path, seed=0: EDMSampler(path, 0.2, seed=seed),
-    "stochastic": lambda path, seed=0: ReverseSDE(path, 0.7, seed=seed),
-    "corrected": lambda path, seed=0: PredictorCorrector(Ancestral(path, seed=seed), path, seed=seed),
-    "corrected-heun": lambda path, seed=0: PredictorCorrector(heun, path, seed=seed),
-    "langevin": lambda path, seed=0: Langevin(path, steps=3, seed=seed),
+    "ddim-half": lambda schedule, seed=0: DDIM(schedule, 0.5, seed=seed),
+    "ddim-whole": lambda schedule, seed=0: DDIM(schedule, 1.0, seed=seed),
+    "ancestral": lambda schedule, seed=0: Ancestral(schedule, seed=seed),
+    "ancestral-large": lambda schedule, seed=0: Ancestral(schedule, True, seed=seed),
+    "churned": lambda schedule, seed=0: EDMSampler(schedule, 0.2, seed=seed),
+    "stochastic": lambda schedule, seed=0: ReverseSDE(schedule, 0.7, seed=seed),
+    "corrected": lambda schedule, seed=0: PredictorCorrector(Ancestral(schedule, seed=seed), schedule, seed=seed),
+    "corrected-heun": lambda schedule, seed=0: PredictorCorrector(heun, schedule, seed=seed),
+    "langevin": lambda schedule, seed=0: Langevin(schedule, steps=3, seed=seed),
 }
 
 
@@ -91,91 +91,91 @@ def order(errors, solver_of, flow):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda path: DDIM(path, 0.5),
-        lambda path: DDIM(path, 1.0),
-        lambda path: Ancestral(path, large=True),
-        lambda path: ReverseSDE(path, 0.5),
+        lambda schedule: DDIM(schedule, 0.5),
+        lambda schedule: DDIM(schedule, 1.0),
+        lambda schedule: Ancestral(schedule, large=True),
+        lambda schedule: ReverseSDE(schedule, 0.5),
         ReverseSDE,
-        lambda path: ReverseSDE(path, 1.5),
+        lambda schedule: ReverseSDE(schedule, 1.5),
     ],
     ids=["ddim-half", "ddim-whole", "ancestral-large", "stochastic-half", "stochastic", "stochastic-more"],
 )
-def test_noise_keeps_the_marginals_at_weak_order_one(make, path, gaussian_flow, errors):
+def test_noise_keeps_the_marginals_at_weak_order_one(make, schedule, gaussian_flow, errors):
     """The reverse diffusion of VE is nearly of order two on this law, by chance."""
-    slope, error = order(errors, lambda steps: make(path), gaussian_flow(path))
-    assert 0.75 < slope < (2.2 if path.exploding else 1.3)
+    slope, error = order(errors, lambda steps: make(schedule), gaussian_flow(schedule))
+    assert 0.75 < slope < (2.2 if schedule.exploding else 1.3)
     assert error < 0.08
 
 
 @pytest.mark.parametrize("churned", [(0.0, math.inf), (0.2, 3.0)])
-def test_churn_that_shrinks_with_the_steps_keeps_them_at_order_two(churned, path, gaussian_flow, errors):
+def test_churn_that_shrinks_with_the_steps_keeps_them_at_order_two(churned, schedule, gaussian_flow, errors):
     lo, hi = churned
-    slope, error = order(errors, lambda steps: EDMSampler(path, 8 / steps, lo, hi), gaussian_flow(path))
+    slope, error = order(errors, lambda steps: EDMSampler(schedule, 8 / steps, lo, hi), gaussian_flow(schedule))
     assert slope == pytest.approx(2, abs=0.1)
     assert error < 0.007
 
 
-def test_churning_adds_the_noise_of_the_level_it_goes_back_to(path, gaussian_flow, errors, law):
+def test_churning_adds_the_noise_of_the_level_it_goes_back_to(schedule, gaussian_flow, errors, law):
     """With no way to go after, the law is the marginal of that earlier time: its Heun step back is all that errs."""
-    flow, found = gaussian_flow(path), []
+    flow, found = gaussian_flow(schedule), []
     for churn in (0.1, 0.05, 0.025):
         grid = torch.tensor([0.5, 0.5], dtype=torch.float64)
-        found.append(errors(EDMSampler(path, churn), flow, grid))
+        found.append(errors(EDMSampler(schedule, churn), flow, grid))
     assert 2.6 < math.log2(found[1] / found[2]) < 3.4
-    assert errors(EDMSampler(path, 0.1, lo=1e-9, hi=1e-8), flow, grid) < 1e-9
-    longer = [law(EDMSampler(path, 0.1, noise=noise), flow, grid, *flow.moments(0.5))[1] for noise in (1.0, 1.1)]
+    assert errors(EDMSampler(schedule, 0.1, lo=1e-9, hi=1e-8), flow, grid) < 1e-9
+    longer = [law(EDMSampler(schedule, 0.1, noise=noise), flow, grid, *flow.moments(0.5))[1] for noise in (1.0, 1.1)]
     assert (longer[1] > longer[0]).all()
 
 
 def test_churn_is_bounded(gaussian_flow, normal):
     """By gamma = sqrt(2) - 1, and by the level of t = 0: there is no earlier time to go back to."""
-    path, x = VP(), normal("x", 5, 2)
-    flow = gaussian_flow(path)
-    most, more, none = (EDMSampler(path, churn) for churn in (math.sqrt(2) - 1, 5.0, 0.0))
+    schedule, x = VP(), normal("x", 5, 2)
+    flow = gaussian_flow(schedule)
+    most, more, none = (EDMSampler(schedule, churn) for churn in (math.sqrt(2) - 1, 5.0, 0.0))
     for t in (0.0, 0.01, 0.5):
         ends = [solver.step(flow.velocity, x, t, 0.6)[0] for solver in (most, more, none)]
         assert torch.equal(ends[0], ends[1])
         assert torch.equal(ends[0], ends[2]) == (t == 0)
 
 
-def test_churn_is_right_for_a_point_from_the_first_step_on(path, gaussian_flow, law):
+def test_churn_is_right_for_a_point_from_the_first_step_on(schedule, gaussian_flow, law):
     """Also where it is cut short, at levels near that of t = 0. The way back, along straight lines, is exact."""
-    flow = gaussian_flow(path)
-    exact = type(flow)(path, flow.mean, torch.zeros_like(flow.std))
-    mean, deviation = law(EDMSampler(path, 0.3), exact, uniform(12, 0.005, 0.9), *exact.moments(0.005))
+    flow = gaussian_flow(schedule)
+    exact = type(flow)(schedule, flow.mean, torch.zeros_like(flow.std))
+    mean, deviation = law(EDMSampler(schedule, 0.3), exact, uniform(12, 0.005, 0.9), *exact.moments(0.005))
     torch.testing.assert_close(mean, exact.moments(0.9)[0], rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(deviation, exact.moments(0.9)[1], rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
-def test_each_variance_of_ddpm_is_right_for_its_data(path, gaussian_flow, law, steps):
+def test_each_variance_of_ddpm_is_right_for_its_data(schedule, gaussian_flow, law, steps):
     """However few the steps: the small one for a point, the large one for N(0, I) (arXiv 2006.11239)."""
-    flow = gaussian_flow(path)
+    flow = gaussian_flow(schedule)
     for std, large in ((0.0, False), (1.0, True)):
-        exact = type(flow)(path, flow.mean * (not large), torch.full_like(flow.std, std))
+        exact = type(flow)(schedule, flow.mean * (not large), torch.full_like(flow.std, std))
         for hi in (0.6, 0.95):
             for lo in (0.0, 0.2):
-                mean, deviation = law(Ancestral(path, large), exact, uniform(steps, lo, hi), *exact.moments(lo))
+                mean, deviation = law(Ancestral(schedule, large), exact, uniform(steps, lo, hi), *exact.moments(lo))
                 torch.testing.assert_close(mean, exact.moments(hi)[0], rtol=1e-9, atol=1e-9)
                 torch.testing.assert_close(deviation, exact.moments(hi)[1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_ddim_is_right_for_a_point_at_every_level(eta, path, gaussian_flow, law):
-    flow = gaussian_flow(path)
-    exact = type(flow)(path, flow.mean, torch.zeros_like(flow.std))
-    mean, deviation = law(DDIM(path, eta), exact, uniform(4, 0, 0.9), *exact.moments(0.0))
+def test_ddim_is_right_for_a_point_at_every_level(eta, schedule, gaussian_flow, law):
+    flow = gaussian_flow(schedule)
+    exact = type(flow)(schedule, flow.mean, torch.zeros_like(flow.std))
+    mean, deviation = law(DDIM(schedule, eta), exact, uniform(4, 0, 0.9), *exact.moments(0.0))
     torch.testing.assert_close(mean, exact.moments(0.9)[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(deviation, exact.moments(0.9)[1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ddim-whole", "churned", "stochastic"])
-def test_whole_walks_lead_near_the_data(name, path, gaussian_flow, law):
+def test_whole_walks_lead_near_the_data(name, schedule, gaussian_flow, law):
     """Many steps from what sampling starts with: N(0, sigma(0)^2), even where the path is not all noise there."""
-    flow = gaussian_flow(path)
-    sigma = path.coeffs(torch.zeros((), dtype=torch.float64)).sigma
-    solver = EDMSampler(path, 0.05) if name == "churned" else RANDOM[name](path)
-    mean, std = law(solver, flow, log_snr(path, 80), torch.zeros(2).double(), sigma)
+    flow = gaussian_flow(schedule)
+    sigma = schedule.coeffs(torch.zeros((), dtype=torch.float64)).sigma
+    solver = EDMSampler(schedule, 0.05) if name == "churned" else RANDOM[name](schedule)
+    mean, std = law(solver, flow, log_snr(schedule, 80), torch.zeros(2).double(), sigma)
     assert (mean - flow.mean).abs().max() < 0.03
     assert (std - flow.moments(1.0)[1]).abs().max() < 0.12
 
@@ -184,14 +184,14 @@ def test_whole_walks_lead_near_the_data(name, path, gaussian_flow, law):
 
 
 @pytest.mark.parametrize("snr", [0.05, 0.3])
-def test_moves_at_a_level_settle_at_its_marginal_but_for_their_length(snr, path, gaussian_flow, law):
+def test_moves_at_a_level_settle_at_its_marginal_but_for_their_length(snr, schedule, gaussian_flow, law):
     """x + e score + sqrt(2 e) z has the stationary variance V / (1 - e / (2 V)) on N(m, V)."""
-    flow, t = gaussian_flow(path), 0.6
+    flow, t = gaussian_flow(schedule), 0.6
     mean, std = flow.moments(t)
-    e = 2 * (snr * path.coeffs(torch.tensor(t, dtype=torch.float64)).sigma) ** 2
+    e = 2 * (snr * schedule.coeffs(torch.tensor(t, dtype=torch.float64)).sigma) ** 2
     v = std**2
     shrunk = (1 - e / v) ** (2 * 60)
-    solver, grid = Langevin(path, (2 * snr) ** 2, steps=60), torch.tensor([0.1, t], dtype=torch.float64)
+    solver, grid = Langevin(schedule, (2 * snr) ** 2, steps=60), torch.tensor([0.1, t], dtype=torch.float64)
     found, deviation = law(solver, flow, grid, mean, (v / (1 - e / (2 * v))).sqrt())
     torch.testing.assert_close(found, mean, rtol=0, atol=1e-9)
     torch.testing.assert_close(deviation**2, v / (1 - e / (2 * v)), rtol=1e-9, atol=1e-9)
@@ -199,38 +199,38 @@ def test_moves_at_a_level_settle_at_its_marginal_but_for_their_length(snr, path,
     torch.testing.assert_close(other**2, (1 - shrunk) * v / (1 - e / (2 * v)), rtol=1e-9, atol=0)
 
 
-def test_the_moves_of_a_corrected_step_are_those_of_langevin_after_it(path, gaussian_flow, law):
-    flow, grid = gaussian_flow(path), torch.tensor([0.4, 0.5], dtype=torch.float64)
-    predicted = law(DDIM(path, 1.0), flow, grid, *flow.moments(0.4))
-    both = law(PredictorCorrector(DDIM(path, 1.0), path, 0.2, steps=3), flow, grid, *flow.moments(0.4))
-    after = law(Langevin(path, 0.16, steps=3), flow, grid, *predicted)
+def test_the_moves_of_a_corrected_step_are_those_of_langevin_after_it(schedule, gaussian_flow, law):
+    flow, grid = gaussian_flow(schedule), torch.tensor([0.4, 0.5], dtype=torch.float64)
+    predicted = law(DDIM(schedule, 1.0), flow, grid, *flow.moments(0.4))
+    both = law(PredictorCorrector(DDIM(schedule, 1.0), schedule, 0.2, steps=3), flow, grid, *flow.moments(0.4))
+    after = law(Langevin(schedule, 0.16, steps=3), flow, grid, *predicted)
     for a, b in zip(both, after, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_corrected_steps_bring_a_wrong_law_nearer(path, gaussian_flow, law):
-    flow, grid = gaussian_flow(path), uniform(60, 0.05, 0.9)
+def test_corrected_steps_bring_a_wrong_law_nearer(schedule, gaussian_flow, law):
+    flow, grid = gaussian_flow(schedule), uniform(60, 0.05, 0.9)
     mean, std = flow.moments(0.05)
     start, right = (mean + 1, 1.5 * std), flow.moments(0.9)
-    alone, helped = (law(s, flow, grid, *start) for s in (heun, PredictorCorrector(heun, path, 0.2, steps=2)))
+    alone, helped = (law(s, flow, grid, *start) for s in (heun, PredictorCorrector(heun, schedule, 0.2, steps=2)))
     for a, b, exact in zip(alone, helped, right, strict=True):
         assert (b - exact).abs().max() < 0.6 * (a - exact).abs().max()
 
 
 def test_annealed_moves_lead_to_the_data_if_there_are_enough(gaussian_flow, law):
     """On the paper's path, whose levels fall evenly in their logarithm. The last are too low to move much."""
-    path = VE(sigma_min=0.02, sigma_max=20.0)
-    flow = gaussian_flow(path)
-    mean, std = law(Langevin(path, steps=100), flow, log_snr(path, 10), torch.zeros(2).double(), 20.0)
+    schedule = VE(sigma_min=0.02, sigma_max=20.0)
+    flow = gaussian_flow(schedule)
+    mean, std = law(Langevin(schedule, steps=100), flow, log_snr(schedule, 10), torch.zeros(2).double(), 20.0)
     torch.testing.assert_close(mean, flow.mean, rtol=0, atol=0.001)
     torch.testing.assert_close(std, flow.std, rtol=0.08, atol=0)
 
 
-def test_a_corrected_multistep_method_starts_anew_each_time(path, gaussian_flow, normal):
-    x, grid, flow = normal("x", 7, 2), uniform(6, 0.1, 0.9), gaussian_flow(path)
-    anew = solve(flow.velocity, x, grid, DDIM(path))
-    for solver in (DPMSolverPP(path, 3), UniPC(path)):
-        corrected = solve(flow.velocity, x, grid, PredictorCorrector(solver, path, steps=0))
+def test_a_corrected_multistep_method_starts_anew_each_time(schedule, gaussian_flow, normal):
+    x, grid, flow = normal("x", 7, 2), uniform(6, 0.1, 0.9), gaussian_flow(schedule)
+    anew = solve(flow.velocity, x, grid, DDIM(schedule))
+    for solver in (DPMSolverPP(schedule, 3), UniPC(schedule)):
+        corrected = solve(flow.velocity, x, grid, PredictorCorrector(solver, schedule, steps=0))
         torch.testing.assert_close(corrected, anew, rtol=1e-9, atol=1e-9)
 
 
@@ -246,28 +246,30 @@ def test_corrected_is_as_its_predictor():
 # reverse diffusions
 
 
-def test_the_score_is_read_from_the_velocity(path, gaussian_flow, normal):
-    flow, t = gaussian_flow(path), torch.linspace(0, 0.99, 9, dtype=torch.float64)
+def test_the_score_is_read_from_the_velocity(schedule, gaussian_flow, normal):
+    flow, t = gaussian_flow(schedule), torch.linspace(0, 0.99, 9, dtype=torch.float64)
     x = normal("x", 9, 2)
-    torch.testing.assert_close(ScoreOf(flow.velocity, path)(x, t), flow.score(x, t), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(ScoreOf(flow.velocity, schedule)(x, t), flow.score(x, t), rtol=1e-6, atol=1e-8)
 
 
-def test_the_reverse_diffusion_has_its_level_and_rests_where_it_is_infinite(path):
+def test_the_reverse_diffusion_has_its_level_and_rests_where_it_is_infinite(schedule):
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     for level in (0.0, 0.3, 2.0):
-        torch.testing.assert_close(ReverseTime(path, level)(t), level * path.diffusion(t))
+        torch.testing.assert_close(ReverseTime(schedule, level)(t), level * schedule.diffusion(t))
     start = torch.zeros(2)
-    g = ReverseTime(path)(start)
-    assert torch.equal(g, torch.zeros(2) if path.coeffs(start).alpha[0] == 0 else path.diffusion(start))
+    g = ReverseTime(schedule)(start)
+    assert torch.equal(g, torch.zeros(2) if schedule.coeffs(start).alpha[0] == 0 else schedule.diffusion(start))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_one_evaluation_does_what_velocity_and_score_do(level, path, gaussian_flow, normal):
-    flow, g = gaussian_flow(path), ReverseTime(path, level)
+def test_one_evaluation_does_what_velocity_and_score_do(level, schedule, gaussian_flow, normal):
+    flow, g = gaussian_flow(schedule), ReverseTime(schedule, level)
     x, grid = normal("x", 70, 2), uniform(6, 0, 0.9)
-    drift = Drift(flow.velocity, ScoreOf(flow.velocity, path), g)
+    drift = Drift(flow.velocity, ScoreOf(flow.velocity, schedule), g)
     both = solve(drift, x, grid, EulerMaruyama(g, 5, 3))
-    torch.testing.assert_close(solve(flow.velocity, x, grid, ReverseSDE(path, level, 5, 3)), both, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        solve(flow.velocity, x, grid, ReverseSDE(schedule, level, 5, 3)), both, rtol=1e-9, atol=1e-9
+    )
     assert torch.equal(solve(flow.velocity, x, grid, euler), both) == (level == 0)
 
 
@@ -280,13 +282,13 @@ def make(request):
 
 
 def test_a_row_has_the_noise_of_its_number_in_whatever_batch_it_is(make, gaussian_flow, normal):
-    for path in (Linear(), VP()):
-        flow, x, grid = gaussian_flow(path), normal("x", 150, 2), uniform(4, 0, 0.9)
-        whole = solve(flow.velocity, x, grid, make(path, 4).at(7))
+    for schedule in (Linear(), VP()):
+        flow, x, grid = gaussian_flow(schedule), normal("x", 150, 2), uniform(4, 0, 0.9)
+        whole = solve(flow.velocity, x, grid, make(schedule, 4).at(7))
         for first, last in ((0, 150), (0, 1), (64, 128), (37, 120), (149, 150)):
-            part = solve(flow.velocity, x[first:last], grid, make(path, 4).at(7).at(first))
+            part = solve(flow.velocity, x[first:last], grid, make(schedule, 4).at(7).at(first))
             torch.testing.assert_close(part, whole[first:last], rtol=1e-12, atol=1e-12)
-        assert not torch.allclose(solve(flow.velocity, x, grid, make(path, 4)), whole)
+        assert not torch.allclose(solve(flow.velocity, x, grid, make(schedule, 4)), whole)
 
 
 class Line(nn.Module):
@@ -304,7 +306,7 @@ def test_samples_do_not_depend_on_the_chunks_they_are_drawn_in(make):
     model = Model(Line())
 
     def drawn(num, chunk):
-        return sample(model, Gaussian((1,)), num, uniform(4), make(model.path, 4), chunk=chunk)
+        return sample(model, Gaussian((1,)), num, uniform(4), make(model.schedule, 4), chunk=chunk)
 
     whole = drawn(300, 512)
     assert torch.equal(drawn(300, 64), whole)
@@ -312,16 +314,16 @@ def test_samples_do_not_depend_on_the_chunks_they_are_drawn_in(make):
 
 
 def test_the_noise_is_a_function_of_the_seed(make, gaussian_flow, normal, global_state_untouched):
-    path = VP()
-    flow, x = gaussian_flow(path), normal("x", 20, 2)
-    ends = [solve(flow.velocity, x, uniform(4, 0, 0.9), make(path, seed)) for seed in (1, 1, 2)]
+    schedule = VP()
+    flow, x = gaussian_flow(schedule), normal("x", 20, 2)
+    ends = [solve(flow.velocity, x, uniform(4, 0, 0.9), make(schedule, seed)) for seed in (1, 1, 2)]
     assert torch.equal(ends[0], ends[1])
     assert (ends[0] != ends[2]).all()
 
 
 def test_the_draws_of_a_walk_are_normal_and_independent(make, gaussian_flow, monkeypatch):
     """Of one another, from step to step, move to move, and in a predictor and what corrects it."""
-    seen, path = [], VP()
+    seen, schedule = [], VP()
     for module, name in ((Random, "normal"), (sde, "starts")):
         draw = getattr(module, name)
 
@@ -331,29 +333,29 @@ def test_the_draws_of_a_walk_are_normal_and_independent(make, gaussian_flow, mon
 
         monkeypatch.setattr(module, name, spy)
     x = torch.zeros(400, 2, dtype=torch.float64)
-    solve(gaussian_flow(path).velocity, x, uniform(4, 0.05, 0.9), make(path))
+    solve(gaussian_flow(schedule).velocity, x, uniform(4, 0.05, 0.9), make(schedule))
     z = torch.cat(seen, dim=1)
     assert z.shape[1] >= 8
     assert kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
     assert (torch.corrcoef(z.T) - torch.eye(z.shape[1])).abs().max() < 0.25
 
 
-@pytest.mark.parametrize("make", [DDIM, EDMSampler, lambda path: ReverseSDE(path, 0.0)])
+@pytest.mark.parametrize("make", [DDIM, EDMSampler, lambda schedule: ReverseSDE(schedule, 0.0)])
 def test_without_noise_nothing_is_drawn(make, gaussian_flow, normal, monkeypatch):
     def none(*args):
         raise AssertionError("a draw")
 
     monkeypatch.setattr(Random, "normal", none)
     monkeypatch.setattr(sde, "starts", none)
-    path = VP()
-    for _ in walk(gaussian_flow(path).velocity, normal("x", 5, 2), karras(path, 6, 0, 0.99), make(path)):
+    schedule = VP()
+    for _ in walk(gaussian_flow(schedule).velocity, normal("x", 5, 2), karras(schedule, 6, 0, 0.99), make(schedule)):
         pass
 
 
 def test_a_row_moves_by_its_own_score_alone(gaussian_flow, normal):
     """Whatever the other rows are, also where they are far away."""
-    path, x = VP(), normal("x", 4, 2)
-    flow, solver = gaussian_flow(path), PredictorCorrector(heun, path)
+    schedule, x = VP(), normal("x", 4, 2)
+    flow, solver = gaussian_flow(schedule), PredictorCorrector(heun, schedule)
     far = torch.cat([x[:1], 100 + 50 * x[1:]])
     ends = [solver.step(flow.velocity, rows, 0.3, 0.4)[0][0] for rows in (x, far)]
     assert torch.equal(*ends)

@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import InputError
 from flowgen.data import Gaussian, Scaling, moons
 from flowgen.grids import log_snr, uniform
 from flowgen.metrics import wasserstein2
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.paths import VE, VP, Linear
 from flowgen.sampling import BLOCK, Counted, flow, pair_chunks, sample, sample_chunks, solve, starts
+from flowgen.schedules import VE, VP, Linear
 from flowgen.solvers import AdaptiveSolver, euler, heun, rk4
 
 # exact fields
 
 
-def test_the_exact_field_of_a_gaussian_walks_the_exact_flow_map(path, gaussian_flow, normal):
-    exact = gaussian_flow(path)
-    grid = log_snr(path, 150, *targets.span(path, targets.v))
+def test_the_exact_field_of_a_gaussian_walks_the_exact_flow_map(schedule, gaussian_flow, normal):
+    exact = gaussian_flow(schedule)
+    grid = log_snr(schedule, 150, *predictions.span(schedule, predictions.v))
     mean, std = exact.moments(0.0)
     x = mean + std * normal("points", 30, 2)
     end = solve(exact.velocity, x, grid, rk4)
@@ -30,24 +30,24 @@ def test_the_exact_field_of_a_gaussian_walks_the_exact_flow_map(path, gaussian_f
 
 def test_every_exact_model_takes_the_source_to_the_data(usable, gaussian_flow, exact_model):
     """The flow is affine: three points give the mean and the spread of all its samples."""
-    path, target = usable
-    exact = gaussian_flow(path)
+    schedule, prediction = usable
+    exact = gaussian_flow(schedule)
     corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    model = exact_model(exact, target)
-    centre, right, up = flow(model, corners, log_snr(path, 150, *model.span), rk4)
+    model = exact_model(exact, prediction)
+    centre, right, up = flow(model, corners, log_snr(schedule, 150, *model.span), rk4)
     spread = torch.stack([right - centre, up - centre])
-    start = path.coeffs(torch.zeros(1, dtype=torch.float64))
+    start = schedule.coeffs(torch.zeros(1, dtype=torch.float64))
     left_out = float(start.alpha / start.sigma) + 0.003  # of the data at the start, and of time at the end
     torch.testing.assert_close(centre, exact.mean, rtol=0, atol=3 * left_out)
     torch.testing.assert_close(spread, torch.diag(exact.std), rtol=0, atol=3 * left_out)
 
 
-@pytest.mark.parametrize("path", [Linear(), VP(), VE()], ids=str)
-def test_the_exact_field_of_a_few_points_ends_on_them_evenly(path, empirical_flow, exact_model, normal):
-    exact = empirical_flow(path)
-    model = exact_model(exact, targets.v)
+@pytest.mark.parametrize("schedule", [Linear(), VP(), VE()], ids=str)
+def test_the_exact_field_of_a_few_points_ends_on_them_evenly(schedule, empirical_flow, exact_model, normal):
+    exact = empirical_flow(schedule)
+    model = exact_model(exact, predictions.v)
     lo, hi = model.span
-    end = flow(model, normal("source", 1500, 2), log_snr(path, 60, lo, min(hi, 0.9999)), heun)
+    end = flow(model, normal("source", 1500, 2), log_snr(schedule, 60, lo, min(hi, 0.9999)), heun)
     nearest = torch.cdist(end, exact.data).min(1)
     assert nearest.values.quantile(0.99) < 0.05
     share = nearest.indices.bincount(minlength=5) / 1500
@@ -160,13 +160,13 @@ def test_sampling_leaves_global_state_gradients_and_weights_alone(net_model, glo
     assert all(p.grad is None for p in net_model.parameters())
 
 
-def test_sampling_starts_at_the_width_of_the_path(path):
+def test_sampling_starts_at_the_width_of_the_path(schedule):
     """A field that stands still leaves sigma(0) x0."""
-    model = Model(Direct(), path, targets.v)
+    model = Model(Direct(), schedule, predictions.v)
     pair = next(
         pair_chunks(model, Gaussian(), 50, uniform(3), euler, field=lambda x, t, cond=None: torch.zeros_like(x))
     )
-    torch.testing.assert_close(pair.x1, path.coeffs(torch.zeros(1)).sigma * pair.x0)
+    torch.testing.assert_close(pair.x1, schedule.coeffs(torch.zeros(1)).sigma * pair.x0)
 
 
 def test_a_field_given_in_place_of_the_model_is_walked():
@@ -196,6 +196,6 @@ def test_no_samples_and_no_chunks_are_refused(num, chunk):
 def test_samples_of_an_exact_model_are_as_near_to_the_data_as_data_is(gaussian_flow, exact_model, normal):
     exact = gaussian_flow(Linear())
 
-    ends = flow(exact_model(exact, targets.velocity), normal("source", 800, 2), uniform(40), rk4)
+    ends = flow(exact_model(exact, predictions.velocity), normal("source", 800, 2), uniform(40), rk4)
     truth, again = (exact.mean + exact.std * normal(name, 800, 2) for name in ("truth", "again"))
     assert wasserstein2(ends, truth) < 1.5 * wasserstein2(again, truth)

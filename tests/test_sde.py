@@ -19,8 +19,8 @@ from flowgen.data import Gaussian
 from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.objectives import BridgeNoise, FlowMatching, Splittable
-from flowgen.paths import BrownianBridge, ConstantBridge
 from flowgen.sampling import sample, solve, walk
+from flowgen.schedules import BrownianBridge, ConstantBridge
 from flowgen.sde import BridgeScore, Drift, EulerMaruyama, Inside
 from flowgen.solvers import euler
 
@@ -131,11 +131,11 @@ def test_the_noise_that_is_least_in_error_is_its_expectation(flow, t, normal):
     assert float(ends[0]) == pytest.approx(float(b), abs=2 * error)
 
 
-def test_it_looks_where_flow_matching_with_the_bridge_does(path, bridge, normal, recorder):
+def test_it_looks_where_flow_matching_with_the_bridge_does(schedule, bridge, normal, recorder):
     pair = Pair(normal("x0", 50, 2), normal("x1", 50, 2), torch.arange(50))
     seen = []
     for objective in (FlowMatching(bridge=bridge), BridgeNoise(bridge)):
-        objective(Model(recorder, path), pair, generator(0, "objective"))
+        objective(Model(recorder, schedule), pair, generator(0, "objective"))
         seen.append(recorder.seen)
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
@@ -158,9 +158,9 @@ class Sum(nn.Module):
 
 
 @pytest.mark.parametrize("event", [(2,), (3, 4, 5)])
-def test_the_losses_of_a_batch_are_those_of_its_parts(bridge, path, event, normal):
+def test_the_losses_of_a_batch_are_those_of_its_parts(bridge, schedule, event, normal):
     pair = Pair(normal("x0", 8, *event), normal("x1", 8, *event), torch.arange(8))
-    model, objective = Model(Sum(), path), BridgeNoise(bridge)
+    model, objective = Model(Sum(), schedule), BridgeNoise(bridge)
     assert isinstance(objective, Splittable)
     drawn = objective.draw(pair.x1.shape, generator(0, "objective"))
     parts = [objective.loss(model, pair.take(r), drawn._make(x[r] for x in drawn)) for r in (slice(3), slice(3, 8))]

@@ -16,8 +16,8 @@ from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.nn import MLP, DiT, ResMLP, UNet
 from flowgen.objectives import FlowMatching
-from flowgen.paths import ConstantBridge, Linear
 from flowgen.premetric import PerceptualLoss
+from flowgen.schedules import ConstantBridge, Linear
 from flowgen.solvers import euler
 from flowgen.training import State, fit
 

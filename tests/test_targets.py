@@ -5,9 +5,9 @@ import torch
 from torch.autograd import grad
 from torch.func import jvp
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import InputError, Pair, like
-from flowgen.paths import VP, Cosine
+from flowgen.schedules import VP, Cosine
 
 TIMES = torch.linspace(0.05, 0.95, 40, dtype=torch.float64)
 
@@ -17,51 +17,53 @@ def pair(normal):
     return Pair(normal("source", 40, 3), normal("data", 40, 3))
 
 
-def known(path, pair, t, target):
-    """What each target is, without its row."""
-    x = path.at(pair, t).x
-    if target is targets.velocity:
-        return jvp(lambda t: path.at(pair, t).x, (t,), (torch.ones_like(t),))[1]
-    if target is targets.score:
-        c, x = path.coeffs(like(t, x)), x.requires_grad_()
+def known(schedule, pair, t, prediction):
+    """What each prediction is, without its row."""
+    x = schedule.at(pair, t).x
+    if prediction is predictions.velocity:
+        return jvp(lambda t: schedule.at(pair, t).x, (t,), (torch.ones_like(t),))[1]
+    if prediction is predictions.score:
+        c, x = schedule.coeffs(like(t, x)), x.requires_grad_()
         log_density = torch.distributions.Normal(c.alpha * pair.x1, c.sigma).log_prob(x).sum()
         return grad(log_density, x)[0]
-    c = path.coeffs(like(t, x))
-    if isinstance(target, targets.EDM):  # (x1 - c_skip x) / c_out, on x_t / alpha = x1 + s x0
-        s, d = c.sigma / c.alpha, target.sigma_data
+    c = schedule.coeffs(like(t, x))
+    if isinstance(prediction, predictions.EDM):  # (x1 - c_skip x) / c_out, on x_t / alpha = x1 + s x0
+        s, d = c.sigma / c.alpha, prediction.sigma_data
         return (pair.x1 - d**2 / (s**2 + d**2) * x / c.alpha) * (s**2 + d**2).sqrt() / (s * d)
     return {
-        targets.data: lambda: pair.x1,
-        targets.noise: lambda: pair.x0,
-        targets.v: lambda: (c.alpha * x - pair.x1 * (c.alpha**2 + c.sigma**2)) / c.sigma,
-    }[target]()
+        predictions.data: lambda: pair.x1,
+        predictions.noise: lambda: pair.x0,
+        predictions.v: lambda: (c.alpha * x - pair.x1 * (c.alpha**2 + c.sigma**2)) / c.sigma,
+    }[prediction]()
 
 
-def test_every_target_is_what_its_name_says(path, target, pair):
-    y = targets.encode(pair, path.coeffs(like(TIMES, pair.x1)), target)
-    torch.testing.assert_close(y, known(path, pair, TIMES, target), rtol=1e-9, atol=1e-9)
+def test_every_target_is_what_its_name_says(schedule, prediction, pair):
+    y = predictions.encode(pair, schedule.coeffs(like(TIMES, pair.x1)), prediction)
+    torch.testing.assert_close(y, known(schedule, pair, TIMES, prediction), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("to", [targets.velocity, targets.data, targets.noise, targets.v, targets.score])
-def test_every_target_becomes_every_other_and_comes_back(path, target, to, pair):
-    c, x = path.coeffs(like(TIMES, pair.x1)), path.at(pair, TIMES).x
-    there = targets.convert(known(path, pair, TIMES, target), x, c, target, to)
-    torch.testing.assert_close(there, known(path, pair, TIMES, to), rtol=1e-6, atol=1e-7)
-    back = targets.convert(there, x, c, to, target)
-    torch.testing.assert_close(back, known(path, pair, TIMES, target), rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize(
+    "to", [predictions.velocity, predictions.data, predictions.noise, predictions.v, predictions.score]
+)
+def test_every_target_becomes_every_other_and_comes_back(schedule, prediction, to, pair):
+    c, x = schedule.coeffs(like(TIMES, pair.x1)), schedule.at(pair, TIMES).x
+    there = predictions.convert(known(schedule, pair, TIMES, prediction), x, c, prediction, to)
+    torch.testing.assert_close(there, known(schedule, pair, TIMES, to), rtol=1e-6, atol=1e-7)
+    back = predictions.convert(there, x, c, to, prediction)
+    torch.testing.assert_close(back, known(schedule, pair, TIMES, prediction), rtol=1e-6, atol=1e-7)
 
 
-def test_a_prediction_gives_both_ends_back(path, target, pair):
-    c, x = path.coeffs(like(TIMES, pair.x1)), path.at(pair, TIMES).x
-    ends = targets.ends(known(path, pair, TIMES, target), x, c, target)
+def test_a_prediction_gives_both_ends_back(schedule, prediction, pair):
+    c, x = schedule.coeffs(like(TIMES, pair.x1)), schedule.at(pair, TIMES).x
+    ends = predictions.ends(known(schedule, pair, TIMES, prediction), x, c, prediction)
     torch.testing.assert_close(ends.x0, pair.x0, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(ends.x1, pair.x1, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("path", [Cosine(), VP()], ids=str)
-def test_v_is_the_velocity_in_the_angle_where_variance_is_preserved(path, pair):
+@pytest.mark.parametrize("schedule", [Cosine(), VP()], ids=str)
+def test_v_is_the_velocity_in_the_angle_where_variance_is_preserved(schedule, pair):
     """With alpha = sin(phi) and sigma = cos(phi), dx/dphi is -v."""
-    c = path.coeffs(TIMES)
+    c = schedule.coeffs(TIMES)
     angle = torch.atan2(c.alpha, c.sigma)
 
     def point(phi):
@@ -69,55 +71,60 @@ def test_v_is_the_velocity_in_the_angle_where_variance_is_preserved(path, pair):
 
     _, turned = jvp(point, (angle,), (torch.ones_like(angle),))
     torch.testing.assert_close(
-        targets.encode(pair, path.coeffs(like(TIMES, pair.x1)), targets.v), -turned, rtol=1e-9, atol=1e-9
+        predictions.encode(pair, schedule.coeffs(like(TIMES, pair.x1)), predictions.v), -turned, rtol=1e-9, atol=1e-9
     )
 
 
-def test_conversions_turn_the_exact_expectations_of_a_gaussian_into_each_other(path, target, gaussian_flow, normal):
-    flow = gaussian_flow(path)
+def test_conversions_turn_the_exact_expectations_of_a_gaussian_into_each_other(
+    schedule, prediction, gaussian_flow, normal
+):
+    flow = gaussian_flow(schedule)
     mean, std = flow.moments(0.6)
     x, t = mean + std * normal("points", 40, 2), torch.full((40,), 0.6, dtype=torch.float64)
-    c, ends = path.coeffs(like(t, x)), flow.ends(x, t)
+    c, ends = schedule.coeffs(like(t, x)), flow.ends(x, t)
     truth = {
-        targets.velocity: flow.velocity(x, t),
-        targets.data: ends.x1,
-        targets.noise: ends.x0,
-        targets.score: flow.score(x, t),
+        predictions.velocity: flow.velocity(x, t),
+        predictions.data: ends.x1,
+        predictions.noise: ends.x0,
+        predictions.score: flow.score(x, t),
     }
-    y = targets.encode(ends, c, target)
+    y = predictions.encode(ends, c, prediction)
     for to, exact in truth.items():
-        torch.testing.assert_close(targets.convert(y, x, c, target, to), exact, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(predictions.convert(y, x, c, prediction, to), exact, rtol=1e-7, atol=1e-8)
 
 
-def recovered(path, target, pair, t):
-    """The velocity that a true prediction of `target` gives at time t."""
+def recovered(schedule, prediction, pair, t):
+    """The velocity that a true prediction of this kind gives at time t."""
     times = torch.full((len(pair.x0),), t, dtype=torch.float64)
-    c, x = path.coeffs(like(times, pair.x0)), path.at(pair, times).x
-    return targets.convert(targets.encode(pair, c, target), x, c, target, targets.velocity)
+    c, x = schedule.coeffs(like(times, pair.x0)), schedule.at(pair, times).x
+    return predictions.convert(predictions.encode(pair, c, prediction), x, c, prediction, predictions.velocity)
 
 
-def exact_velocity(path, pair, t):
-    return path.at(pair, torch.full((len(pair.x0),), t, dtype=torch.float64)).dx
+def exact_velocity(schedule, pair, t):
+    return schedule.at(pair, torch.full((len(pair.x0),), t, dtype=torch.float64)).dx
 
 
 def test_a_target_determines_the_velocity_on_its_span(usable, pair):
-    path, target = usable
-    for t in targets.span(path, target):
-        truth = exact_velocity(path, pair, t)
-        torch.testing.assert_close(recovered(path, target, pair, t), truth, rtol=1e-6, atol=1e-7)
+    schedule, prediction = usable
+    for t in predictions.span(schedule, prediction):
+        truth = exact_velocity(schedule, pair, t)
+        torch.testing.assert_close(recovered(schedule, prediction, pair, t), truth, rtol=1e-6, atol=1e-7)
 
 
 def test_a_span_is_as_wide_as_it_can_be(usable, pair):
-    path, target = usable
-    lo, hi = targets.span(path, target)
+    schedule, prediction = usable
+    lo, hi = predictions.span(schedule, prediction)
     assert lo == 0
-    assert hi in (1, 1 - path.margin)
-    finite = recovered(path, target, pair, 1.0).isfinite().all() and exact_velocity(path, pair, 1.0).isfinite().all()
+    assert hi in (1, 1 - schedule.margin)
+    finite = (
+        recovered(schedule, prediction, pair, 1.0).isfinite().all()
+        and exact_velocity(schedule, pair, 1.0).isfinite().all()
+    )
     assert bool(finite) == (hi == 1)
 
 
 def test_targets_that_say_nothing_of_the_data_at_the_start_are_refused(singular, pair):
-    path, target = singular
-    assert not recovered(path, target, pair, 0.0).isfinite().all()
-    with pytest.raises(InputError, match=target.__name__):
-        targets.span(path, target)
+    schedule, prediction = singular
+    assert not recovered(schedule, prediction, pair, 0.0).isfinite().all()
+    with pytest.raises(InputError, match=prediction.__name__):
+        predictions.span(schedule, prediction)

@@ -17,9 +17,9 @@ from flowgen.guidance import ClassifierGuided
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
-from flowgen.paths import Linear
 from flowgen.reflow import Inversion, Reflow
 from flowgen.sampling import ConsistencySampler, pair_chunks, sample, starts
+from flowgen.schedules import Linear
 from flowgen.solvers import euler
 from flowgen.training import State, fit
 

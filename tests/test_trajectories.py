@@ -54,9 +54,9 @@ def rms(x, y):
 
 
 def test_the_way_back_ends_where_the_exact_flow_began(usable, gaussian_flow, exact_model):
-    path, target = usable
+    path, prediction = usable
     flow = gaussian_flow(path)
-    model = exact_model(flow, target)
+    model = exact_model(flow, prediction)
     lo, hi = model.span
     x0 = torch.randn(50, 2, generator=generator(0, "x0"), dtype=torch.float64)
     x1 = flow.map(model.start(x0), lo, hi)

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def values_of(case: Any) -> Values:
-    """The values of a case; of a parameter that is a tuple, such as a path and a target, each for itself."""
+    """The values of a case; of a parameter that is a tuple, such as a path and a prediction, each for itself."""
     found: Values = {}
     for name, value in case.callspec.params.items():
         if isinstance(value, tuple) and len(value) > 1:

@@ -24,7 +24,7 @@ from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching, UShaped
-from flowgen.paths import BrownianBridge, ConstantBridge, Linear, Schedule
+from flowgen.schedules import BrownianBridge, ConstantBridge, Linear, Schedule
 from flowgen.solvers import euler, heun
 from flowgen.training import State, fit
 
@@ -109,7 +109,7 @@ class Method(NamedTuple):
     """A way of training with flowgen: a coupling, a path and an objective."""
 
     coupling: Coupling
-    path: Schedule
+    schedule: Schedule
     objective: FlowMatching
     pool: Pool
 
@@ -231,7 +231,7 @@ def _train_flowgen(cell: Cell, protocol: Protocol) -> nn.Module:
         coupling=method.coupling,
         pool=method.pool,
     )
-    model = Model(network(protocol, cell.seed), method.path)
+    model = Model(network(protocol, cell.seed), method.schedule)
     return _fit(model, pairs, method.objective, protocol, cell.seed)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from flowgen import losses, objectives, paths, targets, weights
+from flowgen import losses, objectives, predictions, schedules, weights
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, data_hash, kind, load_data
 from flowgen.config.devices import find_device
 from flowgen.config.fields import Section, choice, explain, named, record
@@ -35,10 +35,10 @@ __all__ = ["Config", "make_config"]
 
 BATCH_SIZE = 512
 DIFFUSIONS: dict[str, dict[str, Any]] = {
-    "vp": {"target": "noise", "coupling": "independent"},
-    "ddpm": {"target": "noise", "coupling": "independent"},
-    "offset-cosine": {"target": "v", "coupling": "independent"},
-    "ve": {"target": "noise", "coupling": "independent"},
+    "vp": {"prediction": "noise", "coupling": "independent"},
+    "ddpm": {"prediction": "noise", "coupling": "independent"},
+    "offset-cosine": {"prediction": "v", "coupling": "independent"},
+    "ve": {"prediction": "noise", "coupling": "independent"},
 }
 """What goes with the paths of diffusions, where nothing else is asked for."""
 DRAWN = ("independent", "semidiscrete")
@@ -113,11 +113,11 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     threads: int | None = Field(None, ge=1, le=1024)
-    path: choice("path", SCHEDULES) = paths.Linear()  # type: ignore[valid-type]
-    target: choice("target", PREDICTIONS)  # type: ignore[valid-type]
+    schedule: choice("schedule", SCHEDULES) = schedules.Linear()  # type: ignore[valid-type]
+    prediction: choice("prediction", PREDICTIONS)  # type: ignore[valid-type]
     coupling: choice("coupling", COUPLINGS) = MultiscaleOT()  # type: ignore[valid-type]
     pool: record("pool", Pool)  # type: ignore[valid-type]
-    bridge: choice("bridge", BRIDGES) = paths.ConstantBridge()  # type: ignore[valid-type]
+    bridge: choice("bridge", BRIDGES) = schedules.ConstantBridge()  # type: ignore[valid-type]
     objective: choice("objective", OBJECTIVES) = FlowMatchingConfig()  # type: ignore[valid-type]
     times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
     loss: choice("loss", LOSSES) = losses.Squared()  # type: ignore[valid-type]
@@ -143,7 +143,10 @@ class Config(Section):
     @property
     def whole(self) -> bool:
         """Return whether training learns the velocity of trajectories from t = 0 to 1, as flow maps need it."""
-        return self.target is targets.velocity and targets.span(self.path, self.target) == (0.0, 1.0)
+        return self.prediction is predictions.velocity and predictions.span(self.schedule, self.prediction) == (
+            0.0,
+            1.0,
+        )
 
     @property
     def independent(self) -> bool:
@@ -210,7 +213,7 @@ class Config(Section):
 
     def model(self, event: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
         """Return the untrained model of an event; its first weights are a function of the seed."""
-        return Model(self.net.build(event, classes, self.seed), self.path, self.target, scaling)
+        return Model(self.net.build(event, classes, self.seed), self.schedule, self.prediction, scaling)
 
     def load_source(self, event: tuple[int, ...], columns: tuple[str, ...]) -> LoadedData:
         """Load the source data, with the columns of a table in the order of those of the data to learn."""
@@ -294,13 +297,13 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     """Validate an experiment given as nested tables.
 
     Where the tree is silent, images have their recipe, the paths of diffusions are the diffusions they stand for, by
-    target, coupling and times, the ends of a Schroedinger bridge have its noise between them, data with labels are
+    prediction, coupling and times, the ends of a Schroedinger bridge have its noise between them, data with labels are
     split by class, and couplings that solve something share their work over a pool, which holds the group that is asked
     for.
 
     Raises:
         InputError: for unknown keys and names (with the nearest known one), texts that are empty or not UTF-8, values
-            out of range, and a target that is singular on the path or says nothing of a bridge, a weight that is
+            out of range, and a prediction that is singular on the path or says nothing of a bridge, a weight that is
             infinite, groups that are too large for their coupling, mirrored images whose rows are to be given, and a
             flow map with what it cannot be trained with.
     """
@@ -311,12 +314,12 @@ def make_config(tree: Mapping[str, Any]) -> Config:
         config = Config.model_validate(resolved)
     except ValidationError as error:
         raise InputError("; ".join(explain(dict(detail), Config) for detail in error.errors())) from error
-    _, end = targets.span(config.path, config.target)
+    _, end = predictions.span(config.schedule, config.prediction)
     if isinstance(config.weight, weights.Likelihood) and end == 1:
         raise InputError("weight likelihood is infinite at the data: it needs the path vp, ddpm, offset-cosine or ve")
     _check_map(config)
-    if config.bridge.sigma and config.target is not targets.velocity:
-        raise InputError("noise on the path (bridge.sigma) needs the target velocity")
+    if config.bridge.sigma and config.prediction is not predictions.velocity:
+        raise InputError("noise on the path (bridge.sigma) needs the prediction velocity")
     rows = config.pool.batches * config.train.batch_size
     group = min(getattr(config.coupling, "group", 1) or rows, rows)
     if group > LARGEST and not isinstance(config.coupling, MultiscaleOT) and not config.reflow:
@@ -339,7 +342,7 @@ def _check_map(config: Config) -> None:
     if not kind.maps:
         return
     if not config.whole:
-        raise InputError(f"objective {name} needs the target velocity on the path linear or cosine")
+        raise InputError(f"objective {name} needs the prediction velocity on the path linear or cosine")
     if not isinstance(config.weight, weights.Unweighted):
         raise InputError(f"objective {name} weighs all times alike: leave out weight")
     if isinstance(config.times, objectives.LogNormal):
@@ -362,9 +365,9 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tree with open values filled in: the defaults of its data, then of its path, then of its coupling."""
     name, given = tree.get("data"), tree.get("pool", {})
     recipe = recipe_of(name) if isinstance(name, str) else {}
-    natural: dict[str, Any] = {"target": "velocity", **DIFFUSIONS.get(str(_name(tree.get("path"))), {})}
-    if _name(tree.get("path")) == "ddpm":
-        natural["times"] = {"name": "discrete", "steps": _table(tree["path"]).get("steps", paths.DDPM().steps)}
+    natural: dict[str, Any] = {"prediction": "velocity", **DIFFUSIONS.get(str(_name(tree.get("schedule"))), {})}
+    if _name(tree.get("schedule")) == "ddpm":
+        natural["times"] = {"name": "discrete", "steps": _table(tree["schedule"]).get("steps", schedules.DDPM().steps)}
     if _name(tree.get("coupling")) == "bridge" and not tree.get("reflow"):
         sigma = _table(tree["coupling"]).get("sigma", SchroedingerBridge().sigma)
         natural["bridge"] = {"name": "brownian", "sigma": sigma}
@@ -373,7 +376,7 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
     if kind.maps and _name(tree.get("net")) in (None, "mlp"):
         tree["net"] = {"name": "mlp", "two_times": True, **_table(tree.get("net"))}
     named = {
-        "path": "linear",
+        "schedule": "linear",
         "coupling": "multiscale",
         "objective": "flow-matching",
         "times": "uniform",

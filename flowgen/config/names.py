@@ -9,9 +9,9 @@ from flowgen import couplings, optim
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.losses import LOSSES
 from flowgen.objectives import TIMES
-from flowgen.paths import BRIDGES, SCHEDULES
+from flowgen.predictions import PREDICTIONS
+from flowgen.schedules import BRIDGES, SCHEDULES
 from flowgen.solvers import SOLVERS
-from flowgen.targets import PREDICTIONS
 from flowgen.weights import WEIGHTS
 
 __all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "LR_SCHEDULES", "PREDICTIONS", "SCHEDULES", "SOLVERS", "TIMES", "WEIGHTS"]

@@ -11,7 +11,7 @@ from flowgen import flowmaps, intervals, objectives
 from flowgen.core import Field, FlowMap
 from flowgen.losses import Loss
 from flowgen.objectives import Objective, StepwiseObjective, TimeDistribution
-from flowgen.paths import Bridge
+from flowgen.schedules import Bridge
 from flowgen.weights import Weight
 
 __all__ = ["OBJECTIVES", "ObjectiveConfig", "Parts", "Teaching"]

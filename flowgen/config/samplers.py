@@ -10,9 +10,9 @@ from torch import Tensor
 from flowgen import grids
 from flowgen.config.names import SOLVERS
 from flowgen.core import InputError, lookup
-from flowgen.paths import DDPM, Schedule
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, UniPC
 from flowgen.sampling import Spacing, even
+from flowgen.schedules import DDPM, Schedule
 from flowgen.sde import ReverseSDE
 from flowgen.solvers import Solver
 
@@ -33,31 +33,32 @@ class Made(NamedTuple):
 
 
 SAMPLERS: dict[str, Made] = {
-    "ddim": Made(lambda path, eta, seed: DDIM(path, eta, seed=seed), noise=0.0),
-    "ddpm": Made(lambda path, noise, seed: Ancestral(path, seed=seed)),
-    "ddpm-large": Made(lambda path, noise, seed: Ancestral(path, large=True, seed=seed)),
-    "dpm++2m": Made(lambda path, noise, seed: DPMSolverPP(path, 2), grid="log-snr"),
-    "dpm++3m": Made(lambda path, noise, seed: DPMSolverPP(path, 3), grid="log-snr"),
-    "unipc": Made(lambda path, noise, seed: UniPC(path), grid="log-snr"),
-    "edm": Made(lambda path, churn, seed: EDMSampler(path, churn, seed=seed), noise=0.0, grid="karras"),
-    "sde": Made(lambda path, level, seed: ReverseSDE(path, level, seed), noise=1.0),
+    "ddim": Made(lambda schedule, eta, seed: DDIM(schedule, eta, seed=seed), noise=0.0),
+    "ddpm": Made(lambda schedule, noise, seed: Ancestral(schedule, seed=seed)),
+    "ddpm-large": Made(lambda schedule, noise, seed: Ancestral(schedule, large=True, seed=seed)),
+    "dpm++2m": Made(lambda schedule, noise, seed: DPMSolverPP(schedule, 2), grid="log-snr"),
+    "dpm++3m": Made(lambda schedule, noise, seed: DPMSolverPP(schedule, 3), grid="log-snr"),
+    "unipc": Made(lambda schedule, noise, seed: UniPC(schedule), grid="log-snr"),
+    "edm": Made(lambda schedule, churn, seed: EDMSampler(schedule, churn, seed=seed), noise=0.0, grid="karras"),
+    "sde": Made(lambda schedule, level, seed: ReverseSDE(schedule, level, seed), noise=1.0),
     "pc": Made(
-        lambda path, snr, seed: PredictorCorrector(ReverseSDE(path, 1.0, seed), path, snr, seed=seed), noise=0.16
+        lambda schedule, snr, seed: PredictorCorrector(ReverseSDE(schedule, 1.0, seed), schedule, snr, seed=seed),
+        noise=0.16,
     ),
-    "langevin": Made(lambda path, size, seed: Langevin(path, size, 10, seed=seed), noise=1.0, grid="log-snr"),
+    "langevin": Made(lambda schedule, size, seed: Langevin(schedule, size, 10, seed=seed), noise=1.0, grid="log-snr"),
 }
 
 
 def _of_steps(spacing: Callable[[DDPM, int], Tensor]) -> Spacing:
     """Return a spacing of the steps of a path with discrete steps."""
 
-    def made(path: Schedule, steps: int, lo: float, hi: float) -> Tensor:
-        if not isinstance(path, DDPM) or hi < 1:
+    def made(schedule: Schedule, steps: int, lo: float, hi: float) -> Tensor:
+        if not isinstance(schedule, DDPM) or hi < 1:
             raise InputError(
                 f"the grid {spacing.__name__} is of the steps of the path ddpm, down to the data: choose another, or a "
                 "solver such as ddim on that path"
             )
-        return spacing(path, steps)
+        return spacing(schedule, steps)
 
     return made
 
@@ -66,8 +67,8 @@ GRIDS: dict[str, Spacing] = {
     "uniform": even,
     "log-snr": grids.log_snr,
     "karras": grids.karras,
-    "quadratic": lambda path, steps, lo, hi: grids.quadratic(steps, lo, hi),
-    "shifted": lambda path, steps, lo, hi: grids.shifted(grids.uniform(steps, lo, hi), 3.0),
+    "quadratic": lambda schedule, steps, lo, hi: grids.quadratic(steps, lo, hi),
+    "shifted": lambda schedule, steps, lo, hi: grids.shifted(grids.uniform(steps, lo, hi), 3.0),
     "trailing": _of_steps(grids.trailing),
     "leading": _of_steps(grids.leading),
     "linspaced": _of_steps(grids.linspaced),
@@ -82,7 +83,7 @@ class Sampling(NamedTuple):
 
 
 def sampling_by(
-    solver: str | None, path: Schedule, noise: float | None = None, grid: str | None = None, seed: int = 0
+    solver: str | None, schedule: Schedule, noise: float | None = None, grid: str | None = None, seed: int = 0
 ) -> Sampling:
     """Return the way of sampling with these names, for a model on a path.
 
@@ -100,4 +101,4 @@ def sampling_by(
     if found is None:
         return Sampling(lookup("solver", solver, {**SOLVERS, **dict.fromkeys(SAMPLERS)}) if solver else None, spacing)
     amount = found.noise or 0.0 if noise is None else noise
-    return Sampling(found.make(path, amount, seed), spacing)
+    return Sampling(found.make(schedule, amount, seed), spacing)

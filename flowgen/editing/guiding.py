@@ -9,10 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.core import Field, fixed, gradients, like
 from flowgen.editing.measurements import Measurement
-from flowgen.paths import Coeffs, Schedule
+from flowgen.schedules import Coeffs, Schedule
 
 __all__ = ["PiGDM", "Spread", "unit_variance"]
 
@@ -46,7 +46,7 @@ class PiGDM:
 
     Args:
         field: of a Gaussian source, paired independently.
-        path: of the field.
+        schedule: of the field.
         measurement: A.
         y: what was measured, in model units: a row each, or one for all.
         spread: r^2.
@@ -55,7 +55,7 @@ class PiGDM:
     """
 
     field: Field
-    path: Schedule
+    schedule: Schedule
     measurement: Measurement
     y: Tensor
     spread: Spread = unit_variance
@@ -65,11 +65,11 @@ class PiGDM:
         inside = t >= self.since
         if not inside.any():
             return self.field(x, t, cond)
-        c = self.path.coeffs(like(t, x))
+        c = self.schedule.coeffs(like(t, x))
         with gradients():
             at, c = fixed(x).requires_grad_(), type(c)(*map(fixed, c))
             v = self.field(at, fixed(t), None if cond is None else fixed(cond))
-            x1 = targets.ends(v, at, c, targets.velocity).x1
+            x1 = predictions.ends(v, at, c, predictions.velocity).x1
             misfit = self.measurement.inverse(self.y - self.measurement.apply(x1.detach()))
             (pulled,) = torch.autograd.grad(x1, at, (misfit / self.spread(c)).to(x1))
         guided = c.sigma * (c.d_alpha * c.sigma / c.alpha - c.d_sigma) * pulled

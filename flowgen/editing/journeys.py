@@ -9,20 +9,20 @@ from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time, like
 from flowgen.grids import checked
-from flowgen.paths import Schedule
 from flowgen.sampling import solve
+from flowgen.schedules import Schedule
 from flowgen.solvers import Solver
 
 __all__ = ["from_time", "inverted", "noised", "slerp"]
 
 
-def noised(path: Schedule, x1: Tensor, x0: Tensor, t: float) -> Tensor:
+def noised(schedule: Schedule, x1: Tensor, x0: Tensor, t: float) -> Tensor:
     """Return data at time t of the path, alpha(t) x1 + sigma(t) x0, `(B, *event)`: where SDEdit (arXiv 2108.01073)
     starts.
 
     At t = 0 it is where sampling starts, sigma(0) x0, though a diffusion has alpha(0) > 0: nothing is left of x1.
     """
-    c = path.coeffs(like(expand_time(t, x1), x1))
+    c = schedule.coeffs(like(expand_time(t, x1), x1))
     return (c.sigma * x0 if t == 0 else c.alpha * x1 + c.sigma * x0).to(x1)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from flowgen.core import Field, InputError
 from flowgen.data.streams import DistributionField
 from flowgen.editing.measurements import Measurement, project
-from flowgen.paths import Schedule
 from flowgen.sampling import starts
+from flowgen.schedules import Schedule
 from flowgen.solvers import Solver
 
 __all__ = ["RePaint", "resampled"]
@@ -38,7 +38,7 @@ class RePaint(Solver):
 
     Args:
         solver: of the steps towards data.
-        path: of the field.
+        schedule: of the field.
         measurement: A.
         y: what was measured, in model units: a row each, or one for all.
         source: the law of x0, in model units; steps back need it to be Gaussian.
@@ -47,7 +47,7 @@ class RePaint(Solver):
     """
 
     solver: Solver
-    path: Schedule
+    schedule: Schedule
     measurement: Measurement
     y: Tensor
     source: DistributionField = DistributionField()
@@ -82,12 +82,12 @@ class RePaint(Solver):
             return self._back(x, t, s, noise), (count + 1, None)
         # a solver with noise of its own has other noise where a step is walked again: that of rows which are not there
         x, inner = self.solver.at(count * ROWS).step(field, x, t, s, cond, inner)
-        alpha, sigma = self.path.mark(s)
+        alpha, sigma = self.schedule.mark(s)
         known = alpha * self.y + sigma * self.measurement.apply(noise)
         return project(self.measurement, x, known), (count + 1, inner)
 
     def _back(self, x: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
-        (alpha_s, sigma_s), (alpha, sigma) = self.path.mark(s), self.path.mark(t)
+        (alpha_s, sigma_s), (alpha, sigma) = self.schedule.mark(s), self.schedule.mark(t)
         a = alpha / alpha_s
         return a * x + max(0.0, sigma**2 - (a * sigma_s) ** 2) ** 0.5 * noise
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowgen import targets
+from flowgen import predictions
 from flowgen.config.nets import UNetConfig
 from flowgen.core import Failure, InputError
 from flowgen.data import Gaussian
@@ -21,8 +21,8 @@ from flowgen.exporting.files import need
 from flowgen.exporting.graphs import Graph
 from flowgen.exporting.unet2d import TIMESTEPS, arguments, fill
 from flowgen.nn import UNet
-from flowgen.paths import Linear
 from flowgen.runs import Trained
+from flowgen.schedules import Linear
 
 __all__ = ["check", "diffusers_parts", "write_diffusers"]
 
@@ -36,7 +36,7 @@ def check(trained: Trained) -> dict[str, Any]:
     model, net = trained.model, trained.config.net
     if not isinstance(model.net, UNet) or not isinstance(net, UNetConfig):
         raise InputError("format diffusers is for runs of the net unet; onnx and torch-export take any")
-    if model.path != Linear() or model.target is not targets.velocity:
+    if model.schedule != Linear() or model.prediction is not predictions.velocity:
         raise InputError("format diffusers is for the velocity on the straight path; onnx and torch-export take any")
     if not trained.config.objective.fields:
         raise InputError("this run has learned to jump, and has no velocity for diffusers; choose onnx or torch-export")

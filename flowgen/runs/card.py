@@ -27,8 +27,8 @@ Made by flowgen {__version__} with
 |---|---|
 | data | {data} |
 | source | {source} |
-| path | {config.path} |
-| target | {config.target.__name__} |
+| path | {config.schedule} |
+| prediction | {config.prediction.__name__} |
 | objective | {_told(config.model_dump()["objective"])} |
 | coupling | {"reflow" if config.reflow else _told(config.model_dump()["coupling"])} |
 | noise on the path | {_told(config.model_dump()["bridge"]) if config.bridge.sigma else "none"} |

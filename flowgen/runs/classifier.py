@@ -139,7 +139,7 @@ def accuracies(known: TrainedClassifier, rows: TensorDataset, seed: int = 0) -> 
     lo, hi = model.span
     for share in TIMES:
         t = lo + (hi - lo) * share
-        x = model.path.at(Pair(x0, x1), expand_time(t, x1)).x
+        x = model.schedule.at(Pair(x0, x1), expand_time(t, x1)).x
         logits = torch.cat([known.posterior.logits(part, expand_time(t, part)) for part in x.split(1024)]).cpu()
         found = (logits.argmax(1) == labels).double().mean().item()
         yield Accuracy(t, found, F.cross_entropy(logits, labels).item())
@@ -147,7 +147,7 @@ def accuracies(known: TrainedClassifier, rows: TensorDataset, seed: int = 0) -> 
 
 def _model(trained: Trained, net: NoisyClassifier) -> Model:
     """Return a classifier on the path, and in the units, of a run."""
-    return Model(net, trained.model.path, trained.model.target, trained.model.scaling).cpu()
+    return Model(net, trained.model.schedule, trained.model.prediction, trained.model.scaling).cpu()
 
 
 def _facts(config: Config, trained: Trained) -> dict[str, Any]:
@@ -156,6 +156,6 @@ def _facts(config: Config, trained: Trained) -> dict[str, Any]:
     return {
         "data": trained.data_hash or config.data,
         "split": tree["split"],
-        "path": tree["path"],
+        "schedule": tree["schedule"],
         "event": list(trained.source.event),
     }

@@ -174,7 +174,7 @@ def log_likelihoods(
     """
     model, event, size = trained.model, trained.source.event, chunk_rows(trained.source.event)
     lo, hi = model.span
-    grid = grids.uniform(steps, lo, hi) if hi == 1 else grids.log_snr(model.path, steps, lo, hi)
+    grid = grids.uniform(steps, lo, hi) if hi == 1 else grids.log_snr(model.schedule, steps, lo, hi)
     for first in range(0, len(asked.x), size):
         rows = slice(first, first + size)
         x = asked.x[rows] if asked.step is None else dequantised(asked.x[rows], asked.step, seed, first)

@@ -55,10 +55,10 @@ class Editor(NamedTuple):
             InputError: for a run whose pairs are not independent, of Gaussian noise and data.
         """
         self.trained.check_scored("filling in")
-        path, source = self.model.path, self.trained.source
-        since = path.time(torch.tensor(2 * math.log(SINCE), dtype=torch.float64)).item()
-        field = PiGDM(self.field, path, measurement, y, since=since)
-        solver = RePaint(self.sampler.solver, path, measurement, y, source, self.seed)
+        schedule, source = self.model.schedule, self.trained.source
+        since = schedule.time(torch.tensor(2 * math.log(SINCE), dtype=torch.float64)).item()
+        field = PiGDM(self.field, schedule, measurement, y, since=since)
+        solver = RePaint(self.sampler.solver, schedule, measurement, y, source, self.seed)
         walked = ChosenSampler(solver, resampled(self.sampler.grid, times, JUMP))
         return project(measurement, self.walk(self.model.start(self._noise(num, first)), walked, field, first), y)
 
@@ -73,7 +73,7 @@ class Editor(NamedTuple):
         grid = from_time(self.sampler.grid, t)
         if len(grid) == 1:  # there is no step back: nothing is redrawn
             return begun
-        return self.walk(noised(self.model.path, begun, self._noise(num), t), self.sampler._replace(grid=grid))
+        return self.walk(noised(self.model.schedule, begun, self._noise(num), t), self.sampler._replace(grid=grid))
 
     def invert(self, x: Tensor) -> Tensor:
         """Return where the flow reaches x from, x_0 `(B, *event)` at t = 0; `back` leads from there to x.

@@ -253,7 +253,7 @@ class Trained(NamedTuple):
         Raises:
             InputError: for guidance of a model that knows no labels, or a bad weight, interval or share.
         """
-        rescaling = Rescale(self.model.path, rescale) if rescale else None
+        rescaling = Rescale(self.model.schedule, rescale) if rescale else None
         guided = Guided(field, len(self.classes), guidance, interval, rescaling)
         if guidance == 1:
             return field

@@ -59,7 +59,7 @@ def guided(trained: Trained, field: Field, by: Guidance) -> Field:
     """
     if by.rescale and not (len(trained.source.event) == 3 and by.weight > 1):
         raise InputError("a rescaled guidance is of images, whose weight of guidance is above 1")
-    path = trained.model.path
+    schedule = trained.model.schedule
     if by.weak is None:
         field = trained.guided(field, by.weight, by.interval, by.rescale)
     else:
@@ -73,8 +73,8 @@ def guided(trained: Trained, field: Field, by: Guidance) -> Field:
     elif trained.classes != by.known.classes:
         raise InputError("the classifier has other classes than this run: train it anew, with --overwrite")
     posterior = by.known.posterior
-    elsewhere = type(posterior)(repath(posterior.model, path), posterior.log_prior)
-    return ClassifierGuided(field, elsewhere, path, by.by_classifier, by.interval)
+    elsewhere = type(posterior)(repath(posterior.model, schedule), posterior.log_prior)
+    return ClassifierGuided(field, elsewhere, schedule, by.by_classifier, by.interval)
 
 
 def _auto_guided(trained: Trained, field: Field, by: Guidance, weak: Trained) -> Field:
@@ -82,13 +82,13 @@ def _auto_guided(trained: Trained, field: Field, by: Guidance, weak: Trained) ->
         raise InputError("a weaker run guides with a weight other than 1: give --guidance, such as 2")
     if trained.config.objective.maps:
         raise InputError("this run has learned to jump, and jumps cannot be guided by a weaker run")
-    path = trained.model.path
-    there = repath(weak.model, path)
+    schedule = trained.model.schedule
+    there = repath(weak.model, schedule)
     # of noise that the weaker run has never seen it says nothing
     first, last = max(by.interval[0], there.span[0]), min(by.interval[1], there.span[1])
     if first > last:
         return field
-    rescale = Rescale(path, by.rescale) if by.rescale else None
+    rescale = Rescale(schedule, by.rescale) if by.rescale else None
     return AutoGuided(field, there.velocity, by.weight, (first, last), rescale)
 
 

@@ -75,5 +75,5 @@ def sampler(
     if solver.jumps and _only(config) and steps != kind.jumps:
         raise InputError(f"this run has learned to jump in {kind.jumps} step{'s' * (kind.jumps > 1)}, not in {steps}")
     if solver.jumps and kind.to_data:
-        solver = ConsistencySampler(model.path, source, seed)
+        solver = ConsistencySampler(model.schedule, source, seed)
     return ChosenSampler(solver, grid_of(model, solver, steps, spacing))

@@ -72,7 +72,7 @@ def distill_config(
     tree["objective"] = {"name": method, **({"jumps": jumps} if kind.taught else {})}
     by_pairs = kind.pairs or pairs is not None or before.reflow or before.bridge.sigma or not before.whole
     if before.objective.fields and by_pairs:
-        tree |= {"path": "linear", "target": "velocity", "bridge": "constant"}
+        tree |= {"schedule": "linear", "prediction": "velocity", "bridge": "constant"}
         # a round of its own, so that the noise is not that which the run has learned from
         round_ = before.reflow.round + 1 if before.reflow else 1
         given = {} if pairs is None else {"pairs": pairs}
@@ -148,8 +148,8 @@ def _shape(config: Config) -> tuple[Any, ...]:
     """Return what must agree for weights to mean the same, except whether a net reads two times."""
     net = config.net
     return (
-        config.path,
-        config.target,
+        config.schedule,
+        config.prediction,
         bool(config.labels),
         replace(net, two_times=False) if isinstance(net, MLPConfig) else net,
     )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Mark, Schedule
+from flowgen.predictions import expected
 from flowgen.samplers.noise import Random, decay
-from flowgen.targets import expected
+from flowgen.schedules import Mark, Schedule
 
 __all__ = ["DDIM", "Ancestral"]
 
@@ -29,7 +29,7 @@ class DDIM(Random):
     x / alpha in the level sigma / alpha, and of order 1. Where alpha_t = 0, r is 0 and eta the share of new noise.
 
     Args:
-        path: of the field.
+        schedule: of the field.
         eta: 0 for an ODE, 1 for DDPM's ancestral steps.
 
     Raises:
@@ -38,7 +38,7 @@ class DDIM(Random):
 
     order = 1
     lands: ClassVar[bool] = True
-    path: Schedule
+    schedule: Schedule
     eta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -52,9 +52,9 @@ class DDIM(Random):
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
-        ends = expected(field, self.path, x, expand_time(t, x), cond)
-        after = self.path.mark(s)
-        fresh = self.eta**2 * (1 - decay(self.path.mark(t), after) ** 2) if self.eta else 0.0
+        ends = expected(field, self.schedule, x, expand_time(t, x), cond)
+        after = self.schedule.mark(s)
+        fresh = self.eta**2 * (1 - decay(self.schedule.mark(t), after) ** 2) if self.eta else 0.0
         end = after.alpha * ends.x1 + after.sigma * math.sqrt(1 - fresh) * ends.x0
         return _noisy(self, end, after.sigma * math.sqrt(fresh), t, s), None
 
@@ -71,7 +71,7 @@ class Ancestral(Random):
     variance-preserving paths the paper's beta. The step to sigma = 0 is to the mean.
 
     Args:
-        path: of the field.
+        schedule: of the field.
         large: which variance.
 
     Raises:
@@ -80,14 +80,14 @@ class Ancestral(Random):
 
     order = 1
     lands: ClassVar[bool] = True
-    path: Schedule
+    schedule: Schedule
     large: bool = False
 
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
-        x1 = expected(field, self.path, x, expand_time(t, x), cond).x1
-        before, after = self.path.mark(t), self.path.mark(s)
+        x1 = expected(field, self.schedule, x, expand_time(t, x), cond).x1
+        before, after = self.schedule.mark(t), self.schedule.mark(s)
         gone = 1 - decay(before, after) ** 2
         kept = before.alpha / after.alpha * (after.sigma / before.sigma) ** 2
         return _noisy(self, kept * x + after.alpha * gone * x1, self._width(before, after, gone), t, s), None

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Mark, Schedule
+from flowgen.predictions import expected
 from flowgen.samplers.noise import Random
-from flowgen.targets import expected
+from flowgen.schedules import Mark, Schedule
 
 __all__ = ["EDMSampler"]
 
@@ -28,7 +28,7 @@ class EDMSampler(Random):
     of t = 0; the step to sigma = 0 is to the expected data. Two evaluations a step, but for those two.
 
     Args:
-        path: of the field.
+        schedule: of the field.
         churn: gamma, at most sqrt(2) - 1: the paper's S_churn / N of N steps. With 0 it is deterministic, of order 2.
         lo: the levels at which noise is added: S_tmin.
         hi: and S_tmax.
@@ -40,7 +40,7 @@ class EDMSampler(Random):
 
     order = 2
     lands: ClassVar[bool] = True
-    path: Schedule
+    schedule: Schedule
     churn: float = 0.0
     lo: float = 0.0
     hi: float = math.inf
@@ -61,27 +61,27 @@ class EDMSampler(Random):
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         x, t = self._churned(x, t)
-        before, after = self.path.mark(t), self.path.mark(s)
-        ends = expected(field, self.path, x, expand_time(t, x), cond)
+        before, after = self.schedule.mark(t), self.schedule.mark(s)
+        ends = expected(field, self.schedule, x, expand_time(t, x), cond)
         end = after.alpha * ends.x1 + after.sigma * ends.x0
         if before.alpha == 0 or after.alpha == 0 or after.sigma == 0:
             return end, None
-        turn = expected(field, self.path, end, expand_time(s, x), cond).x0 - ends.x0
+        turn = expected(field, self.schedule, end, expand_time(s, x), cond).x0 - ends.x0
         return torch.add(end, turn, alpha=after.alpha * (after.level - before.level) / 2), None
 
     def _churned(self, x: Tensor, t: float) -> tuple[Tensor, float]:
         """Return x with more noise, and the earlier time at which it has that much."""
-        before = self.path.mark(t)
+        before = self.schedule.mark(t)
         level = self._raised(before)
         if level == before.level:
             return x, t
-        sooner = self.path.time(torch.tensor(-2 * math.log(level), dtype=torch.float64)).clamp(min=0).item()
+        sooner = self.schedule.time(torch.tensor(-2 * math.log(level), dtype=torch.float64)).clamp(min=0).item()
         width = self.noise * math.sqrt(level**2 - before.level**2)
         y = torch.add(x / before.alpha, self.normal(x, f"churn at {t!r}"), alpha=width)
-        return self.path.mark(sooner).alpha * y, sooner
+        return self.schedule.mark(sooner).alpha * y, sooner
 
     def _raised(self, before: Mark) -> float:
         """Return the level (1 + gamma) l, where l is among those that are churned."""
         if not self.lo <= before.level <= self.hi or math.isinf(before.level):
             return before.level
-        return min(before.level * (1 + min(self.churn, math.sqrt(2) - 1)), self.path.mark(0.0).level)
+        return min(before.level * (1 + min(self.churn, math.sqrt(2) - 1)), self.schedule.mark(0.0).level)

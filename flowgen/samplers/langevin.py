@@ -9,10 +9,10 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Schedule
+from flowgen.predictions import expected
 from flowgen.samplers.noise import Random
+from flowgen.schedules import Schedule
 from flowgen.solvers import Solver
-from flowgen.targets import expected
 
 __all__ = ["Langevin", "PredictorCorrector"]
 
@@ -27,11 +27,11 @@ class _Moving(Random):
     """
 
     def _moved(
-        self, field: Field, path: Schedule, x: Tensor, s: float, cond: Tensor | None, snr: float, steps: int
+        self, field: Field, schedule: Schedule, x: Tensor, s: float, cond: Tensor | None, snr: float, steps: int
     ) -> Tensor:
-        sigma, t = path.mark(s).sigma, expand_time(s, x)
+        sigma, t = schedule.mark(s).sigma, expand_time(s, x)
         for k in range(steps):
-            x0 = expected(field, path, x, t, cond).x0
+            x0 = expected(field, schedule, x, t, cond).x0
             x = x + 2 * snr * sigma * (self.normal(x, f"move {k} at {s!r}") - snr * x0)
         return x
 
@@ -51,7 +51,7 @@ class PredictorCorrector(_Moving):
 
     Args:
         predictor: a solver of a field.
-        path: of the field.
+        schedule: of the field.
         snr: the signal-to-noise ratio of a move; the paper's is 0.16 on VE.
         steps: moves a step, an evaluation each.
 
@@ -61,7 +61,7 @@ class PredictorCorrector(_Moving):
 
     order = 1
     predictor: Solver
-    path: Schedule
+    schedule: Schedule
     snr: float = 0.16
     steps: int = 1
 
@@ -86,9 +86,9 @@ class PredictorCorrector(_Moving):
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         x, _ = self.predictor.step(field, x, t, s, cond)
-        if self.path.mark(s).sigma == 0:
+        if self.schedule.mark(s).sigma == 0:
             return x, None
-        return self._moved(field, self.path, x, s, cond, self.snr, self.steps), None
+        return self._moved(field, self.schedule, x, s, cond, self.snr, self.steps), None
 
 
 @final
@@ -102,7 +102,7 @@ class Langevin(_Moving):
     follows the marginals only as far as there are moves for it. The step to sigma = 0 is to the expected data.
 
     Args:
-        path: of the field.
+        schedule: of the field.
         size: the paper's epsilon / sigma_L^2, which is 0.2.
         steps: moves a step, an evaluation each.
 
@@ -112,7 +112,7 @@ class Langevin(_Moving):
 
     order = 1
     lands: ClassVar[bool] = True
-    path: Schedule
+    schedule: Schedule
     size: float = 0.2
     steps: int = 100
 
@@ -123,6 +123,6 @@ class Langevin(_Moving):
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
-        if self.path.mark(s).sigma == 0:
-            return expected(field, self.path, x, expand_time(t, x), cond).x1, None
-        return self._moved(field, self.path, x, s, cond, math.sqrt(self.size) / 2, self.steps), None
+        if self.schedule.mark(s).sigma == 0:
+            return expected(field, self.schedule, x, expand_time(t, x), cond).x1, None
+        return self._moved(field, self.schedule, x, s, cond, math.sqrt(self.size) / 2, self.steps), None

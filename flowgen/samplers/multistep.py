@@ -16,9 +16,9 @@ from typing import Any, ClassVar, NamedTuple, final
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
-from flowgen.paths import Mark, Schedule
+from flowgen.predictions import expected
+from flowgen.schedules import Mark, Schedule
 from flowgen.solvers import Solver
-from flowgen.targets import expected
 
 __all__ = ["DPMSolverPP", "UniPC"]
 
@@ -31,9 +31,9 @@ class _Seen(NamedTuple):
     x1: Tensor
 
 
-def _seen(field: Field, path: Schedule, x: Tensor, t: float, cond: Tensor | None) -> _Seen:
-    ends = expected(field, path, x, expand_time(t, x), cond)
-    return _Seen(path.mark(t), ends.x0, ends.x1)
+def _seen(field: Field, schedule: Schedule, x: Tensor, t: float, cond: Tensor | None) -> _Seen:
+    ends = expected(field, schedule, x, expand_time(t, x), cond)
+    return _Seen(schedule.mark(t), ends.x0, ends.x1)
 
 
 def _length(before: Mark, after: Mark) -> float:
@@ -86,7 +86,7 @@ class DPMSolverPP(Solver):
     Codes in use, diffusers among them, halve the curvature of 3M, which leaves it at order 2. Here it is whole.
 
     Args:
-        path: of the field.
+        schedule: of the field.
         order: 1, 2 or 3.
 
     Raises:
@@ -94,7 +94,7 @@ class DPMSolverPP(Solver):
     """
 
     lands: ClassVar[bool] = True
-    path: Schedule
+    schedule: Schedule
     order: int = 2
 
     def __post_init__(self) -> None:
@@ -104,8 +104,8 @@ class DPMSolverPP(Solver):
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, tuple[_Seen, ...]]:
-        past = (_seen(field, self.path, x, t, cond), *(carry or ()))[: self.order]
-        return _ahead(x, self.path.mark(s), past), past
+        past = (_seen(field, self.schedule, x, t, cond), *(carry or ()))[: self.order]
+        return _ahead(x, self.schedule.mark(s), past), past
 
 
 def _ahead(x: Tensor, after: Mark, past: tuple[_Seen, ...]) -> Tensor:
@@ -128,23 +128,23 @@ class UniPC(Solver):
     The guess is DPM-Solver++(2M). The first step and that to sigma = 0 are of order 1, and the last is not done again.
 
     Args:
-        path: of the field.
+        schedule: of the field.
     """
 
     order = 2
     lands: ClassVar[bool] = True
-    path: Schedule
+    schedule: Schedule
 
     def step(
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor, tuple[_Seen, ...]]]:
-        now, before = _seen(field, self.path, x, t, cond), ()
+        now, before = _seen(field, self.schedule, x, t, cond), ()
         if carry is not None:
             start, guess, before = carry
             if before[0].mark.sigma:
                 x = x + (_corrected(start, now, before) - guess)  # x is the guess, unless something has been set in it
         past = (now, *before)[:2]
-        end = _ahead(x, self.path.mark(s), past)
+        end = _ahead(x, self.schedule.mark(s), past)
         return end, (x, end, past)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flowgen.core import InputError
 from flowgen.data import Gaussian
-from flowgen.paths import Mark
 from flowgen.sampling import starts
+from flowgen.schedules import Mark
 from flowgen.solvers import Solver
 
 __all__ = ["Random", "decay"]

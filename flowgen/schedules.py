@@ -409,7 +409,7 @@ class BrownianBridge(_Noise):
 
 
 SCHEDULES: Choices[Schedule] = Choices(
-    "path",
+    "schedule",
     Schedule,
     {"linear": Linear, "cosine": Cosine, "vp": VP, "ddpm": DDPM, "offset-cosine": OffsetCosine, "ve": VE},
 )

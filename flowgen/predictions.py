@@ -1,11 +1,11 @@
 """Predictions of a network: rows of a 2x2 system.
 
-A target is a row (a, b) of time, y = a x1 + b x0. Beside the path, x_t = alpha x1 + sigma x0, it makes a system of two
-equations for the two ends, so any prediction becomes any other by solving it:
+A prediction is a row (a, b) of time, y = a x1 + b x0. Beside the path, x_t = alpha x1 + sigma x0, it makes a system of
+two equations for the two ends, so any prediction becomes any other by solving it:
 
     x1 = (b x - sigma y) / det,   x0 = (alpha y - a x) / det,   det = alpha b - sigma a.
 
-Where det is zero the prediction says nothing about one of the ends: the target is singular there.
+Where det is zero the prediction says nothing about one of the ends: the prediction is singular there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Choices, Field, InputError, Pair, like
-from flowgen.paths import Coeffs, Schedule
+from flowgen.schedules import Coeffs, Schedule
 
 __all__ = [
     "EDM",
@@ -101,7 +101,7 @@ class EDM:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_data < math.inf:
-            raise InputError(f"the target edm needs a positive sigma_data, not {self.sigma_data}")
+            raise InputError(f"the prediction edm needs a positive sigma_data, not {self.sigma_data}")
 
     @property
     def __name__(self) -> str:
@@ -118,54 +118,55 @@ class EDM:
 
 @runtime_checkable
 class Sized(Prediction, Protocol):
-    """A target whose net sees x_t / size."""
+    """A prediction whose net sees x_t / size."""
 
     def size(self, c: Coeffs) -> Tensor: ...
 
 
-def size(path: Schedule, target: Prediction) -> Callable[[Coeffs], Tensor] | None:
-    """Return what x_t is divided by before a net sees it: as the target says, or |(alpha, sigma)| where that grows."""
-    if isinstance(target, Sized):
-        return target.size
-    return (lambda c: c.size) if path.exploding else None
+def size(schedule: Schedule, prediction: Prediction) -> Callable[[Coeffs], Tensor] | None:
+    """Return what x_t is divided by before a net sees it: as the prediction says, or |(alpha, sigma)| where that
+    grows."""
+    if isinstance(prediction, Sized):
+        return prediction.size
+    return (lambda c: c.size) if schedule.exploding else None
 
 
-def determinant(c: Coeffs, target: Prediction) -> Tensor:
+def determinant(c: Coeffs, prediction: Prediction) -> Tensor:
     """Return det = alpha b - sigma a, of the shape of c."""
-    a, b = target(c)
+    a, b = prediction(c)
     return c.alpha * b - c.sigma * a
 
 
-def encode(pair: Pair, c: Coeffs, target: Prediction) -> Tensor:
-    """Return the target of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c of `path.coeffs(like(t,
+def encode(pair: Pair, c: Coeffs, prediction: Prediction) -> Tensor:
+    """Return the prediction of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c of `path.coeffs(like(t,
     x))`.
     """
-    a, b = target(c)
+    a, b = prediction(c)
     return a * pair.x1 + b * pair.x0
 
 
-def ends(y: Tensor, x: Tensor, c: Coeffs, target: Prediction) -> Pair:
+def ends(y: Tensor, x: Tensor, c: Coeffs, prediction: Prediction) -> Pair:
     """Return both ends from a prediction y at x_t: the 2x2 system of this module, solved."""
-    (a, b), det = target(c), determinant(c, target)
+    (a, b), det = prediction(c), determinant(c, prediction)
     return Pair((c.alpha * y - a * x) / det, (b * x - c.sigma * y) / det)
 
 
 def convert(y: Tensor, x: Tensor, c: Coeffs, source: Prediction, to: Prediction) -> Tensor:
-    """Return the prediction y of target `source` at x_t, as target `to`."""
+    """Return the prediction y of prediction `source` at x_t, as prediction `to`."""
     return y if source is to else encode(ends(y, x, c, source), c, to)
 
 
-def expected(field: Field, path: Schedule, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
+def expected(field: Field, schedule: Schedule, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
     """Return both ends that a velocity field expects at x_t `(B, *event)`, t `(B,)`: E[x0 | x_t] and E[x1 | x_t]."""
-    return ends(field(x, t, cond), x, path.coeffs(like(t, x)), velocity)
+    return ends(field(x, t, cond), x, schedule.coeffs(like(t, x)), velocity)
 
 
-def span(path: Schedule, target: Prediction, start: float = 0.0) -> tuple[float, float]:
-    """Return the times (lo, hi) on which `target` determines a finite velocity on `path`; grids and time laws stay
+def span(schedule: Schedule, prediction: Prediction, start: float = 0.0) -> tuple[float, float]:
+    """Return the times (lo, hi) on which `prediction` determines a finite velocity on `path`; grids and time laws stay
     inside.
 
-    hi is 1, or 1 - path.margin where the system is singular at the data end (target data everywhere; every target on
-    diffusions, whose velocity is infinite there).
+    hi is 1, or 1 - path.margin where the system is singular at the data end (prediction data everywhere; every
+    prediction on diffusions, whose velocity is infinite there).
 
     Args:
         start: lo, where sampling starts.
@@ -173,19 +174,19 @@ def span(path: Schedule, target: Prediction, start: float = 0.0) -> tuple[float,
     Raises:
         InputError: where the system is singular at the start: noise and score on paths with alpha(0) = 0.
     """
-    c = path.coeffs(torch.tensor([start, 1.0], dtype=torch.float64))
-    det = determinant(c, target)
+    c = schedule.coeffs(torch.tensor([start, 1.0], dtype=torch.float64))
+    det = determinant(c, prediction)
     begins, ends_well = (det.isfinite() & (det != 0) & c.d_alpha.isfinite() & c.d_sigma.isfinite()).tolist()
     if not begins:
-        name = re.sub("(?<=[a-z])(?=[A-Z])", "-", type(path).__name__).lower()
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "-", type(schedule).__name__).lower()
         raise InputError(
-            f"target {target.__name__} is singular at t = {start:.3g} of the path {name}, where "
+            f"prediction {prediction.__name__} is singular at t = {start:.3g} of the path {name}, where "
             "sampling starts: it does not determine a velocity there. Choose velocity, v, edm or data, or the path vp, "
             "ddpm or ve"
         )
-    return start, 1.0 if ends_well else 1 - path.margin
+    return start, 1.0 if ends_well else 1 - schedule.margin
 
 
 PREDICTIONS: Choices[Prediction] = Choices(
-    "target", Callable, {"velocity": velocity, "data": data, "noise": noise, "v": v, "score": score, "edm": EDM}
+    "prediction", Callable, {"velocity": velocity, "data": data, "noise": noise, "v": v, "score": score, "edm": EDM}
 )
