@@ -157,12 +157,14 @@ def pixels(folder: Path, batch: int, rounds: int, threads: int) -> str:
     tree = {"data": str(folder), "labels": False, "net": {"name": "unet", "size": "small"}}
     config = make_config(tree)
     data = config.load_data()
-    ends = IndependentPairs(config.source_law(data.law.event, data.scaling), Scaled(data.law, data.scaling))
+    ends = IndependentPairs(
+        config.source_distribution(data.distribution.shape, data.scaling), Scaled(data.distribution, data.scaling)
+    )
 
     def loop(coupling: Coupling) -> Loop:
         def made() -> Iterator[float]:
             pairs = batches(ends, batch, seed=0, coupling=coupling)
-            return fit(State(config.model(data.law.event, data.scaling)), pairs, FlowMatching(), 10**9, seed=0)
+            return fit(State(config.model(data.distribution.shape, data.scaling)), pairs, FlowMatching(), 10**9, seed=0)
 
         return made
 

@@ -50,9 +50,9 @@ class Judge:
     def __init__(self, folder: Path) -> None:
         config = runs.load(folder).config
         data = load_data(config.data, config.split, config.images, config.table)
-        self.seen, self.unseen = data.law.values.flatten(1), data.unseen("digits").values.flatten(1)
+        self.seen, self.unseen = data.distribution.values.flatten(1), data.unseen("digits").values.flatten(1)
         self.pca = PCA(COMPONENTS, svd_solver="full").fit(self.seen.double().numpy())
-        self.svm = SVC(C=10).fit(self.seen.numpy(), data.law.labels.numpy())
+        self.svm = SVC(C=10).fit(self.seen.numpy(), data.distribution.labels.numpy())
         self.accuracy = self.svm.score(self.unseen.numpy(), data.held_out.labels.numpy())
         self.floor = self.frechet(self.seen)
 

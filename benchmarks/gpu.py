@@ -24,10 +24,10 @@ ROOT = Path(__file__).parent.parent
 LACKS = {
     "torchcfm": "no U-Net, which is made of its blocks, and no peer in train and transport",
     "ot": "no exact transport, and no peer in transport",
-    "pydantic": "no laws on run folders",
+    "pydantic": "no distributions on run folders",
     "sklearn": "no digits to try things on",
     "scipy": "no assignment of rows",
-    "pytest": "no laws",
+    "pytest": "no distributions",
 }
 """What there is not without a package."""
 
@@ -58,8 +58,8 @@ def driver() -> str:
     return f"- driver {found[0]}\n" if found else ""
 
 
-def laws(given: Given) -> None:
-    """The laws of the suite on this device; without a GPU a few of them, on the CPU.
+def distributions(given: Given) -> None:
+    """The distributions of the suite on this device; without a GPU a few of them, on the CPU.
 
     Raises:
         RuntimeError: if one does not hold.
@@ -67,7 +67,7 @@ def laws(given: Given) -> None:
     needed("pytest")
     only = ["-m", "gpu"] if given.device.type == "cuda" else ["-k", "starts and cpu"]
     words = [*only, "--noconftest", "-o", "addopts=", "-p", "no:cacheprovider", "-v", "--tb=short"]
-    command, log = [sys.executable, "-m", "pytest", *words, "tests/test_gpu.py"], given.work / "laws.txt"
+    command, log = [sys.executable, "-m", "pytest", *words, "tests/test_gpu.py"], given.work / "distributions.txt"
     began, code = time.monotonic(), None
     with log.open("w") as file:  # what has run stays, if time runs out
         try:
@@ -78,9 +78,11 @@ def laws(given: Given) -> None:
     text = log.read_text()
     held, *others = (re.findall(rf"^(\S+) {word}", text, re.MULTILINE) for word in ("PASSED", "FAILED", "ERROR"))
     failed, note = [*chain(*others)], "" if code is not None else " when time ran out"
-    summary = f"{len(held)} laws hold, {len(failed)} do not{note}."
-    given.report.write("\n".join(["## Laws on the device", "", summary, "", *(f"- {name}" for name in failed)]))
-    given.report.facts("laws", code=code, held=len(held), failed=failed, seconds=time.monotonic() - began)
+    summary = f"{len(held)} distributions hold, {len(failed)} do not{note}."
+    given.report.write(
+        "\n".join(["## Distributions on the device", "", summary, "", *(f"- {name}" for name in failed)])
+    )
+    given.report.facts("distributions", code=code, held=len(held), failed=failed, seconds=time.monotonic() - began)
     print(text, file=sys.stderr)
     if code:
         raise RuntimeError(summary)
@@ -133,7 +135,7 @@ is done once, after a small one to warm up.""")
 
 PARTS = {
     "start": start,
-    "laws": laws,
+    "distributions": distributions,
     "dit": dit,
     "transport": transport,
     "train": train,

@@ -41,7 +41,7 @@ from flowgen.data.streams import floats
 from flowgen.flowmaps import EndPoint
 from flowgen.objectives import Objective
 from flowgen.optim import ConstantRate
-from flowgen.sampling import pair_chunks, sample_chunks, starts
+from flowgen.sampling import pair_chunks, sample_chunks, source_rows
 from flowgen.solvers import FlowMapStep, Solver
 from flowgen.training import channels_last, compile_net
 
@@ -128,7 +128,7 @@ def sample(given: Given) -> None:
     needed("torchcfm", "ot")
     options, report, sizes = options_of(given), given.report, given.sizes
     model, trained = teacher(given, options)
-    source = Gaussian(tuple(given.read().train.event))
+    source = Gaussian(tuple(given.read().train.shape))
     judged = judge(given.read(), options) if trained else None
     report.write("## Sampling")
     noise = noise_of(source, sizes.at_once, given, options)
@@ -176,18 +176,18 @@ is walked, by the table above.""")
 def noise_of(source: Gaussian, rows: int, given: Given, options: argparse.Namespace) -> float:
     """Writes what noise costs, and gives the seconds of noise for one image: made on the CPU, and copied."""
     labels, model = torch.zeros(rows, dtype=torch.int64, device=given.device), teacher(given, options)[0]
-    x = starts(source, 0, rows, 0).to(given.device)
+    x = source_rows(source, 0, rows, 0).to(given.device)
     t = torch.full((rows,), 0.5, device=given.device)
 
     def evaluated() -> None:
         with torch.no_grad():
             model.velocity(x, t, labels)
 
-    host = starts(source, 0, rows, 1)
+    host = source_rows(source, 0, rows, 1)
     found = {
-        "made on the CPU, a generator for each 64 rows": lambda: starts(source, 0, rows, 0),
+        "made on the CPU, a generator for each 64 rows": lambda: source_rows(source, 0, rows, 0),
         "copied to the device": lambda: host.to(given.device),
-        "made on the device instead": lambda: torch.randn(rows, *source.event, device=given.device),
+        "made on the device instead": lambda: torch.randn(rows, *source.shape, device=given.device),
         "one evaluation of the net, float32": evaluated,
     }
     times = {name: milliseconds(run, given.device) for name, run in found.items()}
@@ -243,7 +243,7 @@ def distill(given: Given) -> None:
     model, trained = teacher(given, options)
     if not trained:
         raise LeftOut("it needs the net that part train leaves")
-    judged, source = judge(given.read(), options), Gaussian(tuple(given.read().train.event))
+    judged, source = judge(given.read(), options), Gaussian(tuple(given.read().train.shape))
     report.write("## Reflow and distillation")
     report.begin(("net", "steps", "Fréchet", "coverage", "seconds", "trained for"))
 

@@ -33,7 +33,7 @@ PEAKS = {"H100 80GB HBM3": 989.0, "H200": 989.0, "A100": 312.0}
 def training_flops(net: DiT) -> int:
     """The operations of forward and backward for one image, products and attention, none counted twice."""
     shape = deepcopy(net).to("meta")
-    x, t = torch.empty(1, *net.event, device="meta"), torch.empty(1, device="meta")
+    x, t = torch.empty(1, *net.shape, device="meta"), torch.empty(1, device="meta")
     label = torch.zeros(1, dtype=torch.int64, device="meta")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         shape(x, t, t, label).sum().backward()
@@ -57,7 +57,7 @@ def peak_tflops(options: argparse.Namespace) -> float:
 
 def ready(net: DiT, batch: int, device: torch.device) -> Pair:
     """A pair that is on the device already."""
-    x0, x1 = torch.randn(2, batch, *net.event, generator=generator(0, "ready"))
+    x0, x1 = torch.randn(2, batch, *net.shape, generator=generator(0, "ready"))
     return Pair(x0, x1, torch.arange(batch) % CLASSES).to(device)
 
 
@@ -98,16 +98,16 @@ class Measured(NamedTuple):
 def transformer(size: str, options: argparse.Namespace) -> Measured:
     """The loop from bytes, and the same state on one pair that is ready."""
     say(f"dit: {size}")
-    event = (3, options.image_size, options.image_size)
-    net = DiT(event, CLASSES, **DIT_SIZES[size])
+    shape = (3, options.image_size, options.image_size)
+    net = DiT(shape, CLASSES, **DIT_SIZES[size])
     batch, flops = filling(net, options), training_flops(net)
     release(options.device)
     state = State(Model(net).to(options.device))
     if options.compile:
         compile_net(state, options.backend)
-    pixels = torch.randint(256, (4 * batch, *event), dtype=torch.uint8, generator=generator(0, "pixels"))
+    pixels = torch.randint(256, (4 * batch, *shape), dtype=torch.uint8, generator=generator(0, "pixels"))
     rows = TensorDataset(pixels, torch.arange(4 * batch) % CLASSES).to(options.device)
-    ends = IndependentPairs(Gaussian(event), Scaled(rows, Scaling.of_range(0, 1).to(options.device)))
+    ends = IndependentPairs(Gaussian(shape), Scaled(rows, Scaling.of_range(0, 1).to(options.device)))
     read = ahead_of(batches(ends, batch, seed=0), options.device)
     streams = {"whole": read, "step": repeat(ready(net, batch, options.device))}
     chunks = {name: steps(looped(state, pairs, options), options, batch) for name, pairs in streams.items()}

@@ -17,7 +17,7 @@ import torch
 
 from flowgen import FlowMatching, IndependentPairs, InputError, Model, Pair, State, batches, fit
 from flowgen.bench.speed import ChunkTimes
-from flowgen.couplings import ahead
+from flowgen.couplings import prefetch
 from flowgen.data import Gaussian, Scaled, Scaling, TensorDataset, read_images
 from flowgen.data.streams import floats
 from flowgen.nn import UNET_SIZES, UNet
@@ -62,7 +62,7 @@ class Training(NamedTuple):
 
 
 def unet(rows: TensorDataset, options: argparse.Namespace, seed: int) -> UNet:
-    return UNet(rows.event, int(rows.labels.max()) + 1, **UNET_SIZES[options.size], seed=seed)
+    return UNet(rows.shape, int(rows.labels.max()) + 1, **UNET_SIZES[options.size], seed=seed)
 
 
 def plain(rows: TensorDataset, options: argparse.Namespace, seed: int) -> Training:
@@ -104,7 +104,7 @@ def flowgen(rows: TensorDataset, options: argparse.Namespace, seed: int, fast: b
     state = State(channels_last(Model(unet(rows, options, seed), scaling=scaling).to(options.device)))
     if fast and options.compile:
         compile_net(state, options.backend)
-    source, data = Gaussian(rows.event), Scaled(rows.to(options.device), scaling.to(options.device))
+    source, data = Gaussian(rows.shape), Scaled(rows.to(options.device), scaling.to(options.device))
     pairs = ahead_of(batches(IndependentPairs(source, data), options.batch, seed=seed), options.device)
     precision, rate = options.precision if fast else None, ConstantRate(LR, options.warmup)
     loop = fit(state, pairs, FlowMatching(), 10**9, seed=seed, clip=CLIP, precision=precision, rate=rate)
@@ -116,7 +116,7 @@ def ahead_of(pairs: Iterator[Pair], device: torch.device) -> Iterator[Pair]:
     if device.type != "cuda":
         yield from pairs
         return
-    with ahead(pairs, device) as ready:
+    with prefetch(pairs, device) as ready:
         yield from ready
 
 

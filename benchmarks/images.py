@@ -151,7 +151,7 @@ def judge(data: Data, options: argparse.Namespace) -> Judge:
     """The last hidden layer of a classifier that is trained on the training set."""
     say("quality: the classifier")
     scaling, device = Scaling.of_range(0, 1), options.device
-    net = Classifier(data.train.event, int(data.train.labels.max()) + 1).to(device)
+    net = Classifier(data.train.shape, int(data.train.labels.max()) + 1).to(device)
     with seeded(0, device):
         x = scaling.apply_to(data.train.values).to(device)
         fit_classifier(net, x, data.train.labels, options.classifier_steps, seed=0)
@@ -207,7 +207,7 @@ def train(
 def samples(model: Model, real: TensorDataset, seed: int, euler_steps: int) -> Tensor:
     """A sample for each label of true rows, rounded to 8 bits as in a file, `(N, C, H, W)` in [0, 1]."""
     model, grid = deepcopy(model).eval(), grids.uniform(euler_steps)  # the copy is not compiled
-    made = sample(model, Gaussian(real.event), len(real), grid, euler, seed=seed, chunk=SAMPLED, cond=real.labels)
+    made = sample(model, Gaussian(real.shape), len(real), grid, euler, seed=seed, chunk=SAMPLED, cond=real.labels)
     return floats(to_uint8(made))
 
 

@@ -84,11 +84,11 @@ def readings(folder: ImageFolder, batch: int, count: int) -> Iterator[Reading]:
 
 def training_step(size: str, batch: int, device: torch.device, steps: int = 10) -> float:
     """The median time of a training step of a U-Net on images that are there already, in seconds."""
-    event, rng = (3, SIDE, SIDE), generator(0, "step")
-    net = UNet(event, classes=CLASSES, **UNET_SIZES[size])
+    shape, rng = (3, SIDE, SIDE), generator(0, "step")
+    net = UNet(shape, classes=CLASSES, **UNET_SIZES[size])
     state = State(Model(net, scaling=Scaling.of_range(0, 1)).to(device))
     labels = torch.arange(batch) % CLASSES
-    pair = Pair(torch.randn(batch, *event, generator=rng), torch.randn(batch, *event, generator=rng), labels).to(device)
+    pair = Pair(torch.randn(batch, *shape, generator=rng), torch.randn(batch, *shape, generator=rng), labels).to(device)
     times = [time.perf_counter()]
     for _ in fit(state, [pair] * (steps + 3), FlowMatching(), steps + 3, seed=0):
         if device.type == "cuda":

@@ -35,7 +35,7 @@ from flowgen.bench.report import machine, table, verdict
 from flowgen.core import generator
 from flowgen.couplings import StoredPairs
 from flowgen.data import Gaussian, eight_gaussians, moons
-from flowgen.data.laws import Distribution
+from flowgen.data.distributions import Distribution
 from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.nn import MLP
 from flowgen.objectives import UShaped
@@ -58,9 +58,9 @@ class Sizes(NamedTuple):
 QUICK = Sizes(steps=1_000, pairs=10_000, npe_draws=2, w2_draws=1)
 
 
-def train_teacher(law: Distribution, seed: int, steps: int) -> Model:
+def train_teacher(distribution: Distribution, seed: int, steps: int) -> Model:
     state = State(Model(MLP(2, seed=seed)))
-    pairs = batches(IndependentPairs(SOURCE, law), BATCH, seed=seed, coupling=ExactOT(128), pool=Pool(100, 10))
+    pairs = batches(IndependentPairs(SOURCE, distribution), BATCH, seed=seed, coupling=ExactOT(128), pool=Pool(100, 10))
     for _ in fit(state, pairs, FlowMatching(), steps, seed=seed):
         pass
     return state.ema
@@ -84,9 +84,9 @@ class Draw(NamedTuple):
     other: Tensor
 
 
-def evaluation_draw(law: Distribution, index: int) -> Draw:
+def evaluation_draw(distribution: Distribution, index: int) -> Draw:
     rng = generator(0, "benchmark", index)
-    return Draw(SOURCE.sample(POINTS, rng), law.sample(POINTS, rng), law.sample(POINTS, rng))
+    return Draw(SOURCE.sample(POINTS, rng), distribution.sample(POINTS, rng), distribution.sample(POINTS, rng))
 
 
 class Energy(NamedTuple):
@@ -126,8 +126,8 @@ class Result(NamedTuple):
         return self.student[1] / self.teacher
 
 
-def run_seed(law: Distribution, seed: int, sizes: Sizes, draws: list[Draw], squares: list[float]) -> Result:
-    teacher = train_teacher(law, seed, sizes.steps)
+def run_seed(distribution: Distribution, seed: int, sizes: Sizes, draws: list[Draw], squares: list[float]) -> Result:
+    teacher = train_teacher(distribution, seed, sizes.steps)
     student = train_student(teacher, seed, sizes)
     few = draws[: sizes.w2_draws]
     return Result(
@@ -168,11 +168,11 @@ def reflow_rows(name: str, results: dict[int, Result], floor: float) -> list[lis
 
 def flows(sizes: Sizes, seeds: tuple[int, ...]) -> str:
     energies, reflows = [], []
-    for name, law in LAWS.items():
-        draws = [evaluation_draw(law, index) for index in range(sizes.npe_draws)]
+    for name, distribution in LAWS.items():
+        draws = [evaluation_draw(distribution, index) for index in range(sizes.npe_draws)]
         squares = [wasserstein2(draw.x0, draw.x1) ** 2 for draw in draws]
         floor = fmean(wasserstein2(draw.x1, draw.other) for draw in draws[: sizes.w2_draws])
-        results = {seed: run_seed(law, seed, sizes, draws, squares) for seed in seeds}
+        results = {seed: run_seed(distribution, seed, sizes, draws, squares) for seed in seeds}
         energies += energy_rows(name, results)
         reflows += reflow_rows(name, results, floor)
     energy_head = ("data", "training seed", "mean over draws of NPE", "NPE of averages", "signed: mean ± std (range)")

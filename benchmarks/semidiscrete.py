@@ -22,8 +22,8 @@ from flowgen.couplings import ExactOT, Independent
 from flowgen.couplings.exact import Coupling
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend, assigned
 from flowgen.data import TOYS, Gaussian, TensorDataset
+from flowgen.data.distributions import Distribution
 from flowgen.data.images import read_images
-from flowgen.data.laws import Distribution
 from flowgen.data.streams import chunks
 
 RESULTS = Path(__file__).parent / "results" / "semidiscrete.md"

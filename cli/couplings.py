@@ -70,7 +70,7 @@ def couplings(
     config = trials[0].config
     loaded = config.load_data()
     ends = config.ends(loaded, find_device(config.device))
-    picture = _picture(out, no_picture, ends.data.event)
+    picture = _picture(out, no_picture, ends.data.shape)
     for path in filter(None, (picture, to_json)):
         check_place(path)  # before the work, not after
     pools, done = -(-batches // config.pool.batches), list[pairing.Measured]()
@@ -86,7 +86,7 @@ def couplings(
         print("no picture: the data do not lie in the plane")
 
 
-def _picture(out: Path | None, no_picture: bool, event: tuple[int, ...]) -> Path | None:
+def _picture(out: Path | None, no_picture: bool, shape: tuple[int, ...]) -> Path | None:
     """Return the file to draw the pairs in; None for no picture."""
     from flowgen.core import InputError
     from flowgen.data.suffixes import suffix
@@ -95,9 +95,9 @@ def _picture(out: Path | None, no_picture: bool, event: tuple[int, ...]) -> Path
         raise InputError("give --out or --no-picture, not both")
     if out and suffix(out) != ".png":
         raise InputError(f"--out is a picture, FILE.png, not {out}")
-    if out and event != (2,):
-        raise InputError(f"--out draws data of two columns, and these are of shape {event}")
-    return None if no_picture or event != (2,) else out or PICTURE
+    if out and shape != (2,):
+        raise InputError(f"--out draws data of two columns, and these are of shape {shape}")
+    return None if no_picture or shape != (2,) else out or PICTURE
 
 
 def _tree(data: str, flags: dict[str, Any], settings: list[str]) -> dict[str, Any]:
@@ -147,8 +147,8 @@ def _show(found: Comparison) -> None:
         table.add_row(each.trial.name, *_cells(found, each))
     show(table)
     for each in found.measured:
-        if each.facts:
-            told = ", ".join(f"{name.replace('_', ' ')} {value:.2g}" for name, value in each.facts.items())
+        if each.diagnostics:
+            told = ", ".join(f"{name.replace('_', ' ')} {value:.2g}" for name, value in each.diagnostics.items())
             print(f"  {each.trial.name:<14}{told}")
     print("\n".join(f"  {line}".rstrip() for line in _notes(found)))
     for each in found.measured:
@@ -187,7 +187,7 @@ def _notes(found: Comparison) -> list[str]:
         "uses of each pair in training; seconds before: to learn what is learned once.",
         "cost: the mean of |x0 - x1|^2, in model units; ratio: to that of independent.",
         "data used: how many of the data rows that were drawn are in the pairs.",
-        *(_NOTES[name] for each in found.measured for name in each.facts if name in _NOTES),
+        *(_NOTES[name] for each in found.measured for name in each.diagnostics if name in _NOTES),
     ]
     if any(each.trial.draws for each in found.measured):
         lines.append("semidiscrete has draws of its own: in the long run all rows, each as often.")

@@ -39,7 +39,7 @@ def demo(
     with bar("4/4 measuring", 2 * len(STEPS), "walks") as move:
         for title, run in {"OT flow": flow, "reflowed": straight}.items():
             trained = runs.load(run.folder)
-            x0 = trained.model.start(sampling.starts(trained.source, 0, POINTS, seed))
+            x0 = trained.model.start(sampling.source_rows(trained.source, 0, POINTS, seed))
             measured[title] = []
             for steps in STEPS:
                 followed = metrics.geometry(trained.model.velocity, x0, grids.uniform(steps))

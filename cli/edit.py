@@ -204,15 +204,15 @@ def _editor(
 
     trained = runs.load(run, device, ema, Places(None, source))
     use_threads(threads or trained.threads)
-    if job == "table" and len(trained.source.event) != 1:
+    if job == "table" and len(trained.source.shape) != 1:
         raise InputError(f"{run} makes images, and no rows of a table")
-    if job != "table" and len(trained.source.event) != 3:
-        raise InputError(f"{run} makes rows of {trained.source.event[0]} numbers, and --{job} is of images")
+    if job != "table" and len(trained.source.shape) != 3:
+        raise InputError(f"{run} makes rows of {trained.source.shape[0]} numbers, and --{job} is of images")
     if not trained.config.objective.fields:
         raise InputError(f"{run} has learned to jump, and has no velocity to follow: take the run that it learned from")
     chosen, spacing = sampling_by(solver, trained.model.schedule, seed=seed)
     walked = runs.sampler(trained.config, trained.model, trained.source, chosen, steps, seed, spacing)
-    if walked.solver.jumps:
+    if walked.solver.needs_flow_map:
         raise InputError("an edit follows a velocity, and cannot jump: choose another --solver")
     counted = sampling.Counted(trained.model.velocity)
     label = None if job == "table" and asked.label is None else _label_of(trained, asked)  # rows may have their own
@@ -251,7 +251,7 @@ def _read(file: Path, editor: Editor, *size: int, channels: int | None = None) -
 
     from flowgen.data.decoding import read_image
 
-    own, height, width = editor.trained.source.event
+    own, height, width = editor.trained.source.shape
     height, width = size or (height, width)
     pixels = torch.from_numpy(read_image(file, (channels or own, height, width)).copy())
     return (pixels.unsqueeze(0).float() / 255 * 2 - 1).to(editor.model.device)
@@ -301,7 +301,7 @@ def _framed(editor: Editor, asked: _Asked) -> _Known:
     from flowgen.core import InputError
     from flowgen.editing import framed
 
-    own, (_, height, width) = _size(asked.image), editor.trained.source.event
+    own, (_, height, width) = _size(asked.image), editor.trained.source.shape
     if own == (height, width):
         raise InputError(f"{asked.image} fills the {width}x{height} pixels of this run: nothing is left to paint")
     y, measurement = framed(_read(asked.image, editor, *own), height, width)
@@ -313,7 +313,7 @@ def _enlarged(editor: Editor, asked: _Asked) -> _Known:
     from flowgen.editing import Downsampled
 
     assert asked.upscale is not None
-    (_, height, width), factor, own = editor.trained.source.event, asked.upscale, _size(asked.image)
+    (_, height, width), factor, own = editor.trained.source.shape, asked.upscale, _size(asked.image)
     if factor < 2:
         raise InputError(f"--upscale is by a whole factor from 2 on, not {factor}")
     if (factor * own[0], factor * own[1]) != (height, width):
@@ -381,14 +381,14 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
 
     from .labels import kept_labels
 
-    trained, (width,) = editor.trained, editor.trained.source.event
+    trained, (width,) = editor.trained, editor.trained.source.shape
     tables = trained.config.table.asked(asked.header)
     table = read_table(asked.image, True, tables.named, tables.label_column, labels_needed=False)
     order = column_order(table.columns, table.x.shape[1], trained.columns, width, str(asked.image))
     x = table.x[:, order]
     if (known := ~x.isnan()).all():
         raise InputError(f"{asked.image} has no empty cell: nothing would be filled in")
-    parts, scaling, size = [], editor.model.scaling, editor.together(trained.source.event)
+    parts, scaling, size = [], editor.model.scaling, editor.together(trained.source.shape)
     label = _label_of_rows(trained, asked, table.numbered)
     for first in range(0, len(x), size):
         here, there = x[first : first + size], known[first : first + size]

@@ -134,7 +134,7 @@ def _draw_nearest(chart: Path, done: Evaluation, alone: bool) -> str:
     from flowgen import evaluation, plots
 
     subject = done.subject
-    if len(subject.source.law.event) != 3:
+    if len(subject.source.distribution.shape) != 3:
         return ""
     picture = chart.with_name("nearest.png" if alone else f"nearest-{subject.name.replace('/', '-')}.png")
     found = evaluation.suspects(subject, done.settings)
@@ -228,7 +228,7 @@ def _measure(subject: EvaluatedModel, settings: Settings) -> Evaluation:
     from flowgen import evaluation
 
     with bar(f"measuring {subject.name}", 3 + len(settings.steps), "measurements") as move:
-        floor = evaluation.floor(subject, settings)
+        floor = evaluation.real_vs_real(subject, settings)
         move(1, "true data")
         geometry = evaluation.geometry(subject, settings)
         move(2, "geometry")

@@ -88,12 +88,12 @@ def likelihood(
     check_other(out, file)
     if solver in SAMPLERS:
         raise InputError(f"{solver} is a sampler, and a likelihood needs a solver of the velocity, such as rk4")
-    method = lookup("solver", solver, {name: made for name, made in SOLVERS.items() if not made.jumps})
+    method = lookup("solver", solver, {name: made for name, made in SOLVERS.items() if not made.needs_flow_map})
     trained = runs.load(run, device, ema, Places(data, source))
     use_threads(threads or trained.threads)
     runs.check_density(trained)
     given = None if label is None else label_number(label, trained)
-    images = len(trained.source.event) == 3
+    images = len(trained.source.shape) == 3
     steps = (1 if isinstance(method, AdaptiveSolver) else STEPS[images]) if steps is None else steps
     count = PROBES[images] if hutchinson is None else hutchinson
     for name, value, least in (("--num", num, 1), ("--steps", steps, 1), ("--hutchinson", count, 0)):
@@ -123,8 +123,8 @@ def _figures(asked: Asked, found: Tensor) -> dict[str, tuple[float, float | None
     values = {"log_likelihood": found}
     if asked.step is not None:
         values["bits_per_dim"] = bits_per_dim(found, asked.x[0].numel())
-    if asked.law is not None:
-        values["kl"] = asked.law.log_density(asked.x.double()) - found
+    if asked.distribution is not None:
+        values["kl"] = asked.distribution.log_density(asked.x.double()) - found
     error = {name: (x.std() / math.sqrt(len(x))).item() if len(x) > 1 else None for name, x in values.items()}
     return {name: (x.mean().item(), error[name]) for name, x in values.items()}
 

@@ -90,7 +90,7 @@ def sample(
     with together(device or Run.open(run).config.device) as group:
         trained = load(run, str(group.device) if group.part.of > 1 else device, ema, Places(None, source))
         use_threads(threads or trained.threads)
-        event, images = trained.source.event, len(trained.source.event) == 3
+        shape, images = trained.source.shape, len(trained.source.shape) == 3
         if num is not None and labels is not None:
             raise InputError("give --num or --labels, whose samples are --per-label of each")
         if num is None:
@@ -103,7 +103,7 @@ def sample(
         other = None if weak is None else load_weak(weak, trained, str(trained.model.device), Places(None, source))
         guide = Guidance(guidance, _interval(guidance_interval), guidance_rescale, other, known, classifier_guidance)
         num = num if cond is None else len(cond)
-        drawn = images or event == (2,)
+        drawn = images or shape == (2,)
         out = out or run / ("trajectories.png" if trajectories else "samples.png" if drawn else "samples.csv")
         if trajectories and (not drawn or suffix(out) != ".png"):
             raise InputError("--trajectories draws a .png of a run with two columns, or of images")
@@ -114,7 +114,7 @@ def sample(
         trained = trained if path is None else _repathed(trained, path)
         chosen, spacing = sampling_by(solver, trained.model.schedule, noise, grid, seed)
         method, times = sampler(trained.config, trained.model, trained.source, chosen, steps, seed, spacing)
-        count, named = len(times) - 1, solver or ("jump" if method.jumps else "heun")
+        count, named = len(times) - 1, solver or ("jump" if method.needs_flow_map else "heun")
         way = f"{count} step{'s' if count > 1 else ''} of {named}"
         counted = sampling.Counted(sampling.asked(trained.model, method))
         field = guided(trained, counted, guide)
@@ -181,7 +181,7 @@ def _write_rows(
         plots.samples(out, torch.cat(list(chunks)), columns=trained.columns)
     else:
         kept = kept_labels(out, None if cond is None else Labels(cond, trained.classes))
-        shape, name = (num, *trained.source.event), trained.label_column
+        shape, name = (num, *trained.source.shape), trained.label_column
         scaling = trained.model.scaling
         exact, digits = scaling.exact, scaling.digits()
         write_rows(rows_to(out), chunks, shape, trained.columns, exact, labels=kept, label_column=name, digits=digits)
@@ -206,10 +206,10 @@ def _write_images(
     if suffix(out) == ".png":
         write_grid(out, torch.cat(list(pixels)), columns)
     elif suffix(out) == ".npz":
-        write_npz(out, pixels, num, trained.source.event, None if cond is None else own_labels(cond, trained.classes))
+        write_npz(out, pixels, num, trained.source.shape, None if cond is None else own_labels(cond, trained.classes))
     elif suffix(out) == ".npy":
         kept_labels(out, None if cond is None else Labels(cond, trained.classes))
-        write_rows(out, chunks, (num, *trained.source.event))
+        write_rows(out, chunks, (num, *trained.source.shape))
     elif out.suffix:
         raise InputError(f"{out}: unknown suffix; images are written to .png, .npz, .npy or a folder")
     else:
@@ -234,13 +234,13 @@ def _draw_trajectories(
     from flowgen import plots, sampling
     from flowgen.data.pictures import write_strip
 
-    model, images = trained.model, len(trained.source.event) == 3
+    model, images = trained.model, len(trained.source.shape) == 3
     num = min(num, MOST_STRIPS if images else TRACED)
-    x0 = model.start(sampling.starts(trained.source, 0, num, seed))
+    x0 = model.start(sampling.source_rows(trained.source, 0, num, seed))
     cond = None if cond is None else cond[:num].to(model.device)
     states = [x0]
     with torch.no_grad(), bar("following trajectories", len(grid) - 1, "steps") as move:
-        for x in sampling.walk(field, x0, grid, method, cond):
+        for x in sampling.trajectory(field, x0, grid, method, cond):
             states.append(x)
             move(len(states) - 1)
     if images:

@@ -76,7 +76,8 @@ def train(
     weight: Annotated[
         str | None,
         typer.Option(
-            help="Of the times in the loss: own, simple, snr, min-snr, sigmoid, edm, likelihood.", show_default="own"
+            help="Of the times in the loss: unweighted, simple, snr, min-snr, sigmoid, edm, likelihood.",
+            show_default="unweighted",
         ),
     ] = None,
     times: Annotated[

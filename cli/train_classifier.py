@@ -38,7 +38,7 @@ def train_classifier(
 
     trained = runs.load(run, device, places=Places(data, source))
     use_threads(threads or trained.threads)
-    found, images, place = runs.labelled_data(trained), len(trained.source.event) == 3, runs.classifier_file(run)
+    found, images, place = runs.labelled_data(trained), len(trained.source.shape) == 3, runs.classifier_file(run)
     steps = STEPS[images] if steps is None else steps
     batch_size = BATCH_SIZE[images] if batch_size is None else batch_size
     for name, value in {"--steps": steps, "--batch-size": batch_size}.items():

@@ -41,12 +41,12 @@ def main(steps: int = 2500, num: int = 500, picture: Path | None = None) -> dict
     digits = data.read_images("digits")
     rows = data.TensorDataset(digits.pixels, digits.labels)
     seen, unseen = (rows.take(index) for index in data.split(rows.x, 0.1, seed=0))
-    scaling, noise = data.Scaling.of_range(0, 1), data.Gaussian(rows.event)  # model units go from -1 to 1
+    scaling, noise = data.Scaling.of_range(0, 1), data.Gaussian(rows.shape)  # model units go from -1 to 1
 
     # Each image is seen once in an epoch, with its label, one in ten of which is replaced by "no label".
     pairs = batches(IndependentPairs(noise, data.Scaled(seen, scaling)), BATCH, seed=0)
     pairs = with_null_labels(pairs, 0.1, null=CLASSES, size=BATCH, seed=0)
-    net = nn.UNet(rows.event, CLASSES, **nn.UNET_SIZES["tiny"], dropout=0.1)
+    net = nn.UNet(rows.shape, CLASSES, **nn.UNET_SIZES["tiny"], dropout=0.1)
     state = State(Model(net, scaling=scaling), ema=0.07)
     rate = optim.CosineRate(2e-3, steps, warmup=steps // 20)
     for loss in fit(state, pairs, FlowMatching(objectives.Stratified()), steps, seed=0, rate=rate):
@@ -61,7 +61,7 @@ def main(steps: int = 2500, num: int = 500, picture: Path | None = None) -> dict
         "20 Heun steps, guided": (grids.uniform(20), heun, guided),
         "1 Euler step": (grids.uniform(1), euler, None),
     }
-    judge = nn.Classifier(rows.event, CLASSES)
+    judge = nn.Classifier(rows.shape, CLASSES)
     nn.fit_classifier(judge, seen.values, seen.labels, steps=min(1000, 4 * steps), seed=0)
     floor = metrics.frechet_distance(seen.values.flatten(1), unseen.values.flatten(1))
     numbers = {}

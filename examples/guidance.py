@@ -88,7 +88,7 @@ def main(steps: int = 10_000, points: int = 1000, picture: Path | None = None) -
         "classifier, 3": ClassifierGuided(without, classifier, model.schedule, weight=3.0),
         "autoguidance, 2": AutoGuided(model.velocity, weak.velocity, weight=2.0),
     }
-    x0, label = sampling.starts(source, 0, points, seed=0), torch.full((points,), WANTED)
+    x0, label = sampling.source_rows(source, 0, points, seed=0), torch.full((points,), WANTED)
     ends = {name: sampling.flow(model, x0, grids.uniform(50), heun, label, field) for name, field in ways.items()}
     sets = {"the data": x[labels == WANTED][:points], **ends}
     numbers = {name: classifier.right(points) for name, points in sets.items()}

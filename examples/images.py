@@ -22,7 +22,7 @@ def main(steps: int = 2000, folder: Path | None = None, picture: Path | None = N
     with tempfile.TemporaryDirectory() as temporary:
         folder = folder or write_digits(Path(temporary, "digits"))
         images = data.open_folder(folder)
-        print(f"{len(images)} images of shape {images.event}, classes: {', '.join(images.classes) or 'none'}")
+        print(f"{len(images)} images of shape {images.shape}, classes: {', '.join(images.classes) or 'none'}")
 
         # The recipe of images is a U-Net and labels; what is named here wins over it.
         settings = {"data": str(folder), "net": {"size": "tiny"}, "train": {"steps": steps, "preview_every": 500}}

@@ -37,10 +37,10 @@ def main(steps: int = 2500, num: int = 16, picture: Path | None = None) -> dict[
     digits = data.read_images("digits")
     rows = data.TensorDataset(digits.pixels)
     seen, unseen = (rows.take(index) for index in data.split(rows.x, 0.1, seed=0))
-    scaling, noise = data.Scaling.of_range(0, 1), data.Gaussian(rows.event)  # model units go from -1 to 1
+    scaling, noise = data.Scaling.of_range(0, 1), data.Gaussian(rows.shape)  # model units go from -1 to 1
 
     pairs = batches(IndependentPairs(noise, data.Scaled(seen, scaling)), BATCH, seed=0)
-    state = State(Model(nn.UNet(rows.event, **nn.UNET_SIZES["tiny"]), scaling=scaling), ema=0.07)
+    state = State(Model(nn.UNet(rows.shape, **nn.UNET_SIZES["tiny"]), scaling=scaling), ema=0.07)
     rate = optim.CosineRate(2e-3, steps, warmup=steps // 20)
     for loss in fit(state, pairs, FlowMatching(objectives.Stratified()), steps, seed=0, rate=rate):
         if state.step % 100 == 0:
@@ -71,7 +71,7 @@ def ways(
     guided = editing.PiGDM(model.velocity, schedule, measurement, y, since=0.2)
     replaced = editing.RePaint(euler, schedule, measurement, y, noise)
     again = editing.resampled(grid, times=5, jump=5)
-    x = model.start(sampling.starts(noise, 0, len(y), seed=0))
+    x = model.start(sampling.source_rows(noise, 0, len(y), seed=0))
     with torch.no_grad():
         return {
             "unknowing": sampling.solve(model.velocity, x, grid, euler),

@@ -30,24 +30,26 @@ from flowgen.core import generator
 
 def main(steps: int = 15_000, points: int = 2000) -> dict[str, float]:
     """KL(data | model) of a flow and a diffusion, in nats; what an estimated divergence makes of it; the whole mass."""
-    source, law = data.Gaussian(), data.eight_gaussians(radius=2.0, std=0.3)
-    x = law.sample(points, generator(0, "points"))
+    source, distribution = data.Gaussian(), data.eight_gaussians(radius=2.0, std=0.3)
+    x = distribution.sample(points, generator(0, "points"))
     numbers = {}
     for name, schedule, prediction in (
         ("flow", schedules.Linear(), predictions.velocity),
         ("diffusion", schedules.VP(), predictions.noise),
     ):
         state = State(Model(nn.MLP(dim=2, width=128), schedule, prediction))
-        for _ in fit(state, batches(IndependentPairs(source, law), 512, seed=0), FlowMatching(), steps, seed=0):
+        for _ in fit(
+            state, batches(IndependentPairs(source, distribution), 512, seed=0), FlowMatching(), steps, seed=0
+        ):
             pass
         model = state.ema
         grid = grids.uniform(50, *model.span)
         found = likelihood.log_likelihood(model, source, x, grid, rk4)
-        numbers[f"{name}: KL(data | model)"] = (law.log_density(x.double()) - found).mean().item()
+        numbers[f"{name}: KL(data | model)"] = (distribution.log_density(x.double()) - found).mean().item()
 
         signs = likelihood.probes(likelihood.Rademacher((2,)), len(x), 1, seed=0)
         estimated = likelihood.log_likelihood(model, source, x, grid, rk4, probes=signs)
-        numbers[f"{name}: the same, by one probe"] = (law.log_density(x.double()) - estimated).mean().item()
+        numbers[f"{name}: the same, by one probe"] = (distribution.log_density(x.double()) - estimated).mean().item()
 
         # the density of a whole square around the data: 1, where nothing of it is lost
         side = torch.linspace(-4.5, 4.5, 61)

@@ -55,7 +55,7 @@ def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> 
 
     # Two sets of true points are not at distance 0 either: that distance is the noise floor of the measure.
     truth, other = moons.sample(2 * points, generator(0, "truth")).split(points)
-    x0 = sampling.starts(source, 0, points, seed=0)
+    x0 = sampling.source_rows(source, 0, points, seed=0)
     numbers = {"noise floor": metrics.wasserstein2(other, truth), "source": metrics.wasserstein2(x0, truth)}
     walked = {}
     for name, model in {"OT flow": teacher.ema, "reflowed": student.ema}.items():

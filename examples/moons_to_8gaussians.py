@@ -2,10 +2,10 @@
 
     python examples/moons_to_8gaussians.py [PICTURE.png]
 
-Nothing in flow matching asks for Gaussian noise at t = 0: any law that can be sampled will do as a source. The example
-trains the same flow twice, on pairs drawn independently and on pairs of minibatch optimal transport (arXiv 2302.00482),
-and measures how much the two flows move the points: the path energy, the mean of int |v|^2 dt, which is at least the
-squared W2 distance of the two laws, and equal to it for the optimal transport flow.
+Nothing in flow matching asks for Gaussian noise at t = 0: any distribution that can be sampled will do as a source. The
+example trains the same flow twice, on pairs drawn independently and on pairs of minibatch optimal transport (arXiv
+2302.00482), and measures how much the two flows move the points: the path energy, the mean of int |v|^2 dt, which is at
+least the squared W2 distance of the two distributions, and equal to it for the optimal transport flow.
 """
 
 import sys
@@ -34,7 +34,7 @@ from flowgen.core import generator
 def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> dict[str, float]:
     """The path energy of both flows and their W2 distance to the data, in two steps and in 100."""
     source, prediction = data.moons(), data.eight_gaussians()
-    x0 = sampling.starts(source, 0, points, seed=0)
+    x0 = sampling.source_rows(source, 0, points, seed=0)
     truth = prediction.sample(points, generator(0, "truth"))
     numbers = {"W2^2(source, data)": metrics.wasserstein2(x0, truth) ** 2}
 

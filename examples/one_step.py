@@ -36,12 +36,12 @@ from flowgen.solvers import FlowMapStep
 
 def main(steps: int = 5000, points: int = 4000, picture: Path | None = None) -> dict[str, float]:
     """The energy distance to the data of samples of each."""
-    source, law = data.Gaussian(), data.eight_gaussians(std=0.5)
+    source, distribution = data.Gaussian(), data.eight_gaussians(std=0.5)
 
     def trained(model: Model, objective: Objective, seed: int) -> Model:
         """The averaged model after training on independent pairs, whose trajectories bend."""
         state = State(model)
-        pairs = batches(IndependentPairs(source, law), 512, seed=seed, coupling=Independent())
+        pairs = batches(IndependentPairs(source, distribution), 512, seed=seed, coupling=Independent())
         for _ in fit(state, pairs, objective, steps, seed=seed):
             pass
         return state.ema
@@ -53,7 +53,7 @@ def main(steps: int = 5000, points: int = 4000, picture: Path | None = None) -> 
     alone = trained(Model(net), Shortcut(intervals), seed=1)
     taught = trained(flow, MeanFlow(intervals, OfTeacher(flow.velocity), Squared()), seed=2)
 
-    truth, other = law.sample(2 * points, generator(0, "truth")).split(points)
+    truth, other = distribution.sample(2 * points, generator(0, "truth")).split(points)
     numbers, panels = {"true points": metrics.energy_distance(other, truth)}, {}
     for name, model, solver, count in (
         ("flow, 100 evaluations", flow, heun, 50),

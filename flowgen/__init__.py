@@ -33,7 +33,7 @@ from flowgen import (
     sde,
     solvers,
     training,
-    weights,
+    weightings,
 )
 from flowgen.core import InputError, Pair, Point
 from flowgen.couplings import (
@@ -51,7 +51,7 @@ from flowgen.guidance import AutoGuided, ClassifierGuided, Guided
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
 from flowgen.reflow import Inversion, Reflow
-from flowgen.sampling import sample, sample_chunks, solve, walk
+from flowgen.sampling import sample, sample_chunks, solve, trajectory
 from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, RungeKutta, euler, heun, midpoint, rk4
 from flowgen.training import Diverged, State, fit
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
         flowmaps,
         intervals,
         model,
-        premetric,
+        perceptual,
         reflow,
         runs,
         settings,
@@ -135,8 +135,8 @@ __all__ = [
     "solve",
     "solvers",
     "training",
-    "walk",
-    "weights",
+    "trajectory",
+    "weightings",
     "with_null_labels",
 ]
 

@@ -43,7 +43,7 @@ class Posterior:
     log_prior: Tensor
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return unnormalised log-probabilities of all labels: x `(B, *event)` and t `(B,)` to `(B, K)`."""
+        """Return unnormalised log-probabilities of all labels: x `(B, *shape)` and t `(B,)` to `(B, K)`."""
         c, f = self.model.schedule.coeffs(t), self.model.raw(x, t)
         if f.shape != (len(x), count := len(self.log_prior)):
             raise InputError(f"the net of a classifier must return ({len(x)}, {count}), not {tuple(f.shape)}")

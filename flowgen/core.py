@@ -165,8 +165,8 @@ class Pair(NamedTuple):
     """A batch of coupled ends.
 
     Shapes:
-        x0: source (noise), `(B, *event)`.
-        x1: data, `(B, *event)`.
+        x0: source (noise), `(B, *shape)`.
+        x1: data, `(B, *shape)`.
         cond: condition of each row, `(B, ...)`, or None.
     """
 
@@ -178,7 +178,7 @@ class Pair(NamedTuple):
         """Return the pair itself, if its shapes go together.
 
         Raises:
-            InputError: if the ends are not tensors of one shape `(B, *event)`, or the condition has other rows.
+            InputError: if the ends are not tensors of one shape `(B, *shape)`, or the condition has other rows.
         """
         for name, x in zip(self._fields, self, strict=True):
             if not isinstance(x, Tensor) and (x is not None or name != "cond"):
@@ -189,7 +189,7 @@ class Pair(NamedTuple):
             )
         if self.x1.ndim < 2:
             raise InputError(
-                f"the ends of a pair are rows (B, *event), not of shape {tuple(self.x1.shape)}: "
+                f"the ends of a pair are rows (B, *shape), not of shape {tuple(self.x1.shape)}: "
                 "of single numbers make a column, x.unsqueeze(1)"
             )
         if self.cond is not None and self.cond.shape[:1] != self.x1.shape[:1]:
@@ -210,7 +210,7 @@ class Pair(NamedTuple):
 
     @staticmethod
     def stack(rows: Sequence[Pair]) -> Pair:
-        """Return the batch of pairs of one row each, ends `(*event)`: a `collate_fn` for a DataLoader of pairs."""
+        """Return the batch of pairs of one row each, ends `(*shape)`: a `collate_fn` for a DataLoader of pairs."""
         x0, x1, cond = zip(*rows, strict=True)
         stacked = None if cond[0] is None else torch.stack([torch.as_tensor(c) for c in cond])
         return Pair(torch.stack(x0), torch.stack(x1), stacked)
@@ -238,7 +238,7 @@ WHOLE = Part()
 
 
 class Point(NamedTuple):
-    """A batch on the path: x `(B, *event)` at times t `(B,)`, with dx = d x_t / dt `(B, *event)`."""
+    """A batch on the path: x `(B, *shape)` at times t `(B,)`, with dx = d x_t / dt `(B, *shape)`."""
 
     x: Tensor
     t: Tensor
@@ -246,7 +246,7 @@ class Point(NamedTuple):
 
 
 class Field(Protocol):
-    """A velocity field: x `(B, *event)` and t `(B,)` to dx/dt `(B, *event)`."""
+    """A velocity field: x `(B, *shape)` and t `(B,)` to dx/dt `(B, *shape)`."""
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor: ...
 
@@ -271,7 +271,7 @@ def is_utf8(text: str) -> bool:
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
-    """Return times `(B,)` shaped `(B, 1, ..., 1)`, so that they multiply x `(B, *event)`."""
+    """Return times `(B,)` shaped `(B, 1, ..., 1)`, so that they multiply x `(B, *shape)`."""
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 

@@ -33,10 +33,10 @@ class SolverFlowMap:
     steps: int
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
-        gap = s - t
+        delta = s - t
 
         def rescaled(x: Tensor, r: Tensor, cond: Tensor | None = None) -> Tensor:
-            return like(gap, x) * self.field(x, t + r * gap, cond)
+            return like(delta, x) * self.field(x, t + r * delta, cond)
 
         end = solve(rescaled, x, grids.uniform(self.steps), self.solver, cond)
-        return (end - x) / like(gap, x)
+        return (end - x) / like(delta, x)

@@ -50,7 +50,7 @@ class Rescale:
             raise InputError(f"the share of a rescaled guidance must be from 0 to 1, not {self.share}")
 
     def __call__(self, guided: Tensor, bare: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Return the guided velocity, rescaled; all `(B, *event)` but t `(B,)`."""
+        """Return the guided velocity, rescaled; all `(B, *shape)` but t `(B,)`."""
         c = self.schedule.coeffs(like(t, x))
         made, plain = (predictions.ends(v, x, c, predictions.velocity).x1 for v in (guided, bare))
         wide, narrow = _covariance(made, made).sqrt(), _covariance(plain, plain).sqrt()
@@ -60,7 +60,7 @@ class Rescale:
 
 
 def _covariance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the covariance over the values of each row: `(B, *event)` twice, to `(B,)`."""
+    """Return the covariance over the values of each row: `(B, *shape)` twice, to `(B,)`."""
     a, b = a.flatten(1), b.flatten(1)
     return ((a - a.mean(1, keepdim=True)) * (b - b.mean(1, keepdim=True))).mean(1)
 
@@ -136,7 +136,7 @@ class AutoGuided:
 
 
 class LogProb(Protocol):
-    """log p(cond | x_t, t) in nats, differentiable in x: x `(B, *event)`, t `(B,)` and cond `(B, ...)`, to `(B,)`."""
+    """log p(cond | x_t, t) in nats, differentiable in x: x `(B, *shape)`, t `(B,)` and cond `(B, ...)`, to `(B,)`."""
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor: ...
 
@@ -183,7 +183,7 @@ class ClassifierGuided:
         return v + like(force, x).to(x.dtype) * self._gradient(x, t, cond)
 
     def _gradient(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Return grad_x log p(cond | x_t, t), `(B, *event)`."""
+        """Return grad_x log p(cond | x_t, t), `(B, *shape)`."""
         with gradients():
             x = fixed(x).requires_grad_(True)
             return torch.autograd.grad(self.log_prob(x, fixed(t), fixed(cond)).sum(), x)[0]

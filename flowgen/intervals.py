@@ -1,4 +1,4 @@
-"""Laws of two times: the intervals on which objectives of flow maps train."""
+"""Distributions of two times: the intervals on which objectives of flow maps train."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TimePairs(NamedTuple):
 
 
 class TimePairDistribution(Protocol):
-    """A law of pairs of times t <= s.
+    """A distribution of pairs of times t <= s.
 
     Attributes:
         diagonal: the share of them with s = t. Where there are none, the network's own diagonal is not learned.
@@ -34,23 +34,26 @@ class TimePairDistribution(Protocol):
     def __call__(self, n: int, generator: torch.Generator) -> TimePairs: ...
 
 
-def _check_times(law: TimeDistribution) -> None:
-    """Refuse a law of noise, whose times are those of a path.
+def _check_times(distribution: TimeDistribution) -> None:
+    """Refuse a distribution of noise levels, whose times are those of a path.
 
     Raises:
-        InputError: for a law of noise, whose times are those of a path.
+        InputError: for a distribution of noise levels, whose times are those of a path.
     """
-    if isinstance(law, LogNormal):
-        raise InputError("a flow map needs times on [0, 1], not those of a law of noise: choose logit-normal")
+    if isinstance(distribution, LogNormal):
+        raise InputError(
+            "a flow map needs times on [0, 1], not those of a distribution of noise levels: choose logit-normal"
+        )
 
 
 @final
 @dataclass(frozen=True)
 class Intervals:
-    """Two times of a law, in order; a share of them on the diagonal s = t, where the velocity itself is learned.
+    """Two times of a distribution, in order; a share of them on the diagonal s = t, where the velocity itself is
+    learned.
 
     Raises:
-        InputError: unless the share is within 0 and 1, and for times of a law of noise.
+        InputError: unless the share is within 0 and 1, and for times of a distribution of noise levels.
     """
 
     times: Named[TimeDistribution] = Named(TIMES, "logit-normal")
@@ -71,10 +74,10 @@ class Intervals:
 @final
 @dataclass(frozen=True)
 class ToData:
-    """From a time of a law to the data, s = 1.
+    """From a time of a distribution to the data, s = 1.
 
     Raises:
-        InputError: for times of a law of noise.
+        InputError: for times of a distribution of noise levels.
     """
 
     diagonal: ClassVar[float] = 0.0

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time, fixed, gradients, shaped
-from flowgen.data.laws import Distribution
+from flowgen.data.distributions import Distribution
 from flowgen.grids import checked
 from flowgen.model import Model
-from flowgen.sampling import solve, starts
+from flowgen.sampling import solve, source_rows
 from flowgen.solvers import Solver
 
 __all__ = [
@@ -30,41 +30,41 @@ __all__ = [
 
 @runtime_checkable
 class Density(Distribution, Protocol):
-    """A law whose density is known."""
+    """A distribution whose density is known."""
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Return log p(x) in nats: `(B, *event)` to `(B,)`."""
+        """Return log p(x) in nats: `(B, *shape)` to `(B,)`."""
         ...
 
 
 @final
 @dataclass(frozen=True)
 class Rademacher:
-    """Rademacher's law: each value of an event is -1 or 1. Its probes give the least variance."""
+    """Rademacher's distribution: each value is -1 or 1. Its probes give the least variance."""
 
-    event: tuple[int, ...]
+    shape: tuple[int, ...]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return 2.0 * torch.randint(2, (n, *self.event), generator=generator) - 1
+        return 2.0 * torch.randint(2, (n, *self.shape), generator=generator) - 1
 
 
 @final
 @dataclass(frozen=True)
 class _Unit:
-    """The uniform law on [0, 1)."""
+    """The uniform distribution on [0, 1)."""
 
-    event: tuple[int, ...]
+    shape: tuple[int, ...]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.rand(n, *self.event, generator=generator)
+        return torch.rand(n, *self.shape, generator=generator)
 
 
-def probes(law: Distribution, rows: int, count: int, seed: int, first: int = 0) -> Tensor:
-    """Draw `count` probes for each row, `(count, rows, *event)`: those of a row are a function of the seed and its
+def probes(distribution: Distribution, rows: int, count: int, seed: int, first: int = 0) -> Tensor:
+    """Draw `count` probes for each row, `(count, rows, *shape)`: those of a row are a function of the seed and its
     number.
 
     Args:
-        law: of mean 0 and covariance I: `Rademacher` or `Gaussian`.
+        distribution: of mean 0 and covariance I: `Rademacher` or `Gaussian`.
         first: the number of the first row.
 
     Raises:
@@ -72,11 +72,13 @@ def probes(law: Distribution, rows: int, count: int, seed: int, first: int = 0) 
     """
     if count < 1:
         raise InputError(f"a divergence is estimated by at least one probe, not {count}")
-    return torch.stack([starts(law, first, first + rows, seed, f"probe {index}") for index in range(count)])
+    return torch.stack(
+        [source_rows(distribution, first, first + rows, seed, f"probe {index}") for index in range(count)]
+    )
 
 
 def divergence(field: Field, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the field v `(B, *event)` and its divergence sum_d dv_d / dx_d `(B,)`, exact, by a backward pass a
+    """Return the field v `(B, *shape)` and its divergence sum_d dv_d / dx_d `(B,)`, exact, by a backward pass a
     dimension.
     """
     with gradients():
@@ -90,7 +92,7 @@ def estimated_divergence(
     field: Field, x: Tensor, t: Tensor, cond: Tensor | None, probes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the field v and Hutchinson's estimate of its divergence, the mean of e^T (dv/dx) e over probes e (arXiv
-    1810.01367): unbiased, by a backward pass a probe. Shapes: as of `divergence`, probes `(P, B, *event)`.
+    1810.01367): unbiased, by a backward pass a probe. Shapes: as of `divergence`, probes `(P, B, *shape)`.
     """
     with gradients():
         x, v = _traced(field, x, t, cond)
@@ -109,11 +111,11 @@ def _traced(field: Field, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Te
 class _Followed:
     """A field on x and, in a last column, on the integral of its divergence: (x, l) -> (v, div v)."""
 
-    def __init__(self, field: Field, event: tuple[int, ...], probes: Tensor | None) -> None:
-        self.field, self.event, self.probes = field, event, probes
+    def __init__(self, field: Field, shape: tuple[int, ...], probes: Tensor | None) -> None:
+        self.field, self.shape, self.probes = field, shape, probes
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        v, div = self._divergence(x[:, :-1].unflatten(1, self.event), t, cond)
+        v, div = self._divergence(x[:, :-1].unflatten(1, self.shape), t, cond)
         return torch.cat([v.flatten(1), div.unsqueeze(1)], dim=1)
 
     def _divergence(self, x: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -141,16 +143,17 @@ def log_likelihood(
     and is unbiased (arXiv 1810.01367).
 
     It is the density of what the model samples. On diffusions that begins with sigma(0) x0, which is nearly,
-    not exactly, the law of x_t there: that has alpha(0) of the data in it. And it ends where the grid does, before the
-    last noise is gone: at t = 1 - margin it is the density of alpha x1 + sigma x0, the data blurred by sigma.
+    not exactly, the distribution of x_t there: that has alpha(0) of the data in it. And it ends where the grid does,
+    before the last noise is gone: at t = 1 - margin it is the density of alpha x1 + sigma x0, the data blurred by
+    sigma.
 
     Args:
         source: of x0, in model units.
         grid: `(steps + 1,)`, increasing over the model's span.
         cond: the condition of each row, `(B, ...)`.
-        probes: `(P, B, *event)`, see `probes`; None for the exact divergence.
+        probes: `(P, B, *shape)`, see `probes`; None for the exact divergence.
 
-    Shapes: x `(B, *event)` in data units, to `(B,)` float64.
+    Shapes: x `(B, *shape)` in data units, to `(B,)` float64.
 
     Raises:
         InputError: if a column of the training data is constant, where no density exists.
@@ -186,15 +189,15 @@ def dequantised(x: Tensor, step: float, seed: int, first: int = 0) -> Tensor:
 
     By Jensen's inequality the mean of log p(x + step (u - 1/2)) + dim log step over u ~ U[0, 1) is at most the
     log-probability of the image, among all images of such shades, when what the model draws is rounded to the nearest
-    shade (arXiv 1511.01844). 8-bit images, read as k / 255, have the step 1/255. The papers' (k + u) / 256 differs in
-    where the intervals lie: here the shades that the model has learned are in their middle.
+    intensity (arXiv 1511.01844). 8-bit images, read as k / 255, have the step 1/255. The papers' (k + u) / 256 differs
+    in where the intervals lie: here the shades that the model has learned are in their middle.
 
     Args:
-        x: `(B, *event)`.
+        x: `(B, *shape)`.
         seed: of u, which of a row is a function of it and of the row's number.
         first: the number of the first row.
     """
-    u = starts(_Unit(tuple(x.shape[1:])), first, first + len(x), seed, "dequantisation").to(x.device)
+    u = source_rows(_Unit(tuple(x.shape[1:])), first, first + len(x), seed, "dequantisation").to(x.device)
     return x + step * (u - 0.5)
 
 

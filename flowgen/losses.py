@@ -16,7 +16,7 @@ __all__ = ["LOSSES", "AdaptiveLoss", "Loss", "PseudoHuber", "Squared"]
 
 
 class Loss(Protocol):
-    """Errors `(B, *event)` to one loss for each row, `(B,)`."""
+    """Errors `(B, *shape)` to one loss for each row, `(B,)`."""
 
     def __call__(self, error: Tensor) -> Tensor: ...
 
@@ -24,7 +24,7 @@ class Loss(Protocol):
 @final
 @dataclass(frozen=True)
 class Squared:
-    """The mean of e^2 over the event. The minimiser is the conditional mean."""
+    """The mean of e^2 over the values. The minimiser is the conditional mean."""
 
     def __call__(self, error: Tensor) -> Tensor:
         return error.square().flatten(1).mean(1)

@@ -28,7 +28,7 @@ class Model(nn.Module):
     """net + path + prediction -> velocity field.
 
     Args:
-        net: a module `net(x, t, s, cond)`, x `(B, *event)`, t and s `(B,)`, to a prediction `(B, *event)`. A velocity
+        net: a module `net(x, t, s, cond)`, x `(B, *shape)`, t and s `(B,)`, to a prediction `(B, *shape)`. A velocity
             network is called with s = t and may ignore s; a flow map reads both.
         schedule: joins source and data; an object of `flowgen.schedules` or its name, `Linear` by default.
         prediction: what the net predicts: a row of `flowgen.predictions` or its name.
@@ -109,7 +109,7 @@ class Model(nn.Module):
         return copied
 
     def forward(self, x: Tensor, t: Times, s: Times | None = None, cond: Tensor | None = None) -> Tensor:
-        """Return the raw prediction at x_t, `(B, *event)`.
+        """Return the raw prediction at x_t, `(B, *shape)`.
 
         Raises:
             InputError: if the net gives another shape, or the condition has other rows than x.

@@ -1,4 +1,4 @@
-"""Objectives: what training minimises, and the laws of training times."""
+"""Objectives: what training minimises, and the distributions of training times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowgen.core import Choices, InputError, Named, Pair, Point, like
 from flowgen.losses import LOSSES, Loss, Squared
 from flowgen.model import Model
 from flowgen.schedules import Bridge, Schedule
-from flowgen.weights import WEIGHTS, Unweighted, Weight
+from flowgen.weightings import WEIGHTS, Unweighted, Weight
 
 __all__ = [
     "TIMES",
@@ -52,7 +52,7 @@ class Splittable(Objective, Protocol):
     """
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Any:
-        """Return the draws for a batch of shape `(B, *event)`: a NamedTuple of tensors `(B, ...)` on the CPU,
+        """Return the draws for a batch of shape `(B, *shape)`: a NamedTuple of tensors `(B, ...)` on the CPU,
         or None.
         """
 
@@ -69,7 +69,7 @@ class StepwiseObjective(Protocol):
 
 
 class TimeDistribution(ABC):
-    """A law of training times on [0, 1]."""
+    """A distribution of training times on [0, 1]."""
 
     @abstractmethod
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
@@ -128,7 +128,8 @@ class Discrete(TimeDistribution):
 @final
 @dataclass(frozen=True)
 class LogNormal(TimeDistribution):
-    """Times at which log(sigma / alpha) ~ N(mean, std^2): EDM's law of noise (arXiv 2206.00364), on any path.
+    """Times at which log(sigma / alpha) ~ N(mean, std^2): EDM's distribution of noise levels (arXiv 2206.00364), on any
+    path.
 
     What it draws are uniform quantiles; `times` are those of a path. On the straight path it is
     LogitNormal(-mean, std).
@@ -152,10 +153,11 @@ class LogNormal(TimeDistribution):
         return schedule.time((-2 * log_noise).clamp(*ends)).clamp(*span)
 
 
-def on_path(law: TimeDistribution, drawn: Tensor, schedule: Schedule, span: tuple[float, float]) -> Tensor:
-    """Return draws of a law as times within a span of a path: stretched over it, unless the law is of noise."""
-    if isinstance(law, LogNormal):
-        return law.times(drawn, schedule, span)
+def on_path(distribution: TimeDistribution, drawn: Tensor, schedule: Schedule, span: tuple[float, float]) -> Tensor:
+    """Return draws of a distribution as times within a span of a path: stretched over it, unless the distribution is of
+    noise."""
+    if isinstance(distribution, LogNormal):
+        return distribution.times(drawn, schedule, span)
     lo, hi = span
     return lo + (hi - lo) * drawn
 
@@ -180,7 +182,7 @@ class UShaped(TimeDistribution):
 
 
 TIMES: Choices[TimeDistribution] = Choices(
-    "law of times",
+    "time distribution",
     Callable,
     {
         "uniform": Uniform,
@@ -194,7 +196,7 @@ TIMES: Choices[TimeDistribution] = Choices(
 
 
 class Draws(NamedTuple):
-    """What flow matching draws for each pair: its time on [0, 1] `(B,)`, and noise `(B, *event)` for a bridge."""
+    """What flow matching draws for each pair: its time on [0, 1] `(B,)`, and noise `(B, *shape)` for a bridge."""
 
     times: Tensor
     noise: Tensor | None
@@ -212,7 +214,7 @@ class FlowMatching:
     2006.11239).
 
     Args:
-        times: the law of training times.
+        times: the distribution of training times.
         bridge: noise on the path, x_t + gamma z with z ~ N(0, I), whose velocity dx_t/dt + gamma' z is then learned.
         distance: of the prediction from its target. Only the square has the mean, and so the velocity of the flow, as
             its minimiser, unless each point of the path has one pair alone, as after a reflow.
@@ -225,7 +227,7 @@ class FlowMatching:
     times: Named[TimeDistribution] = Named(TIMES, "uniform")
     bridge: Bridge | None = None
     distance: Named[Loss] = Named(LOSSES, "squared")
-    weight: Named[Weight] = Named(WEIGHTS, "own")
+    weight: Named[Weight] = Named(WEIGHTS, "unweighted")
 
     def __call__(self, model: Model, pair: Pair, generator: torch.Generator) -> Tensor:
         return self.loss(model, pair, self.draw(pair.x1.shape, generator))
@@ -255,7 +257,7 @@ class FlowMatching:
 class BridgeNoise:
     """The noise of a bridge, given where it led: the mean squared error of the model's bare prediction to z,
 
-    loss_i = mean over the event of (model(x_t + gamma z, t) - z)^2,  z ~ N(0, I),  t ~ times.
+    loss_i = mean over x of (model(x_t + gamma z, t) - z)^2,  z ~ N(0, I),  t ~ times.
 
     The minimiser is E[z | x_t], from which `sde.BridgeScore` makes the score of a flow that is trained with the same
     bridge: -E[z | x_t] / gamma (arXiv 2303.08797, 2307.03672). Unlike the score, it is bounded as gamma goes to 0. The
@@ -288,7 +290,7 @@ def _point(model: Model, pair: Pair, drawn: Draws, times: TimeDistribution, brid
 
 
 def widened(point: Point, bridge: Bridge, noise: Tensor) -> Point:
-    """Return a point of the path with the noise z `(B, *event)` of a bridge: x + gamma z and dx + gamma' z."""
+    """Return a point of the path with the noise z `(B, *shape)` of a bridge: x + gamma z and dx + gamma' z."""
     z = noise.to(point.x)
     gamma, d_gamma = bridge.gamma(like(point.t, point.x))
     return Point(point.x + gamma * z, point.t, point.dx + d_gamma * z)

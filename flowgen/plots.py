@@ -189,8 +189,8 @@ def quality(path: StrPath, panels: Mapping[str, Mapping[str, Curve]], shares: Se
             axis.fill_between(curve.nfe, lo, hi, color=colour, alpha=0.15, linewidth=0)
             if len(floors) > 1 or index == 0:
                 floor_label = "true data" if index == 0 else None
-                shade = "black" if len(floors) == 1 else colour
-                axis.axhline(curve.floor, color=shade, linestyle="--", linewidth=0.8, label=floor_label)
+                line = "black" if len(floors) == 1 else colour
+                axis.axhline(curve.floor, color=line, linestyle="--", linewidth=0.8, label=floor_label)
         axis.set(xscale="log", xlabel="network evaluations", title=plain(title))
         counts = sorted({round(nfe) for curve in curves.values() for nfe in curve.nfe})
         axis.set_xticks(counts, [f"{count}" for count in counts])

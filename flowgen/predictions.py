@@ -138,7 +138,7 @@ def determinant(c: Coeffs, prediction: Prediction) -> Tensor:
 
 
 def encode(pair: Pair, c: Coeffs, prediction: Prediction) -> Tensor:
-    """Return the prediction of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *event)`, c of `path.coeffs(like(t,
+    """Return the prediction of a pair: y = a x1 + b x0. Shapes: ends and y `(B, *shape)`, c of `path.coeffs(like(t,
     x))`.
     """
     a, b = prediction(c)
@@ -157,13 +157,13 @@ def convert(y: Tensor, x: Tensor, c: Coeffs, source: Prediction, to: Prediction)
 
 
 def expected(field: Field, schedule: Schedule, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Pair:
-    """Return both ends that a velocity field expects at x_t `(B, *event)`, t `(B,)`: E[x0 | x_t] and E[x1 | x_t]."""
+    """Return both ends that a velocity field expects at x_t `(B, *shape)`, t `(B,)`: E[x0 | x_t] and E[x1 | x_t]."""
     return ends(field(x, t, cond), x, schedule.coeffs(like(t, x)), velocity)
 
 
 def span(schedule: Schedule, prediction: Prediction, start: float = 0.0) -> tuple[float, float]:
-    """Return the times (lo, hi) on which `prediction` determines a finite velocity on `path`; grids and time laws stay
-    inside.
+    """Return the times (lo, hi) on which `prediction` determines a finite velocity on `path`; grids and time
+    distributions stay inside.
 
     hi is 1, or 1 - path.margin where the system is singular at the data end (prediction data everywhere; every
     prediction on diffusions, whose velocity is infinite there).

@@ -21,7 +21,7 @@ __all__ = ["Inversion", "Reflow", "invert"]
 def invert(
     model: Model, x1: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None, field: Field | None = None
 ) -> Tensor:
-    """Return the source points `(B, *event)` from where the model's flow comes to x1 `(B, *event)`, both in model
+    """Return the source points `(B, *shape)` from where the model's flow comes to x1 `(B, *shape)`, both in model
     units.
 
     The field is walked back along the grid; what it comes to is sigma(0) x0.

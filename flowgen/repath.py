@@ -1,8 +1,8 @@
 """Any model on another path: the same network, evaluated at the time when its own path has as much noise.
 
-Two paths of the same source and data pass through the same laws but for scale: where alpha / sigma is the same, x_t and
-x'_t' are the same over |(alpha, sigma)| and |(alpha', sigma')|. So a network that was trained on one is read on the
-other, and DDIM on any schedule is Euler's method on the straight path (arXiv 2206.00364, 2209.03003).
+Two paths of the same source and data pass through the same distributions but for scale: where alpha / sigma is the
+same, x_t and x'_t' are the same over |(alpha, sigma)| and |(alpha', sigma')|. So a network that was trained on one is
+read on the other, and DDIM on any schedule is Euler's method on the straight path (arXiv 2206.00364, 2209.03003).
 """
 
 from __future__ import annotations

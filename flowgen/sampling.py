@@ -23,7 +23,7 @@ from flowgen.core import (
     shaped,
     whole,
 )
-from flowgen.data.laws import Distribution
+from flowgen.data.distributions import Distribution
 from flowgen.data.streams import DistributionField, as_distribution
 from flowgen.distributed import ALONE, Processes
 from flowgen.grids import checked, uniform
@@ -44,13 +44,13 @@ __all__ = [
     "sample",
     "sample_chunks",
     "solve",
-    "starts",
-    "walk",
+    "source_rows",
+    "trajectory",
     "whole_blocks",
 ]
 
 
-def walk(
+def trajectory(
     field: Evaluated, x: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None
 ) -> Iterator[Tensor]:
     """Yield x at each time of the grid after the first.
@@ -58,7 +58,7 @@ def walk(
     Args:
         solver: an object or its name, such as "heun".
 
-    Shapes: x `(B, *event)` at grid[0], grid `(steps + 1,)`. A decreasing grid walks back from data to source.
+    Shapes: x `(B, *shape)` at grid[0], grid `(steps + 1,)`. A decreasing grid walks back from data to source.
     """
 
     def same_shape(x: Tensor, *times_and_cond: Any, **named: Any) -> Tensor:
@@ -72,7 +72,7 @@ def walk(
 
 def solve(field: Evaluated, x: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None) -> Tensor:
     """Return x at the last time of the grid. It is differentiable; call it under `torch.no_grad()` to sample."""
-    for end in walk(field, x, grid, solver, cond):
+    for end in trajectory(field, x, grid, solver, cond):
         x = end
     return x
 
@@ -86,7 +86,7 @@ def flow(
     cond: Tensor | None = None,
     field: Evaluated | None = None,
 ) -> Tensor:
-    """Return where the model's flow takes source points `(B, *event)`, in model units.
+    """Return where the model's flow takes source points `(B, *shape)`, in model units.
 
     Args:
         grid: the times of the steps, or how many even steps to take over the model's span.
@@ -98,7 +98,7 @@ def flow(
 
 def asked(model: Model, solver: Solver | str) -> Evaluated:
     """Return what a solver evaluates of a model: its velocity, or its average velocity, to jump."""
-    return model.average if SOLVERS(solver).jumps else model.velocity
+    return model.average if SOLVERS(solver).needs_flow_map else model.velocity
 
 
 Spacing = Callable[[Schedule, int, float, float], Tensor]
@@ -115,7 +115,7 @@ def grid_of(model: Model, solver: Solver | str, steps: int, spacing: Spacing = e
     lands there.
     """
     lo, hi = model.span
-    return spacing(model.schedule, steps, lo, 1.0 if SOLVERS(solver).lands else hi)
+    return spacing(model.schedule, steps, lo, 1.0 if SOLVERS(solver).denoises_last else hi)
 
 
 def _grid(model: Model, grid: Tensor | int, solver: Solver) -> Tensor:
@@ -151,20 +151,20 @@ class ConsistencySampler(Solver):
 
     Args:
         schedule: of the model.
-        source: the law of x0, in model units.
+        source: the distribution of x0, in model units.
         seed: of x0.
         first: the number of the first row of a batch.
     """
 
     order = 1
-    jumps: ClassVar[bool] = True
+    needs_flow_map: ClassVar[bool] = True
     schedule: Schedule
     source: DistributionField = DistributionField()
     seed: int = 0
     first: int = 0
 
     @property
-    def draws(self) -> bool:
+    def stochastic(self) -> bool:
         return True
 
     def at(self, row: int) -> ConsistencySampler:
@@ -178,7 +178,7 @@ class ConsistencySampler(Solver):
         sigma = math.sqrt(max(0.0, there.sigma**2 - (there.alpha * end.sigma / end.alpha) ** 2))
         if s == 1:
             return x1, None
-        x0 = starts(self.source, self.first, self.first + len(x), self.seed, f"source at {s!r}")
+        x0 = source_rows(self.source, self.first, self.first + len(x), self.seed, f"source at {s!r}")
         return there.alpha / end.alpha * x1 + sigma * x0.to(x), None
 
 
@@ -192,16 +192,19 @@ def whole_blocks(rows: int) -> int:
     return -(-rows // BLOCK) * BLOCK
 
 
-def chunk_rows(event: tuple[int, ...]) -> int:
-    """Return how many rows of an event to follow at a time: 8192 points, a few hundred small images."""
-    return max(BLOCK, min(8192, 2**18 // math.prod(event)))
+def chunk_rows(shape: tuple[int, ...]) -> int:
+    """Return how many rows of a shape to follow at a time: 8192 points, a few hundred small images."""
+    return max(BLOCK, min(8192, 2**18 // math.prod(shape)))
 
 
-def starts(law: Distribution | Tensor, start: int, stop: int, seed: int, stream: str = "sample") -> Tensor:
-    """Return draws start..stop-1 of a law, `(stop - start, *event)`: draw i is a function of (seed, stream, i)."""
-    law, first = as_distribution(law), start // BLOCK
+def source_rows(
+    distribution: Distribution | Tensor, start: int, stop: int, seed: int, stream: str = "sample"
+) -> Tensor:
+    """Return draws start..stop-1 of a distribution, `(stop - start, *shape)`: draw i is a function of (seed, stream,
+    i)."""
+    distribution, first = as_distribution(distribution), start // BLOCK
     blocks = range(first, whole_blocks(stop) // BLOCK)
-    rows = torch.cat([law.sample(BLOCK, generator(seed, stream, block)) for block in blocks])
+    rows = torch.cat([distribution.sample(BLOCK, generator(seed, stream, block)) for block in blocks])
     return rows[start - first * BLOCK : stop - first * BLOCK]
 
 
@@ -271,11 +274,11 @@ class _Drawn:
 
     def pairs(self, first: int, stop: int, cond: Tensor | None) -> Pair:
         """Return pairs first..stop-1 with their conditions; the first is at a block."""
-        x0 = numbers(starts(self.source, first, whole_blocks(stop), self.seed, self.stream), self.model.dtype)
+        x0 = numbers(source_rows(self.source, first, whole_blocks(stop), self.seed, self.stream), self.model.dtype)
         given = None
         if cond is not None:
             given = self.model.admit_cond(_padded(cond, len(x0)))
-        walk_to = _jointly if self.solver.joint else flow
+        walk_to = _jointly if self.solver.couples_batch else flow
         ends = walk_to(self.model, x0, self.grid, self.solver.at(first), given, self.field)
         kept = slice(stop - first)
         return Pair(x0[kept], ends.cpu()[kept], None if given is None else given[kept].cpu())
@@ -304,7 +307,7 @@ def _sizes(
     """Return where rows end, and how many to follow at a time, after checking that each has a condition."""
     check_model(model)
     rows = whole("the number of samples", whole("the number of samples", num) - start)
-    size = chunk_rows(source.event) if chunk is None else whole("the chunk size", chunk)
+    size = chunk_rows(source.shape) if chunk is None else whole("the chunk size", chunk)
     if cond is not None and not (isinstance(cond, Tensor) and cond.ndim):
         raise InputError(f"cond is a tensor of the condition of each sample, not {cond!r:.40}")
     if cond is not None and len(cond) != rows:
@@ -335,15 +338,15 @@ def sample(
     field: Evaluated | None = None,
     cond: Tensor | None = None,
 ) -> Tensor:
-    """Return all samples in one tensor `(num, *event)`, in data units on the CPU.
+    """Return all samples in one tensor `(num, *shape)`, in data units on the CPU.
 
     Sample i is a function of (seed, i, its condition), whatever num and chunk are. The device holds one chunk at a
     time, the CPU all samples (twice, while they are joined): use `sample_chunks` where that is too much, or where
     several processes sample together.
 
     Args:
-        source: the law of x0 that the model was trained from, in model units; a tensor stands for the law of its rows,
-            of which each sample starts at a random one (`flow` starts at each).
+        source: the distribution of x0 that the model was trained from, in model units; a tensor stands for the
+            distribution of its rows, of which each sample starts at a random one (`flow` starts at each).
         grid: the times of the steps, see `flowgen.grids`; a whole number for so many even steps over the model's span.
         solver: an object, or its name as on the command line, such as "heun".
         seed: of the source points, and of the noise of a solver that draws some.
@@ -385,7 +388,7 @@ def sample_chunks(
         for first in range(0, num, size * part.of):
             start = min(first + part.index * size, num)
             stop = min(start + size, num)
-            x = model.scaling.undo(torch.empty(0, *source.event, device=model.device))
+            x = model.scaling.undo(torch.empty(0, *source.shape, device=model.device))
             if start < stop:
                 made = drawn.pairs(start, stop, _rows(cond, start, stop - start))
                 x = model.scaling.undo(made.x1.to(model.device))

@@ -120,7 +120,7 @@ class Schedule(ABC):
 
         x_t = alpha x1 + sigma x0,  dx_t/dt = alpha' x1 + sigma' x0.
 
-        Shapes: ends `(B, *event)`, t `(B,)`.
+        Shapes: ends `(B, *shape)`, t `(B,)`.
 
         Raises:
             InputError: for ends of unlike shapes.

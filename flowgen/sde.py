@@ -21,7 +21,7 @@ from torch import Tensor
 from flowgen import predictions
 from flowgen.core import Field, InputError, expand_time, like
 from flowgen.data import Gaussian
-from flowgen.sampling import starts
+from flowgen.sampling import source_rows
 from flowgen.schedules import Bridge, Schedule
 from flowgen.solvers import Solver
 
@@ -93,9 +93,9 @@ class EulerMaruyama(Solver):
 
     x_s = x + h field(x, t) + g(t) sqrt(|h|) z,  h = s - t,  z ~ N(0, I).
 
-    Its order is that of the law of the end point. Where g is 0 a step is Euler's. A decreasing grid solves an equation
-    that is written for time running backwards. The noise of a row is a function of the seed, the number of the row and
-    the step (t, s), and of nothing else.
+    Its order is that of the distribution of the end point. Where g is 0 a step is Euler's. A decreasing grid solves an
+    equation that is written for time running backwards. The noise of a row is a function of the seed, the number of the
+    row and the step (t, s), and of nothing else.
 
     Args:
         diffusion: g(t), that of the drift.
@@ -109,7 +109,7 @@ class EulerMaruyama(Solver):
     first: int = 0
 
     @property
-    def draws(self) -> bool:
+    def stochastic(self) -> bool:
         return True
 
     def at(self, row: int) -> EulerMaruyama:
@@ -122,7 +122,7 @@ class EulerMaruyama(Solver):
         g = float(self.diffusion(torch.tensor(t, dtype=torch.float64)))
         if g == 0:
             return end, None
-        z = starts(Gaussian(x.shape[1:]), self.first, self.first + len(x), self.seed, f"noise from {t!r} to {s!r}")
+        z = source_rows(Gaussian(x.shape[1:]), self.first, self.first + len(x), self.seed, f"noise from {t!r} to {s!r}")
         return torch.add(end, z.to(x), alpha=g * math.sqrt(abs(s - t))), None
 
 
@@ -192,7 +192,7 @@ class ReverseSDE(Solver):
     """
 
     order = 1
-    lands: ClassVar[bool] = True
+    denoises_last: ClassVar[bool] = True
     schedule: Schedule
     level: float = 1.0
     seed: int = 0
@@ -206,7 +206,7 @@ class ReverseSDE(Solver):
         return ReverseTime(self.schedule, self.level)
 
     @property
-    def draws(self) -> bool:
+    def stochastic(self) -> bool:
         return self.level > 0
 
     def at(self, row: int) -> ReverseSDE:

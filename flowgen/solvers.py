@@ -24,22 +24,23 @@ class Solver(ABC):
 
     Attributes:
         order: order of convergence of the end point.
-        joint: whether the rows of a batch share what the step decides, so that each depends on the others.
-        jumps: whether it steps with the average velocity of a flow map, in place of a field.
-        lands: whether it may step to t = 1 where the velocity is infinite there: it steps between expected ends.
+        couples_batch: whether the rows of a batch share what the step decides, so that each depends on the others.
+        needs_flow_map: whether it steps with the average velocity of a flow map, in place of a field.
+        denoises_last: whether it may step to t = 1 where the velocity is infinite there: it steps between expected
+            ends.
     """
 
     order: int
-    joint: ClassVar[bool] = False
-    jumps: ClassVar[bool] = False
-    lands: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
+    needs_flow_map: ClassVar[bool] = False
+    denoises_last: ClassVar[bool] = False
 
     def at(self, row: int) -> Solver:
         """Return the solver of a batch whose first row has this number: itself, unless a row's noise is its own."""
         return self
 
     @property
-    def draws(self) -> bool:
+    def stochastic(self) -> bool:
         """Return whether it draws noise of its own, which pairs that are not independent do not allow."""
         return False
 
@@ -50,7 +51,7 @@ class Solver(ABC):
         """Move x from t to s.
 
         Args:
-            x: `(B, *event)` at time t.
+            x: `(B, *shape)` at time t.
             cond: handed to the field.
             carry: what the previous step returned beside x, None at the first.
 
@@ -121,7 +122,7 @@ class FlowMapStep(Solver):
     """A flow map's own step: x_s = x_t + (s - t) u(x_t, t, s), with u in place of the field."""
 
     order = 1
-    jumps: ClassVar[bool] = True
+    needs_flow_map: ClassVar[bool] = True
 
     def step(  # type: ignore[override]  # its field is of two times
         self, field: FlowMap, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
@@ -167,7 +168,7 @@ class AdaptiveSolver(Solver):
         Failure: while stepping, if no step is short enough: the field is not smooth, or not finite.
     """
 
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5

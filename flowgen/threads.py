@@ -17,13 +17,13 @@ small (2.1 against 2.3 ms a step of an MLP of width 64, batch 512), and where ot
 32 against 4 ms. From twice as many on, two threads are faster by 1.3 times and more."""
 
 
-def fitting(net: nn.Module, event: tuple[int, ...], rows: int) -> int:
+def fitting(net: nn.Module, shape: tuple[int, ...], rows: int) -> int:
     """Return how many threads fit a network and a batch: one for each `FED` multiply-adds of its mean layer.
 
     At least one, and at most those of PyTorch: the cores that this process may use, or OMP_NUM_THREADS. All of these
     for a net without linear and convolutional layers, whose work is not known.
     """
-    work, layers = _multiply_adds(net, event)
+    work, layers = _multiply_adds(net, shape)
     most = torch.get_num_threads()
     return max(1, min(most, int(rows * work / layers / FED))) if layers else most
 
@@ -40,7 +40,7 @@ def computing(threads: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _multiply_adds(net: nn.Module, event: tuple[int, ...]) -> tuple[int, int]:
+def _multiply_adds(net: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the multiply-adds of the linear and convolutional layers for one row, and how many such layers there
     are."""
     counts = list[int]()
@@ -51,7 +51,7 @@ def _multiply_adds(net: nn.Module, event: tuple[int, ...]) -> tuple[int, int]:
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     device = next((p.device for p in net.parameters()), None)
-    x, t = torch.zeros(1, *event, device=device), torch.zeros(1, device=device)
+    x, t = torch.zeros(1, *shape, device=device), torch.zeros(1, device=device)
     modes = {part: part.training for part in net.modules()}
     try:
         net.eval()  # dropout would draw

@@ -216,7 +216,7 @@ def all_times() -> list[KnownTimes]:
 
 
 @pytest.fixture(**each(TIMES))
-def known_law(request) -> KnownTimes:
+def known_times(request) -> KnownTimes:
     return request.param
 
 

@@ -115,7 +115,7 @@ def test_parts_of_an_objective_may_be_given_by_name():
     ("call", "words"),
     [
         (lambda m: sample(m, SOURCE, 5, 4, "huen"), ["solver 'huen'", "did you mean heun"]),
-        (lambda m: Model(m.net, "vpp"), ["path 'vpp'", "did you mean vp"]),
+        (lambda m: Model(m.net, "vpp"), ["schedule 'vpp'", "did you mean vp"]),
         (lambda m: Model(m.net, prediction="nois"), ["prediction 'nois'", "did you mean noise"]),
         (lambda m: batches(ENDS, 8, seed=0, coupling="exakt"), ["coupling 'exakt'", "did you mean exact"]),
         (lambda m: FlowMatching("ushaped"), ["'ushaped'", "did you mean u-shaped"]),
@@ -135,7 +135,7 @@ def test_an_unknown_name_is_told_the_nearest(model, call, words):
         (lambda m: Model(m.net, "ve", predictions.EDM), ["prediction", "give EDM()"]),
         (lambda m: sample(m, SOURCE, 5, 4, solvers.AdamsBashforth2), ["solver", "give AdamsBashforth2()"]),
         (lambda m: batches(ENDS, 8, seed=0, coupling=ExactOT), ["coupling", "give ExactOT()"]),
-        (lambda m: FlowMatching(objectives.UShaped), ["law of times", "give UShaped()"]),
+        (lambda m: FlowMatching(objectives.UShaped), ["time distribution", "give UShaped()"]),
     ],
 )
 def test_a_class_in_place_of_its_object_is_refused(model, call, words):
@@ -169,7 +169,7 @@ def test_a_class_in_place_of_its_object_is_refused(model, call, words):
         (lambda m: batches(ENDS, 8, seed=0, start=-1), ["first batch", "-1"]),
         (lambda m: batches(torch.zeros(3, 2), 8, seed=0), ["IndependentPairs(source, data)"]),
         (lambda m: batches(ENDS, 8, seed=0, coupling=3), ["coupling", "an int"]),
-        (lambda m: sampling.starts(SOURCE, 0, 5, seed=0.5), ["seed", "0.5"]),
+        (lambda m: sampling.source_rows(SOURCE, 0, 5, seed=0.5), ["seed", "0.5"]),
     ],
 )
 def test_a_number_of_another_kind_is_refused(model, call, words):
@@ -294,9 +294,9 @@ def test_an_mlp_of_another_width_says_so(two_times):
     ],
     ids=lambda net: type(net).__name__,
 )
-@pytest.mark.parametrize("event", [(3, 8, 8), (1, 4, 16), (64,)])
-def test_a_net_of_images_of_another_shape_says_so(net, event):
-    refused(lambda: sample(Model(net), data.Gaussian(event), 5, 1, heun), type(net).__name__, "(1, 8, 8)", str(event))
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 16), (64,)])
+def test_a_net_of_images_of_another_shape_says_so(net, shape):
+    refused(lambda: sample(Model(net), data.Gaussian(shape), 5, 1, heun), type(net).__name__, "(1, 8, 8)", str(shape))
 
 
 # arguments of another kind

@@ -108,22 +108,22 @@ def test_training_comes_to_bayes_rule(schedule):
     assert 0 < far < farther / 20
 
 
-@pytest.mark.parametrize("event", [(3,), (1, 8, 8), (3, 5, 7), (1, 2, 2), (1, 28, 28)])
-def test_every_event_is_classified_by_all_of_its_values(event, normal):
-    net = NoisyClassifier(event, 4, width=32, seed=3).eval()
+@pytest.mark.parametrize("shape", [(3,), (1, 8, 8), (3, 5, 7), (1, 2, 2), (1, 28, 28)])
+def test_every_event_is_classified_by_all_of_its_values(shape, normal):
+    net = NoisyClassifier(shape, 4, width=32, seed=3).eval()
     with torch.no_grad():
         net.head.weight.normal_(generator=torch.Generator().manual_seed(0))
         for name, weight in net.named_parameters():
             if "modulation" in name:
                 weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
-    x, t = normal("x", 5, *event).float().requires_grad_(True), torch.linspace(0, 1, 5)
+    x, t = normal("x", 5, *shape).float().requires_grad_(True), torch.linspace(0, 1, 5)
     out = net(x, t)
     assert out.shape == (5, 4)
     assert (torch.autograd.grad(out[:, 0].sum(), x)[0] != 0).all()
     assert not torch.allclose(out, net(x, t.flip(0)))
-    again = NoisyClassifier(event, 4, width=32, seed=3).state_dict()
+    again = NoisyClassifier(shape, 4, width=32, seed=3).state_dict()
     assert all(
-        torch.equal(x, again[name]) for name, x in NoisyClassifier(event, 4, width=32, seed=3).state_dict().items()
+        torch.equal(x, again[name]) for name, x in NoisyClassifier(shape, 4, width=32, seed=3).state_dict().items()
     )
 
 

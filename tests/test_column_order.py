@@ -54,13 +54,13 @@ def rows(store):
 def test_a_source_is_reordered_by_name(store, rows):
     config = make_config({"data": str(store / "data.csv"), "source": str(store / "crossed.csv"), **SMALL})
     data = config.check()
-    source = config.source_law((2,), data.scaling, data.columns)
+    source = config.source_distribution((2,), data.scaling, data.columns)
     x = data.scaling.undo(source.sample(2000, torch.Generator().manual_seed(0)))
     assert x.mean(0).tolist() == pytest.approx([HEIGHT, WEIGHT], abs=1.5)
 
 
 def test_a_reference_is_reordered_by_name(store, rows):
-    law = evaluation.load_subject(store / "run", store / "crossed.csv").reference.law
+    law = evaluation.load_subject(store / "run", store / "crossed.csv").reference.distribution
     torch.testing.assert_close(law.x.double(), rows, rtol=1e-6, atol=0)
 
 

@@ -12,7 +12,7 @@ from flowgen.core import InputError, Pair, generator
 from flowgen.couplings import ExactOT, Independent, Sinkhorn, batches
 from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.couplings.conditions import Conditioned, found_weight
-from flowgen.couplings.relaxed import Partial, Unbalanced
+from flowgen.couplings.unbalanced import Partial, Unbalanced
 
 INNER = {
     "exact": ExactOT(),
@@ -35,11 +35,11 @@ def inner(request):
 
 @pytest.fixture
 def made(normal):
-    """made(n, *event): a pair of unlike clouds, and as condition two numbers of each data row."""
+    """made(n, *shape): a pair of unlike clouds, and as condition two numbers of each data row."""
 
-    def make(n, *event):
-        x1 = 2 * normal("x1", n, *event) + 1
-        return Pair(normal("x0", n, *event), x1, x1.flatten(1)[:, :1] * torch.tensor([1.0, -0.5]) + normal("c", n, 2))
+    def make(n, *shape):
+        x1 = 2 * normal("x1", n, *shape) + 1
+        return Pair(normal("x0", n, *shape), x1, x1.flatten(1)[:, :1] * torch.tensor([1.0, -0.5]) + normal("c", n, 2))
 
     return make
 
@@ -60,10 +60,10 @@ def partners(pair, coupled):
 
 
 @pytest.mark.parametrize("weight", [None, 0.0, 0.7, 1e6])
-@pytest.mark.parametrize("event", [(1,), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(1,), (2, 3, 4)])
 @pytest.mark.parametrize("n", [1, 2, 23])
-def test_it_is_a_permutation_of_the_data_and_its_conditions(inner, weight, made, rng, n, event):
-    pair = made(n, *event)
+def test_it_is_a_permutation_of_the_data_and_its_conditions(inner, weight, made, rng, n, shape):
+    pair = made(n, *shape)
     coupled = Conditioned(inner, weight)(pair, rng)
     index = partners(pair, coupled)
     assert torch.equal(index.sort().values, torch.arange(n))
@@ -109,9 +109,9 @@ def test_it_finds_what_trying_every_permutation_finds(made, rng, n, weight):
     assert cost[range(n), index].sum() == pytest.approx(least, rel=1e-12)
 
 
-@pytest.mark.parametrize("event", [(3,), (2, 2, 2)])
-def test_it_finds_what_scipy_finds_at_the_weight_that_it_found(made, rng, event):
-    pair = made(80, *event)
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 2)])
+def test_it_finds_what_scipy_finds_at_the_weight_that_it_found(made, rng, shape):
+    pair = made(80, *shape)
     cost = costs(pair, found_weight(*pair, 0.01))
     index = partners(pair, Conditioned(ExactOT(group=0))(pair, rng))
     assert cost[range(80), index].sum() == pytest.approx(cost[linear_sum_assignment(cost)].sum(), rel=1e-10)

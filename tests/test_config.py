@@ -77,16 +77,19 @@ def test_a_configuration_survives_its_file(change, tmp_path):
         ({"reflow": {"parent": "a", "parent_hash": "b", "pair": 3}}, r"reflow.pair \(did you mean pairs\?\)"),
         ({"schedule": "liner"}, r"unknown schedule 'liner' \(did you mean linear\?\)"),
         ({"coupling": "exat"}, r"unknown coupling 'exat' \(did you mean exact\?\)"),
-        ({"times": "u-shape"}, r"unknown time law 'u-shape' \(did you mean u-shaped\?\)"),
+        ({"times": "u-shape"}, r"unknown time distribution 'u-shape' \(did you mean u-shaped\?\)"),
         ({"prediction": "velocty"}, r"unknown prediction 'velocty' \(did you mean velocity\?\)"),
-        ({"schedule": {"name": "vp", "beta": 3}}, r"unknown parameter of schedule vp 'beta' \(did you mean beta_m..\?\)"),
+        (
+            {"schedule": {"name": "vp", "beta": 3}},
+            r"unknown parameter of schedule vp 'beta' \(did you mean beta_m..\?\)",
+        ),
         ({"schedule": {"name": "vp", "beta_min": -1}}, "0 < beta_min <= beta_max"),
         ({"schedule": {"name": "vp", "beta_min": "low"}}, "schedule vp: beta_min: .*valid number"),
         ({"schedule": 3}, "schedule needs a name"),
         ({"prediction": 3}, "prediction needs a name"),
         ({"prediction": {"name": "noise", "sigma_data": 1.0}}, "prediction noise has no parameters, and no sigma_data"),
         ({"prediction": {"name": "edm", "sigma": 1.0}}, "sigma_data"),
-        ({"weight": {"name": "own", "gamma": 3.0}}, "weight own has no parameters, and no gamma"),
+        ({"weight": {"name": "unweighted", "gamma": 3.0}}, "weight unweighted has no parameters, and no gamma"),
         ({"objective": {"name": "flow-matching", "guidance": 2.0}}, "flow-matching has no parameters, and no guidance"),
         ({"prediction": {"name": "edm", "sigma_data": -1.0}}, "positive sigma_data"),
         ({"weight": "min_snr"}, "did you mean min-snr"),
@@ -236,7 +239,7 @@ def test_a_grid_of_steps_needs_a_path_that_has_them_and_a_way_to_the_data(grid, 
 
 def test_noise_is_that_of_the_sampler():
     assert sampling_by("ddim", schedules.VP(), noise=0.3).solver.eta == 0.3
-    assert sampling_by("sde", schedules.VP(), noise=0.0).solver.draws is False
+    assert sampling_by("sde", schedules.VP(), noise=0.0).solver.stochastic is False
     assert sampling_by("sde", schedules.VP()).solver.level == 1
 
 

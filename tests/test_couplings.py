@@ -22,10 +22,10 @@ def rng():
 
 @pytest.fixture
 def made(normal):
-    """made(n, *event): a pair of unlike clouds, each row with its own number, no label, as condition."""
+    """made(n, *shape): a pair of unlike clouds, each row with its own number, no label, as condition."""
 
-    def make(n, *event):
-        return Pair(normal("x0", n, *event), 2 * normal("x1", n, *event) + 1, torch.arange(n).double())
+    def make(n, *shape):
+        return Pair(normal("x0", n, *shape), 2 * normal("x1", n, *shape) + 1, torch.arange(n).double())
 
     return make
 
@@ -42,10 +42,10 @@ def total(pair):
 # every coupling
 
 
-@pytest.mark.parametrize("event", [(1,), (3,), (2, 4, 4)])
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 4, 4)])
 @pytest.mark.parametrize("n", [1, 4, 23])
-def test_a_coupling_is_a_permutation_of_the_data(coupling, made, rng, n, event):
-    pair = made(n, *event)
+def test_a_coupling_is_a_permutation_of_the_data(coupling, made, rng, n, shape):
+    pair = made(n, *shape)
     coupled = coupling(pair, rng)
     assert torch.equal(coupled.x0, pair.x0)
     assert torch.equal(coupled.cond.sort().values, pair.cond)

@@ -42,7 +42,7 @@ def test_draws_are_a_function_of_the_generator(toy):
 def test_draws_are_finite_float32_rows_and_leave_global_state_alone(toy, global_state_untouched):
     x = toy.sample(1000, generator(0, "toy"))
     assert x.dtype == torch.float32
-    assert tuple(x.shape) == (1000, *toy.event)
+    assert tuple(x.shape) == (1000, *toy.shape)
     assert x.isfinite().all()
     assert len(x.unique(dim=0)) > 990
 
@@ -188,7 +188,7 @@ def test_rows_are_drawn_evenly(normal):
     match = (drawn.unsqueeze(1) == law.x).all(2)
     assert match.any(1).all()
     assert chisquare(match.sum(0).numpy()).pvalue > 1e-3
-    assert law.event == (3,)
+    assert law.shape == (3,)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -253,7 +253,7 @@ def test_a_scaled_law_is_the_law_in_the_units_of_the_model():
     law = Scaled(moons(), scaling)
     back = scaling.undo(law.sample(100, generator(0, "law")))
     torch.testing.assert_close(back, moons().sample(100, generator(0, "law")))
-    assert law.event == (2,)
+    assert law.shape == (2,)
 
 
 # tables

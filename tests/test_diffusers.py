@@ -11,7 +11,7 @@ from flowgen import grids, predictions
 from flowgen.core import Failure, expand_time, generator, like
 from flowgen.exporting.to_diffusers import diffusers_parts
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Random, UniPC
-from flowgen.sampling import walk
+from flowgen.sampling import trajectory
 from flowgen.schedules import DDPM, VE, Linear
 from flowgen.solvers import euler
 
@@ -149,7 +149,7 @@ def test_ddim(spacing, eta, x, same_noise):
     step = scheduler.step
     scheduler.step = lambda *args, **named: step(*args, eta=eta, **named)
     grid = SPACINGS[spacing](PATH, 20)
-    same(walk(field_on(PATH), x, grid, DDIM(PATH, eta)), steps_of(scheduler, grid, x))
+    same(trajectory(field_on(PATH), x, grid, DDIM(PATH, eta)), steps_of(scheduler, grid, x))
     assert same_noise["ours"] == (19 if eta else 0)
 
 
@@ -161,7 +161,7 @@ def test_ancestral(large, spacing, steps, x, same_noise):
     scheduler = scheduling_ddpm.DDPMScheduler(variance_type=kind, clip_sample=False, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     grid = times_of(scheduler)
-    same(walk(field_on(PATH), x, grid[:-1], Ancestral(PATH, large)), list(steps_of(scheduler, grid, x))[:-1])
+    same(trajectory(field_on(PATH), x, grid[:-1], Ancestral(PATH, large)), list(steps_of(scheduler, grid, x))[:-1])
     assert same_noise == {"ours": steps - 1, "theirs": steps - 1 + (spacing == "trailing")}
 
 
@@ -171,7 +171,7 @@ def test_ancestral_steps_to_the_mean(x, same_noise):
     scheduler = scheduling_ddpm.DDPMScheduler(clip_sample=False, **settings)
     scheduler.set_timesteps(12)
     grid = times_of(scheduler)
-    same(walk(field_on(PATH), x, grid, Ancestral(PATH, True)), steps_of(scheduler, grid, x))
+    same(trajectory(field_on(PATH), x, grid, Ancestral(PATH, True)), steps_of(scheduler, grid, x))
 
 
 def test_ddim_with_all_noise_is_their_ancestral_euler_in_another_scale(x, same_noise):
@@ -179,7 +179,7 @@ def test_ddim_with_all_noise_is_their_ancestral_euler_in_another_scale(x, same_n
     scheduler = scheduling_euler_ancestral_discrete.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
     scheduler.set_timesteps(20)
     grid = grids.trailing(PATH, 20)
-    alphas, ours = PATH.coeffs(grid).alpha, list(walk(field_on(PATH), x, grid, DDIM(PATH, 1.0)))
+    alphas, ours = PATH.coeffs(grid).alpha, list(trajectory(field_on(PATH), x, grid, DDIM(PATH, 1.0)))
     y = x / alphas[0]
     for k, time in enumerate(scheduler.timesteps):
         noise = noise_of(alphas[k] * y, expand_time(grid[k].item(), y))
@@ -197,14 +197,14 @@ def multistep(module, name, **settings):
 def test_dpm_solver_of_two_steps(x):
     scheduler = multistep(scheduling_dpmsolver_multistep, "DPMSolverMultistepScheduler", solver_order=2)
     grid = grids.trailing(PATH, 20)
-    same(walk(field_on(PATH), x, grid, DPMSolverPP(PATH, 2)), steps_of(scheduler, grid, x))
+    same(trajectory(field_on(PATH), x, grid, DPMSolverPP(PATH, 2)), steps_of(scheduler, grid, x))
 
 
 def test_dpm_solver_of_three_steps_with_the_whole_curvature(x):
     """Theirs takes half of the second derivative of x1 in lambda: what is missing is added to each of its steps."""
     scheduler = multistep(scheduling_dpmsolver_multistep, "DPMSolverMultistepScheduler", solver_order=3)
     grid = grids.trailing(PATH, 20)
-    ours, levels = list(walk(field_on(PATH), x, grid, DPMSolverPP(PATH, 3))), PATH.log_snr(grid) / 2
+    ours, levels = list(trajectory(field_on(PATH), x, grid, DPMSolverPP(PATH, 3))), PATH.log_snr(grid) / 2
     c, seen = PATH.coeffs(grid), []
     for k, time in enumerate(scheduler.timesteps):
         noise = noise_of(x, expand_time(grid[k].item(), x))
@@ -222,7 +222,7 @@ def test_dpm_solver_of_three_steps_with_the_whole_curvature(x):
 def test_unipc(x):
     scheduler = multistep(scheduling_unipc_multistep, "UniPCMultistepScheduler", solver_order=2, solver_type="bh2")
     grid = grids.trailing(PATH, 20)
-    ours = list(walk(field_on(PATH), x, grid, UniPC(PATH)))
+    ours = list(trajectory(field_on(PATH), x, grid, UniPC(PATH)))
     same(ours, steps_of(scheduler, grid, x))
 
 
@@ -234,7 +234,7 @@ def test_heun_on_the_levels_of_karras(x):
     c = PATH.coeffs(grid)
     levels = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])
     torch.testing.assert_close(c.sigma / c.alpha, levels, rtol=1e-9, atol=0)
-    ours, y = list(walk(field_on(PATH), x, grid, EDMSampler(PATH))), x / c.alpha[0]
+    ours, y = list(trajectory(field_on(PATH), x, grid, EDMSampler(PATH))), x / c.alpha[0]
     for k, time in enumerate(scheduler.timesteps):
         place = (k + 1) // 2
         noise = noise_of(c.alpha[place] * y, expand_time(grid[place].item(), y))
@@ -283,7 +283,7 @@ def test_euler_on_the_straight_path_with_shifted_times(shift, x):
     def velocity(x, t, cond=None):
         return noise_of(x, t)
 
-    ours = walk(velocity, x, grid, euler)
+    ours = trajectory(velocity, x, grid, euler)
     for now, then, end in zip(grid.tolist(), scheduler.timesteps, ours, strict=False):
         x = scheduler.step(-noise_of(x, expand_time(now, x)), then, x, return_dict=False)[0]  # dx / dsigma
         torch.testing.assert_close(end, x, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,7 @@ from flowgen import evaluation, runs
 from flowgen.config import make_config
 from flowgen.core import InputError
 from flowgen.data import Scaled, Scaling, TensorDataset, read_table
-from flowgen.evaluation.measure import Settings, floor
+from flowgen.evaluation.measure import Settings, real_vs_real
 from flowgen.exporting import graphs as exporting
 from flowgen.grids import uniform
 from flowgen.likelihood import log_likelihood
@@ -109,7 +109,7 @@ def test_edits_keep_the_digits_of_known_cells(store, flowgen, table):
 
 def test_measures_are_of_standardised_rows(store):
     subject = evaluation.load_subject(store / "run")
-    found = floor(subject, Settings(num=100, repeats=2))
+    found = real_vs_real(subject, Settings(num=100, repeats=2))
     assert 0.1 < found["w2"].mean < 5
     assert found["precision"].mean > 0.5
 
@@ -156,4 +156,4 @@ def test_an_exported_sampler_keeps_the_digits(trained, table):
 def test_data_that_were_read_with_other_columns_are_refused(trained):
     data = trained.config.load_data()
     with pytest.raises(InputError, match=r"read as rows of shape \(4,\), and the run has learned \(5,\)"):
-        trained.check_data(data._replace(law=TensorDataset(data.law.x[:, 1:])))
+        trained.check_data(data._replace(distribution=TensorDataset(data.distribution.x[:, 1:])))

@@ -195,10 +195,10 @@ def test_one_empty_set_is_refused(unequal, normal):
             unequal.between(*both)
 
 
-@pytest.mark.parametrize("event", [(3,), (1,), (2, 1), (1, 2)])
-def test_rows_of_another_event_are_refused(known, normal, event):
+@pytest.mark.parametrize("shape", [(3,), (1,), (2, 1), (1, 2)])
+def test_rows_of_another_event_are_refused(known, normal, shape):
     with pytest.raises(InputError, match="cannot compare rows of shape"):
-        known.between(normal("x", 5, 2), normal("y", 5, *event))
+        known.between(normal("x", 5, 2), normal("y", 5, *shape))
 
 
 @pytest.mark.parametrize("block", [1, 7, 61, 1000])

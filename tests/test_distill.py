@@ -13,8 +13,8 @@ from flowgen.core import InputError
 from flowgen.distill import SolverFlowMap
 from flowgen.guidance import Guided
 from flowgen.runs import Run, distill_config
+from flowgen.runs.distillation import METHODS, teaching, warm_start
 from flowgen.runs.places import found_in
-from flowgen.runs.teaching import METHODS, teaching, warm_start
 from flowgen.solvers import FlowMapStep, heun, rk4
 
 pytestmark = pytest.mark.journey

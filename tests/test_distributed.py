@@ -163,8 +163,8 @@ def test_rows_of_all_processes_are_gathered_in_order(together, normal, counts):
 
 @pytest.mark.parametrize("of", [2, 3])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_processes_train_as_one_at_the_times_of_every_law(together, known_law, of, accumulate):
-    objective = FlowMatching(known_law.law)
+def test_processes_train_as_one_at_the_times_of_every_law(together, known_times, of, accumulate):
+    objective = FlowMatching(known_times.distribution)
     alone = trained(ALONE, objective, 4, clip=1.0)
     for made in together(of, lambda team: trained(team, objective, 4, clip=1.0, accumulate=accumulate)):
         assert_close(made, alone)

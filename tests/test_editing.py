@@ -32,10 +32,10 @@ def measured(request):
     return request.param
 
 
-def matrix(measurement, event):
+def matrix(measurement, shape):
     """The matrix of a measurement of rows that are laid flat, by what it makes of a basis."""
-    basis = torch.eye(math.prod(event), dtype=torch.float64)
-    return measurement.apply(basis.reshape(-1, *event)).flatten(1).T
+    basis = torch.eye(math.prod(shape), dtype=torch.float64)
+    return measurement.apply(basis.reshape(-1, *shape)).flatten(1).T
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class Normal:
 
 
 def test_the_pseudo_inverse_is_that_of_the_matrix(measured, normal):
-    measurement, event = measured
-    a, x = matrix(measurement, event), normal("x", 5, *event)
+    measurement, shape = measured
+    a, x = matrix(measurement, shape), normal("x", 5, *shape)
     y = measurement.apply(x)
     torch.testing.assert_close(measurement.inverse(y).flatten(1), y.flatten(1) @ torch.linalg.pinv(a).T)
     torch.testing.assert_close(measurement.apply(measurement.inverse(y)), y)
 
 
 def test_a_projection_is_the_nearest_point_that_is_measured_so(measured, normal):
-    measurement, event = measured
-    a, x, y = matrix(measurement, event), normal("x", 5, *event), measurement.apply(normal("other", 5, *event))
+    measurement, shape = measured
+    a, x, y = matrix(measurement, shape), normal("x", 5, *shape), measurement.apply(normal("other", 5, *shape))
     made = editing.project(measurement, x, y)
     torch.testing.assert_close(measurement.apply(made), y)
     null = torch.eye(a.shape[1], dtype=a.dtype) - torch.linalg.pinv(a) @ a
@@ -134,11 +134,11 @@ def of_variance(variance):
 @pytest.mark.parametrize("std", [1.0, 0.3, 2.5])
 def test_the_guided_field_is_that_of_the_conditional_law(schedule, measured, normal, std):
     """For Gaussian data of one variance, whatever is measured, and at t = 0 too, where alpha may be 0."""
-    measurement, event = measured
-    size, a = math.prod(event), matrix(measurement, event)
+    measurement, shape = measured
+    size, a = math.prod(shape), matrix(measurement, shape)
     prior = Normal(schedule, normal("mean", size), std**2 * torch.eye(size, dtype=torch.float64))
-    y = measurement.apply(normal("truth", 1, *event))
-    x = (schedule.coeffs(TIMES[:1]).sigma + 1) * normal("points", len(TIMES), *event)
+    y = measurement.apply(normal("truth", 1, *shape))
+    x = (schedule.coeffs(TIMES[:1]).sigma + 1) * normal("points", len(TIMES), *shape)
     spread = editing.unit_variance if std == 1 else of_variance(std**2)
     found = editing.PiGDM(prior, schedule, measurement, y, spread)(x, TIMES)
     torch.testing.assert_close(found, prior.given(a, y.flatten())(x, TIMES), rtol=1e-7, atol=1e-7)
@@ -223,8 +223,8 @@ def still(x, t, cond=None):
     return torch.zeros_like(x)
 
 
-def replaced(schedule, y, solver=euler, event=(6,), **given):
-    return editing.RePaint(solver, schedule, editing.Mask(HALF), y, Gaussian(event), **given)
+def replaced(schedule, y, solver=euler, shape=(6,), **given):
+    return editing.RePaint(solver, schedule, editing.Mask(HALF), y, Gaussian(shape), **given)
 
 
 def test_after_a_step_the_known_part_is_that_of_the_path(schedule, normal):
@@ -326,8 +326,8 @@ def test_solvers_that_carry_or_draw_can_be_gone_over(solver, normal):
     made = solve(field, x0, editing.resampled(uniform(8, 0, 0.99), 3, 2), replaced(Linear(), y, solver))
     assert made.isfinite().all()
     assert replaced(Linear(), y, solver).order == solver.order
-    assert replaced(Linear(), y, AdaptiveSolver()).joint
-    assert replaced(Linear(), y, solver).draws
+    assert replaced(Linear(), y, AdaptiveSolver()).couples_batch
+    assert replaced(Linear(), y, solver).stochastic
 
 
 def correlated(normal, times=1, guided=False, schedule=None):

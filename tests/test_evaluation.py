@@ -27,13 +27,13 @@ class Still(nn.Module):
         return self.by.expand_as(x)
 
 
-def subject(by=(0.0, 0.0), law=None, view=None, trained_on=None):
-    law = law or Gaussian()
+def subject(by=(0.0, 0.0), distribution=None, view=None, trained_on=None):
+    distribution = distribution or Gaussian()
     return EvaluatedModel(
         "still",
         Model(Still(by)).requires_grad_(False),
         Reference("noise", Gaussian(), sets=1),
-        Reference("a law", law),
+        Reference("a law", distribution),
         view or views.rows(Scaling()),
         trained_on,
     )
@@ -71,7 +71,7 @@ def test_the_truth_measures_as_the_truth():
     """Samples of the law itself are at the floor in every figure, with any number of steps."""
     measured = subject()
     settings = SMALL._replace(num=500, repeats=8)
-    floor = evaluation.floor(measured, settings)
+    floor = evaluation.real_vs_real(measured, settings)
     for quality in evaluation.quality(measured, settings):
         assert quality.figures["endpoint_error"].mean == pytest.approx(0, abs=1e-6)
         for name, expected in floor.items():
@@ -80,7 +80,7 @@ def test_the_truth_measures_as_the_truth():
 
 
 def test_a_moved_law_is_as_far_as_it_was_moved():
-    measured = subject(law=Gaussian(), by=(3.0, -4.0))
+    measured = subject(distribution=Gaussian(), by=(3.0, -4.0))
     (quality,) = evaluation.quality(measured, SMALL._replace(steps=(2,), num=1000))
     assert quality.figures["w2"].mean == pytest.approx(5, rel=0.03)
     assert quality.figures["sliced_w2"].mean == pytest.approx(5 / math.sqrt(2), rel=0.06)
@@ -91,12 +91,12 @@ def test_geometry_of_a_translation():
     """The flow of optimal transport to a moved law has its energy, no turn, and no excess."""
 
     class Moved:
-        event = (2,)
+        shape = (2,)
 
         def sample(self, n, generator):
             return Gaussian().sample(n, generator) + torch.tensor([3.0, -4.0])
 
-    found = evaluation.geometry(subject(by=(3.0, -4.0), law=Moved()), SMALL._replace(num=1000))
+    found = evaluation.geometry(subject(by=(3.0, -4.0), distribution=Moved()), SMALL._replace(num=1000))
     assert found["path_energy"].mean == pytest.approx(25, rel=1e-5)
     assert found["straightness"].mean == pytest.approx(0, abs=1e-4)
     assert found["curvature"].mean == pytest.approx(0, abs=1e-5)
@@ -121,7 +121,7 @@ def test_the_divergence_between_gaussians_is_half_the_square_of_their_distance()
 
 def test_a_path_that_starts_elsewhere_is_measured_from_there():
     """VE starts at 50 times the source: W2^2 from there is E(|x| - |y|)^2, up to the corners of the eight."""
-    still = subject(law=eight_gaussians())
+    still = subject(distribution=eight_gaussians())
     wide = still._replace(model=Model(Still(), VE()).requires_grad_(False))
     found = evaluation.geometry(wide, SMALL)
     radii = 2 * 50**2 + (25 + 2) - 2 * (50 * math.sqrt(math.pi / 2)) * 5.1
@@ -130,9 +130,9 @@ def test_a_path_that_starts_elsewhere_is_measured_from_there():
 
 
 def test_trajectories_are_followed_in_chunks(monkeypatch):
-    turning = subject(law=eight_gaussians(), by=(1.0, 2.0))
+    turning = subject(distribution=eight_gaussians(), by=(1.0, 2.0))
     before = evaluation.geometry(turning, SMALL), [q.figures for q in evaluation.quality(turning, SMALL)]
-    monkeypatch.setattr("flowgen.sampling.chunk_rows", lambda event: 64)
+    monkeypatch.setattr("flowgen.sampling.chunk_rows", lambda shape: 64)
     after = evaluation.geometry(turning, SMALL), [q.figures for q in evaluation.quality(turning, SMALL)]
     for name, value in before[0].items():
         assert after[0][name] == pytest.approx(value, rel=1e-6, abs=1e-6)
@@ -140,7 +140,7 @@ def test_trajectories_are_followed_in_chunks(monkeypatch):
 
 
 def test_no_divergence_without_a_density():
-    assert evaluation.kl_divergence(subject(law=TensorDataset(torch.randn(50, 2))), SMALL) is None
+    assert evaluation.kl_divergence(subject(distribution=TensorDataset(torch.randn(50, 2))), SMALL) is None
 
 
 @pytest.mark.parametrize(("name", "each"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
@@ -152,7 +152,7 @@ def test_evaluations_are_those_of_the_solver(name, each):
 def test_a_measurement_is_a_function_of_its_seed(global_state_untouched):
     def measure(seed):
         settings = SMALL._replace(seed=seed)
-        return [q.figures for q in evaluation.quality(subject(law=eight_gaussians()), settings)]
+        return [q.figures for q in evaluation.quality(subject(distribution=eight_gaussians()), settings)]
 
     assert measure(1) == measure(1)
     assert measure(1) != measure(2)
@@ -160,7 +160,7 @@ def test_a_measurement_is_a_function_of_its_seed(global_state_untouched):
 
 def test_the_same_starts_are_walked_at_all_steps():
     """A flow that is the same at any number of steps has the same figures at all of them."""
-    first, second = evaluation.quality(subject(law=eight_gaussians()), SMALL)
+    first, second = evaluation.quality(subject(distribution=eight_gaussians()), SMALL)
     assert {k: x.mean for k, x in first.figures.items()} == pytest.approx(
         {k: x.mean for k, x in second.figures.items()}, abs=1e-5
     )
@@ -180,7 +180,7 @@ def test_a_model_that_repeats_its_data_is_found_out():
     copying = subject(trained_on=kept)._replace(model=Model(Copying()).requires_grad_(False))
     (quality,) = evaluation.quality(copying, SMALL._replace(steps=(1,)))
     assert quality.figures["copies"].mean == 1
-    assert evaluation.floor(copying, SMALL)["copies"].mean < 0.2
+    assert evaluation.real_vs_real(copying, SMALL)["copies"].mean < 0.2
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_model_that_repeats_its_data_is_found_out():
 )
 def test_settings_that_cannot_be_measured_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        evaluation.floor(subject(), SMALL._replace(**change))
+        evaluation.real_vs_real(subject(), SMALL._replace(**change))
 
 
 # the report
@@ -207,7 +207,7 @@ def test_a_measurement_says_what_was_compared_and_how(table, tmp_path, trained):
     measured = evaluation.load_subject(run.folder)
     settings = Settings(steps=(1,), num=1000, repeats=1, neighbours=3)
     quality = list(evaluation.quality(measured, settings))
-    floor, geometry = evaluation.floor(measured, settings), evaluation.geometry(measured, settings)
+    floor, geometry = evaluation.real_vs_real(measured, settings), evaluation.geometry(measured, settings)
     plain = evaluation.Evaluation(measured, settings, floor, quality, geometry, None).plain()
     assert plain["reference"] == "the 30 held-out rows of t.npz, which training did not see"
     assert (plain["reference_rows"], plain["rows_per_set"], plain["w2_rows"], plain["seed"]) == (30, 15, 15, 0)
@@ -233,7 +233,7 @@ def test_the_samples_most_like_copies_are_shown_with_what_they_copy(normal):
     others = normal("images", 30, 1, 4, 4).float()
     seen = TensorDataset(torch.cat([others[:10], drawn[7:8], others[10:], drawn[20:21] + 0.1]).clamp(-9, 9))
     view = views.rows(Scaling())
-    made = subject(law=Gaussian((1, 4, 4)), view=view, trained_on=view.apply(seen.values))
+    made = subject(distribution=Gaussian((1, 4, 4)), view=view, trained_on=view.apply(seen.values))
     found = evaluation.suspects(made._replace(model=Model(Still(0.0)), source=noise, seen=seen), settings)
     assert found.ratios[0] == 0
     assert 0 < found.ratios[1] < found.ratios[2]
@@ -244,10 +244,10 @@ def test_the_samples_most_like_copies_are_shown_with_what_they_copy(normal):
     assert len(found.samples) == len(found.images) == len(found.ratios) == 12
 
 
-@pytest.mark.parametrize("event", [(2,), (1, 4, 4)])
-def test_without_images_in_memory_no_copies_are_shown(event):
-    made = subject(law=Gaussian(event))._replace(source=Reference("noise", Gaussian(event), sets=1))
+@pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])
+def test_without_images_in_memory_no_copies_are_shown(shape):
+    made = subject(distribution=Gaussian(shape))._replace(source=Reference("noise", Gaussian(shape), sets=1))
     assert evaluation.suspects(made, SMALL) is None
-    rows = TensorDataset(torch.randn(5, *event, generator=generator(0, "rows")))
-    if event == (2,):
+    rows = TensorDataset(torch.randn(5, *shape, generator=generator(0, "rows")))
+    if shape == (2,):
         assert evaluation.suspects(made._replace(seen=rows, trained_on=rows.values), SMALL) is None

@@ -20,7 +20,7 @@ from flowgen.exporting import comparing, to_diffusers, unet2d, writers
 from flowgen.grids import uniform
 from flowgen.nn import UNET_SIZES, UNet
 from flowgen.runs import Run
-from flowgen.sampling import starts
+from flowgen.sampling import source_rows
 
 pytestmark = pytest.mark.journey
 
@@ -112,7 +112,7 @@ def labels_of(trained, num):
 
 
 def noise_of(trained, num, seed=5):
-    return starts(trained.source, 0, num, seed)
+    return source_rows(trained.source, 0, num, seed)
 
 
 def sampled(trained, num, steps, solver, seed=5):
@@ -198,7 +198,7 @@ def test_the_velocity_and_its_facts_are_enough_to_sample(name, form, run_of, tmp
         t = torch.full((20,), lo + (hi - lo) * step / 4)
         x = x + (hi - lo) / 4 * field(x=x, t=t, **labels_of(trained, 20))
     close(x * torch.tensor(facts["scale"]) + torch.tensor(facts["shift"]), sampled(trained, 20, 4, "euler"))
-    assert (tuple(facts["classes"]), tuple(facts["event"])) == (trained.classes, trained.source.event)
+    assert (tuple(facts["classes"]), tuple(facts["shape"])) == (trained.classes, trained.source.shape)
 
 
 @pytest.mark.parametrize(("name", "facts"), [("map", (1, "jump")), ("consistency", (1, "jump"))])
@@ -483,7 +483,7 @@ def test_a_missing_package_is_named(form, package, run_of, flowgen, monkeypatch)
 def test_diffusers_is_for_straight_flows_from_noise(change, message, run_of):
     trained = runs.load(run_of("wide"), "cpu")
     config = make_config({**TREES["wide"], **change})
-    model = config.model(trained.source.event, trained.model.scaling, len(trained.classes))
-    source = config.source_law(trained.source.event, trained.model.scaling)
+    model = config.model(trained.source.shape, trained.model.scaling, len(trained.classes))
+    source = config.source_distribution(trained.source.shape, trained.model.scaling)
     with pytest.raises(InputError, match=message):
         to_diffusers.check(trained._replace(model=model, source=source, config=config))

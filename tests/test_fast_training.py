@@ -64,8 +64,8 @@ def assert_close(left, right, **tolerance):
 
 
 @pytest.mark.parametrize("accumulate", [2, 5, 24])
-def test_accumulated_gradients_are_that_of_the_batch_at_the_times_of_every_law(known_law, accumulate):
-    objective = FlowMatching(known_law.law)
+def test_accumulated_gradients_are_that_of_the_batch_at_the_times_of_every_law(known_times, accumulate):
+    objective = FlowMatching(known_times.distribution)
     assert_close(split(accumulate, objective), split(1, objective), rtol=1e-9, atol=1e-9)
 
 

@@ -28,7 +28,7 @@ DRAWS = 20_000
 
 
 def errors(objective, model, pair, drawn):
-    """What an objective finds between the map and what it should be, `(B, *event)`, before it is made a loss."""
+    """What an objective finds between the map and what it should be, `(B, *shape)`, before it is made a loss."""
     seen = []
 
     def kept(error):
@@ -305,13 +305,13 @@ class Case:
 @pytest.fixture(params=NETS)
 def case(request, normal):
     """A net of each kind in float64, no weight of which is zero, with labelled pairs, two of them on the diagonal."""
-    event, make = NETS[request.param]
+    shape, make = NETS[request.param]
     net = make().double()
     for index, parameter in enumerate(net.parameters()):
         parameter.data += 0.1 * torch.randn(
             parameter.shape, generator=generator(0, "awake", index), dtype=torch.float64
         )
-    pair = Pair(normal("x0", 6, *event), normal("x1", 6, *event), torch.arange(6) % 4)
+    pair = Pair(normal("x0", 6, *shape), normal("x1", 6, *shape), torch.arange(6) % 4)
     return Case(Model(net), pair, spans(6, diagonal=0.3))
 
 

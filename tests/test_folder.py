@@ -207,11 +207,11 @@ def test_the_hash_is_of_names_and_sizes(numbered):
 
 def test_channels_are_those_of_the_files_or_as_told(tmp_path):
     write(tmp_path / "a.png", 100), write(tmp_path / "b.png", 50)
-    assert open_folder(tmp_path).event == (1, 3, 4)
-    assert open_folder(tmp_path, channels=3).event == (3, 3, 4)
+    assert open_folder(tmp_path).shape == (1, 3, 4)
+    assert open_folder(tmp_path, channels=3).shape == (3, 3, 4)
     write(tmp_path / "c.png", 200, mode="RGB")
     folder = open_folder(tmp_path)
-    assert folder.event == (3, 3, 4)
+    assert folder.shape == (3, 3, 4)
     assert folder.load().pixels[:, :, 1, 1].tolist() == [[100] * 3, [50] * 3, [200, 100, 7]]
     assert open_folder(tmp_path, channels=1).load().pixels.shape == (3, 1, 3, 4)
 
@@ -219,7 +219,7 @@ def test_channels_are_those_of_the_files_or_as_told(tmp_path):
 def test_size_makes_all_alike(tmp_path):
     write(tmp_path / "a.png", 100, (40, 20)), write(tmp_path / "b.png", 50, (5, 9))
     folder = open_folder(tmp_path, size=8)
-    assert folder.event == (1, 8, 8)
+    assert folder.shape == (1, 8, 8)
     assert levels(folder.load().pixels) == [100, 50]
 
 

@@ -25,8 +25,8 @@ from flowgen import (
     likelihood,
     metrics,
     objectives,
+    perceptual,
     predictions,
-    premetric,
     repath,
     samplers,
     schedules,
@@ -42,8 +42,8 @@ from flowgen.couplings import (
     Pool,
     Semidiscrete,
     Sinkhorn,
-    ahead,
     batches,
+    prefetch,
 )
 from flowgen.data import Gaussian, Scaled, Scaling, TensorDataset, eight_gaussians, moons
 from flowgen.grids import uniform
@@ -52,7 +52,7 @@ from flowgen.model import Model
 from flowgen.nn import MLP, Classifier, DiT, NoisyClassifier, ResMLP, UNet, fit_classifier, seeded
 from flowgen.optim import CosineRate
 from flowgen.reflow import Inversion, Reflow
-from flowgen.sampling import ConsistencySampler, grid_of, sample, solve, starts
+from flowgen.sampling import ConsistencySampler, grid_of, sample, solve, source_rows
 from flowgen.training import State, channels_last, compile_net, fit
 
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def made(name, schedule=None, prediction=predictions.velocity):
     return Model(net, schedule, prediction, Scaling.of_range(0, 1) if name in ("unet", "dit") else None)
 
 
-def event(name):
+def shape(name):
     return IMAGE if name in ("unet", "dit") else (2,)
 
 
@@ -112,13 +112,13 @@ def labels(rows):
 
 def stored(name, rows=40):
     """Rows of data in model units, with labels."""
-    return TensorDataset(0.5 * normal("data", rows, *event(name)) + 0.5, labels(rows))
+    return TensorDataset(0.5 * normal("data", rows, *shape(name)) + 0.5, labels(rows))
 
 
 def pairs(name, device, start=0):
     """The pairs as a training reads them: sources from the CPU, data that lie on the device."""
-    ends = IndependentPairs(Gaussian(event(name)), Scaled(stored(name).to(device), Scaling().to(device)))
-    return batches(ends, 16 if event(name) == (2,) else 4, seed=0, start=start)
+    ends = IndependentPairs(Gaussian(shape(name)), Scaled(stored(name).to(device), Scaling().to(device)))
+    return batches(ends, 16 if shape(name) == (2,) else 4, seed=0, start=start)
 
 
 def trained(name, device, objective=None, steps=3, **options):
@@ -168,7 +168,7 @@ OBJECTIVES = {
     "alpha-flow": flowmaps.AlphaFlow(Intervals()),
     "annealed": flowmaps.Annealed(flowmaps.AlphaFlow(), 4),
     "end point": flowmaps.EndPoint(),
-    "premetric": premetric.PerceptualLoss(lambda x: x.flatten(1)[:, :2]),
+    "premetric": perceptual.PerceptualLoss(lambda x: x.flatten(1)[:, :2]),
 }
 
 
@@ -398,7 +398,7 @@ def test_bytes_on_a_device_are_the_floats_of_the_cpu(device):
 
 
 def test_pairs_made_ahead_lie_on_the_device(device):
-    with ahead(pairs("dit", CPU), device) as ready:
+    with prefetch(pairs("dit", CPU), device) as ready:
         for got, wanted in islice(zip(ready, pairs("dit", CPU), strict=False), 6):
             assert {x.device.type for x in got} == {device.type}
             assert all(torch.equal(x.cpu(), y) for x, y in zip(got, wanted, strict=True))
@@ -433,7 +433,7 @@ def test_paths_are_the_same_there(schedule, device):
 def test_starts_are_the_same_whatever_the_device(device):
     """Noise comes from the CPU's generators: a sample is the same picture on any device."""
     model = made("dit").to(device)
-    x0 = starts(Gaussian(IMAGE), 0, 70, seed=3)
+    x0 = source_rows(Gaussian(IMAGE), 0, 70, seed=3)
     assert torch.equal(model.start(x0).cpu(), made("dit").start(x0))
     assert model.start(x0).device.type == device.type
 
@@ -521,8 +521,8 @@ def test_another_path_of_a_model_is_the_same_there(device):
 def test_log_likelihoods_are_the_same_there(name, estimated, device):
     if name == "dit" and not estimated:
         pytest.skip("a backward pass a pixel")
-    source, found = Gaussian(event(name)), []
-    x, probes = stored(name).x[:9], likelihood.probes(Gaussian(event(name)), 9, 2, 0) if estimated else None
+    source, found = Gaussian(shape(name)), []
+    x, probes = stored(name).x[:9], likelihood.probes(Gaussian(shape(name)), 9, 2, 0) if estimated else None
     for where in (device, CPU):
         model = made(name).to(where)
         found.append(likelihood.log_likelihood(model, source, x, uniform(3), solvers.euler, labels(9), probes))
@@ -595,7 +595,7 @@ def test_what_is_measured_is_replaced_there(device):
         y = torch.tensor([1.0, 0.0]).to(where)
         solver = editing.RePaint(solvers.euler, schedule, first_kept(where), y, Gaussian())
         grid = editing.resampled(uniform(4), 2)
-        x = solve(model.velocity, starts(Gaussian(), 0, 64, 0).to(where), grid, solver).detach()
+        x = solve(model.velocity, source_rows(Gaussian(), 0, 64, 0).to(where), grid, solver).detach()
         assert torch.equal(x[:, 0].cpu(), torch.ones(64))
         found.append(x)
     close(*found)

@@ -92,7 +92,7 @@ def test_evaluation_does_not_see_training_rows(table, tmp_path, trained, monkeyp
     def figures():
         measured = evaluation.load_subject(run.folder)
         (quality,) = evaluation.quality(measured, settings)
-        floor, geometry = evaluation.floor(measured, settings), evaluation.geometry(measured, settings)
+        floor, geometry = evaluation.real_vs_real(measured, settings), evaluation.geometry(measured, settings)
         return [{key: x for key, x in part.items() if key != "copies"} for part in (quality.figures, floor, geometry)]
 
     before = figures()

@@ -94,8 +94,8 @@ OPTIONS = {
 def test_a_streamed_folder_trains_as_one_in_memory(tmp_path, pictures, tree):
     memory = finish(create(tmp_path / "memory", pictures, **tree))
     streamed = finish(create(tmp_path / "streamed", pictures, memory=0, **tree))
-    assert isinstance(memory.config.load_data().law, TensorDataset)
-    assert isinstance(streamed.config.load_data().law, ImageFolder)
+    assert isinstance(memory.config.load_data().distribution, TensorDataset)
+    assert isinstance(streamed.config.load_data().distribution, ImageFolder)
     assert_same(memory, streamed)
 
 
@@ -187,12 +187,12 @@ def load(name, held_out=0.1, **images):
 @pytest.mark.parametrize("memory", [256, 0])
 def test_images_that_are_held_out_are_not_trained_on(pictures, pixels, memory):
     data = load(pictures, memory=memory, workers=0)
-    seen = torch.cat([x for x, _ in [next(data.law.chunks(54, seed=0))]])
+    seen = torch.cat([x for x, _ in [next(data.distribution.chunks(54, seed=0))]])
     held = data.held_out.x
-    assert (len(data.law), len(held)) == (54, 6)
+    assert (len(data.distribution), len(held)) == (54, 6)
     rows = {image.numpy().tobytes() for image in torch.cat([seen, held])}
     assert rows == {image.tobytes() for image in pixels}
-    assert data.counts == [data.law.labels.tolist().count(label) for label in range(3)]
+    assert data.counts == [data.distribution.labels.tolist().count(label) for label in range(3)]
     assert sum(data.counts) == 54
     for image, label in zip(held, data.held_out.labels, strict=True):
         assert (pixels[label::3] == image.numpy()[0]).all((1, 2)).any()
@@ -202,8 +202,8 @@ def test_images_that_are_held_out_are_not_trained_on(pictures, pixels, memory):
 def test_without_labels_nothing_else_is_lost(pictures, memory):
     data = load(pictures, memory=memory, workers=0)
     bare = data.unlabelled()
-    assert (bare.classes, bare.counts, bare.law.labels, bare.held_out.labels) == ((), [], None, None)
-    assert torch.equal(next(bare.law.chunks(9, seed=0))[0], next(data.law.chunks(9, seed=0))[0])
+    assert (bare.classes, bare.counts, bare.distribution.labels, bare.held_out.labels) == ((), [], None, None)
+    assert torch.equal(next(bare.distribution.chunks(9, seed=0))[0], next(data.distribution.chunks(9, seed=0))[0])
     assert bare.hash == data.hash
 
 
@@ -219,7 +219,7 @@ def test_the_test_set_of_idx_files_is_what_is_held_out(tmp_path, pixels, end):
         idx(tmp_path / f"{name}-images-idx3-ubyte{end}", pixels[rows])
         idx(tmp_path / f"{name}-labels-idx1-ubyte{end}", (np.arange(COUNT)[rows] % 3 + 4).astype(np.uint8))
     data = load(tmp_path, held_out=0.5)
-    assert np.array_equal(data.law.x[:, 0], pixels[:50])
+    assert np.array_equal(data.distribution.x[:, 0], pixels[:50])
     assert np.array_equal(data.held_out.x[:, 0], pixels[50:])
     assert data.classes == ("4", "5", "6")
     assert torch.equal(data.held_out.labels, torch.arange(50, COUNT) % 3)
@@ -230,10 +230,10 @@ def test_the_test_set_of_idx_files_is_what_is_held_out(tmp_path, pixels, end):
 def test_floats_come_back_in_their_own_range(tmp_path, pixels):
     np.save(tmp_path / "f.npy", pixels.astype(np.float32) * 10 - 300)
     data = load(tmp_path / "f.npy")
-    x = data.scaling.apply_to(data.law.x)
+    x = data.scaling.apply_to(data.distribution.x)
     assert (x.min(), x.max()) == (-1, 1)
-    torch.testing.assert_close(data.scaling.undo(x), data.law.x, rtol=1e-5, atol=1e-3)
-    assert (data.scaling.pixels(data.law.x).aminmax()) == (0, 1)
+    torch.testing.assert_close(data.scaling.undo(x), data.distribution.x, rtol=1e-5, atol=1e-3)
+    assert (data.scaling.pixels(data.distribution.x).aminmax()) == (0, 1)
 
 
 def test_a_source_of_images_is_in_the_units_of_the_data(tmp_path, pixels):
@@ -243,7 +243,7 @@ def test_a_source_of_images_is_in_the_units_of_the_data(tmp_path, pixels):
         create(tmp_path / "run", tmp_path / "data.npy", source=str(tmp_path / "source.npy"), train={"steps": 3})
     )
     trained = runs.load(run.folder)
-    x0 = sampling.starts(trained.source, 0, 50, 0)
+    x0 = sampling.source_rows(trained.source, 0, 50, 0)
     rows = torch.from_numpy((255 - pixels) / 127.5 - 1).float()
     assert torch.cdist(x0.flatten(1).double(), rows.flatten(1).double()).min(1).values.max() < 1e-5
     x = sampling.sample(trained.model, trained.source, 9, grids.uniform(3), heun)

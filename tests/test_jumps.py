@@ -10,7 +10,18 @@ from flowgen.distill import SolverFlowMap
 from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import BLOCK, ConsistencySampler, Counted, asked, flow, pair_chunks, sample, solve, starts, walk
+from flowgen.sampling import (
+    BLOCK,
+    ConsistencySampler,
+    Counted,
+    asked,
+    flow,
+    pair_chunks,
+    sample,
+    solve,
+    source_rows,
+    trajectory,
+)
 from flowgen.solvers import AdamsBashforth2, FlowMapStep, euler, rk4
 
 PLANE = Gaussian((2,))
@@ -36,7 +47,7 @@ def test_jumps_by_the_known_map_are_exact_on_any_grid(grid, whole_flow, normal):
 
 def test_every_state_on_the_way_of_jumps_is_exact(whole_flow, normal):
     x, grid = normal("x", 100, 2), uniform(5)
-    for t, state in zip(grid[1:].tolist(), walk(whole_flow.average, x, grid, FlowMapStep()), strict=True):
+    for t, state in zip(grid[1:].tolist(), trajectory(whole_flow.average, x, grid, FlowMapStep()), strict=True):
         torch.testing.assert_close(state, whole_flow.map(x, 0.0, t), rtol=1e-10, atol=1e-10)
 
 
@@ -69,7 +80,7 @@ def test_a_model_is_asked_for_what_its_solver_takes(whole_flow, map_model, norma
 class Double:
     """The standard normal law of the plane in float64."""
 
-    event = (2,)
+    shape = (2,)
 
     def sample(self, n, generator):
         return torch.randn(n, 2, generator=generator, dtype=torch.float64)
@@ -92,7 +103,7 @@ def test_renoised_samples_of_the_known_map_have_the_law_of_the_data(steps, whole
 
 def test_each_step_of_renoise_is_the_path_between_its_end_and_new_noise(whole_flow, normal):
     """The noise is standard normal, and is not that of another time, another seed, or the start of the sample."""
-    n, seen = 10_000, {"start": starts(Double(), 0, 10_000, 0)}
+    n, seen = 10_000, {"start": source_rows(Double(), 0, 10_000, 0)}
     x = whole_flow.map(seen["start"], 0.0, 0.3)
     for seed, s in ((0, 0.4), (0, 0.9), (1, 0.4)):
         there, carry = ConsistencySampler(whole_flow.schedule, Double(), seed).step(whole_flow.average, x, 0.3, s)
@@ -131,7 +142,7 @@ SOLVERS = {
 def test_sample_i_is_the_same_whatever_else_is_asked_for(make, steps, whole_flow, global_state_untouched):
     net = MLP(2, 16, 2, classes=3, two_times=True)
     torch.nn.init.normal_(net.gap.weight, generator=generator(0, "gap"))
-    model, cond = Model(net, whole_flow.schedule), starts(Categorical((1.0, 1.0, 1.0)), 0, 300, 0)
+    model, cond = Model(net, whole_flow.schedule), source_rows(Categorical((1.0, 1.0, 1.0)), 0, 300, 0)
     solver = make(whole_flow.schedule)
 
     def made(num, chunk):

@@ -17,7 +17,7 @@ QUICK = [
     *("train", "digits", "--net", "resmlp", "--batch-size", "32", "--preview-every", "0", "--seed", "3"),
     *("--set", "net.width=16", "--set", "net.depth=1", "--set", "net.dropout=0"),
     *("--set", "train.log_every=1", "--set", "train.checkpoint_every=10", "--set", "train.keep_checkpoints=9"),
-    *("--set", "train.schedule=constant", "--set", "train.warmup=0"),
+    *("--set", "train.lr_schedule=constant", "--set", "train.warmup=0"),
 ]
 
 

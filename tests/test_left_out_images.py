@@ -107,7 +107,7 @@ def test_the_depth_may_be_given(tmp_path):
     assert told == []
     assert made.load().pixels.max() == round(1000 / 4095 * 255)
     data = load_data(str(root), SplitConfig(held_out=0), ImagesConfig(bits=16))
-    assert data.law.x.max() == round(1000 / 65535 * 255)
+    assert data.distribution.x.max() == round(1000 / 65535 * 255)
 
 
 def test_a_value_beyond_the_guess_is_refused(tmp_path):

@@ -59,10 +59,10 @@ def test_the_divergence_of_a_known_field_is_that_of_its_derivatives(normal):
     torch.testing.assert_close(div, 2 * a * b * t + a * torch.cos(a * b) + a * c.exp(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("event", [(1,), (4,), (2, 3)])
-def test_the_divergence_of_a_network_is_the_trace_of_its_jacobian(normal, event):
-    net, x, t = smooth_net(math.prod(event)), normal("x", 20, *event), torch.linspace(0, 1, 20, dtype=torch.float64)
-    v, div = divergence(lambda x, t, cond: net(x.flatten(1), t).unflatten(1, event), x, t)
+@pytest.mark.parametrize("shape", [(1,), (4,), (2, 3)])
+def test_the_divergence_of_a_network_is_the_trace_of_its_jacobian(normal, shape):
+    net, x, t = smooth_net(math.prod(shape)), normal("x", 20, *shape), torch.linspace(0, 1, 20, dtype=torch.float64)
+    v, div = divergence(lambda x, t, cond: net(x.flatten(1), t).unflatten(1, shape), x, t)
     jacobians = torch.func.vmap(torch.func.jacrev(lambda row, time: net(row[None], time[None])[0]))(x.flatten(1), t)
     assert v.shape == x.shape
     torch.testing.assert_close(div, jacobians.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-12, atol=1e-12)
@@ -89,24 +89,24 @@ def test_the_condition_reaches_the_field_and_no_gradient_stays(normal):
 # Hutchinson's estimate
 
 
-def all_signs(rows, *event):
-    """Every vector of signs, each for all rows: `(2^D, rows, *event)`."""
-    every = torch.tensor(list(product((-1.0, 1.0), repeat=math.prod(event))), dtype=torch.float64)
-    return every.reshape(-1, 1, *event).expand(-1, rows, *event)
+def all_signs(rows, *shape):
+    """Every vector of signs, each for all rows: `(2^D, rows, *shape)`."""
+    every = torch.tensor(list(product((-1.0, 1.0), repeat=math.prod(shape))), dtype=torch.float64)
+    return every.reshape(-1, 1, *shape).expand(-1, rows, *shape)
 
 
-@pytest.mark.parametrize("event", [(1,), (4,), (2, 3)])
-def test_over_all_signs_the_estimate_is_the_divergence(normal, event):
+@pytest.mark.parametrize("shape", [(1,), (4,), (2, 3)])
+def test_over_all_signs_the_estimate_is_the_divergence(normal, shape):
     """Each is as likely as any other, so that their mean is the expectation."""
-    net, x, t = smooth_net(math.prod(event)), normal("x", 7, *event), torch.linspace(0, 1, 7, dtype=torch.float64)
-    field = lambda x, t, cond: net(x.flatten(1), t).unflatten(1, event)  # noqa: E731
+    net, x, t = smooth_net(math.prod(shape)), normal("x", 7, *shape), torch.linspace(0, 1, 7, dtype=torch.float64)
+    field = lambda x, t, cond: net(x.flatten(1), t).unflatten(1, shape)  # noqa: E731
     v, exact = divergence(field, x, t)
-    found, estimate = likelihood.estimated_divergence(field, x, t, None, all_signs(7, *event))
+    found, estimate = likelihood.estimated_divergence(field, x, t, None, all_signs(7, *shape))
     assert torch.equal(found, v)
     assert not estimate.requires_grad
     torch.testing.assert_close(estimate, exact, rtol=1e-12, atol=1e-12)
-    one = likelihood.estimated_divergence(field, x, t, None, all_signs(7, *event)[:1])[1]
-    assert math.prod(event) == 1 or (one - exact).abs().max() > 0.01
+    one = likelihood.estimated_divergence(field, x, t, None, all_signs(7, *shape)[:1])[1]
+    assert math.prod(shape) == 1 or (one - exact).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("law", [Rademacher((3,)), Gaussian((3,))], ids=["signs", "normal"])

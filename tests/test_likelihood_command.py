@@ -207,7 +207,7 @@ def test_images_take_one_probe_and_rows_none(home):
 def test_a_row_does_not_depend_on_what_is_beside_it(home, monkeypatch):
     """Nor on the size of the chunks that it is computed in."""
     _, whole = measured(home, "runs/images", "--hutchinson", 2)
-    monkeypatch.setattr("flowgen.runs.densities.chunk_rows", lambda event: 4)
+    monkeypatch.setattr("flowgen.runs.densities.chunk_rows", lambda shape: 4)
     _, parts = measured(home, "runs/images", "--hutchinson", 2)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-5)
 

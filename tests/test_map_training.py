@@ -53,18 +53,18 @@ def test_the_place_in_a_batch_does_not_tell_which_are_on_the_diagonal():
 
 
 @pytest.fixture
-def interval_law(known_law):
+def time_pairs(known_times):
     """A time law that flow maps take: any but those of noise."""
-    if isinstance(known_law.law, LogNormal):
+    if isinstance(known_times.distribution, LogNormal):
         pytest.skip("its times are those of a path")
-    return known_law
+    return known_times
 
 
-def test_intervals_are_between_the_lesser_and_the_larger_of_two_times(interval_law):
-    t, s = Intervals(interval_law.law, 0.0)(100_000, generator(0, "times"))
+def test_intervals_are_between_the_lesser_and_the_larger_of_two_times(time_pairs):
+    t, s = Intervals(time_pairs.distribution, 0.0)(100_000, generator(0, "times"))
     assert (t.dtype, s.dtype) == (torch.float32, torch.float32)
-    assert kstest(t.double().numpy(), lambda x: 1 - (1 - interval_law.cdf(x)) ** 2).pvalue > 1e-3
-    assert kstest(s.double().numpy(), lambda x: interval_law.cdf(x) ** 2).pvalue > 1e-3
+    assert kstest(t.double().numpy(), lambda x: 1 - (1 - time_pairs.cdf(x)) ** 2).pvalue > 1e-3
+    assert kstest(s.double().numpy(), lambda x: time_pairs.cdf(x) ** 2).pvalue > 1e-3
 
 
 def test_the_times_of_an_interval_are_apart():
@@ -73,10 +73,10 @@ def test_the_times_of_an_interval_are_apart():
     assert kstest((s - t).double().numpy(), lambda gap: 1 - (1 - gap) ** 2).pvalue > 1e-3
 
 
-def test_a_time_to_the_data_is_of_its_law(interval_law):
-    t, s = ToData(interval_law.law)(100_000, generator(0, "times"))
+def test_a_time_to_the_data_is_of_its_law(time_pairs):
+    t, s = ToData(time_pairs.distribution)(100_000, generator(0, "times"))
     assert (s == 1).all()
-    assert kstest(t.double().numpy(), interval_law.cdf).pvalue > 1e-3
+    assert kstest(t.double().numpy(), time_pairs.cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 64])

@@ -39,12 +39,12 @@ class Told(nn.Module):
         return self.y
 
 
-@pytest.mark.parametrize("event", [(2,), (3, 4, 4)])
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
 @pytest.mark.parametrize("name", MATCHERS)
-def test_flow_matching_looks_where_a_matcher_does_and_wants_its_velocity(name, event, normal):
+def test_flow_matching_looks_where_a_matcher_does_and_wants_its_velocity(name, shape, normal):
     """The same ends, times and noise: the same points, and no loss at torchcfm's velocities."""
     matcher, schedule, bridge = (MATCHERS[name][0](SIGMA), *MATCHERS[name][1:])
-    x0, x1 = normal("x0", 64, *event), normal("x1", 64, *event)
+    x0, x1 = normal("x0", 64, *shape), normal("x1", 64, *shape)
     low, high = bridge.span if bridge else (0.0, 1.0)
     times = torch.linspace(0.02, 0.98, 64, dtype=torch.float64)  # at the ends torchcfm's guard against 0 is felt
     with globally_seeded(0):  # as the base class does: the pairs as they are

@@ -25,10 +25,10 @@ def rng():
 
 @pytest.fixture
 def made(normal):
-    """made(n, *event): unlike clouds about one place, each row with its own number, no label, as condition."""
+    """made(n, *shape): unlike clouds about one place, each row with its own number, no label, as condition."""
 
-    def make(n, *event):
-        return Pair(normal("x0", n, *event), 2 * normal("x1", n, *event).abs() - 1.6, torch.arange(n).double())
+    def make(n, *shape):
+        return Pair(normal("x0", n, *shape), 2 * normal("x1", n, *shape).abs() - 1.6, torch.arange(n).double())
 
     return make
 
@@ -52,10 +52,10 @@ def is_the_same_rows_paired_anew(coupled, pair):
 # what every coupling does, where rows are many
 
 
-@pytest.mark.parametrize("event", [(1,), (2,), (5,), (3, 4, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (2,), (5,), (3, 4, 4)], ids=str)
 @pytest.mark.parametrize("n", MANY)
-def test_it_is_a_permutation_of_the_data_that_costs_less(made, rng, n, event):
-    pair = made(n, *event)
+def test_it_is_a_permutation_of_the_data_that_costs_less(made, rng, n, shape):
+    pair = made(n, *shape)
     for coupling in (MultiscaleOT(), MultiscaleOT(leaf=7, sweeps=1)):
         coupled = coupling(pair, rng)
         assert is_the_same_rows_paired_anew(coupled, pair)

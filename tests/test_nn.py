@@ -160,7 +160,7 @@ def test_images_whose_size_the_levels_divide(size):
             assert net(x, t).shape == x.shape
 
 
-@pytest.mark.parametrize("who", [lambda event: UNet(event, 0, 32, 1, (1, 1, 1)), lambda event: DiT(event, patch=4)])
+@pytest.mark.parametrize("who", [lambda shape: UNet(shape, 0, 32, 1, (1, 1, 1)), lambda shape: DiT(shape, patch=4)])
 @pytest.mark.parametrize("size", [(30, 30), (32, 30), (30, 32)])
 def test_other_sizes_are_refused_and_told_which_would_do(who, size):
     height, width = size
@@ -192,26 +192,26 @@ def test_what_cannot_be_built_is_refused_in_one_line(refused):
 # the U-Net
 
 
-def torchcfm_cifar10(event, size):
+def torchcfm_cifar10(shape, size):
     from torchcfm.models.unet import UNetModel
 
     return UNetModel(
-        dim=event,
+        dim=shape,
         num_res_blocks=size["blocks"],
         num_channels=size["channels"],
         channel_mult=list(size["multipliers"]),
         num_heads=4,
         num_head_channels=64,
-        attention_resolutions=str(event[1] // 2),
+        attention_resolutions=str(shape[1] // 2),
         dropout=0.1,
     )
 
 
 def test_the_cifar10_size_is_that_of_torchcfm():
     """But for the weights that read the second time."""
-    event, size = (3, 32, 32), UNET_SIZES["cifar10"]
+    shape, size = (3, 32, 32), UNET_SIZES["cifar10"]
     with torch.device("meta"):
-        peer, net = torchcfm_cifar10(event, size), UNet(event, **size)
+        peer, net = torchcfm_cifar10(shape, size), UNet(shape, **size)
     second = net.conditioning.gap.weight.numel()
     count = sum(p.numel() for p in peer.parameters())
     assert sum(p.numel() for p in net.parameters()) - second == count
@@ -220,8 +220,8 @@ def test_the_cifar10_size_is_that_of_torchcfm():
 
 def test_blocks_are_walked_as_torchcfm_walks_them(normal):
     """The same weights and the same embedding make the same prediction."""
-    event, size = (1, 8, 8), {**UNET_SIZES["cifar10"], "blocks": 1, "multipliers": (1, 2)}
-    peer, net = awake(torchcfm_cifar10(event, size)), awake(UNet(event, **size))
+    shape, size = (1, 8, 8), {**UNET_SIZES["cifar10"], "blocks": 1, "multipliers": (1, 2)}
+    peer, net = awake(torchcfm_cifar10(shape, size)), awake(UNet(shape, **size))
     embedding = normal("embedding", 2, 512).float()
     peer.time_embed = nn.Identity()
     parts = (net.down, net.middle, net.up, net.out)
@@ -229,7 +229,7 @@ def test_blocks_are_walked_as_torchcfm_walks_them(normal):
         part.load_state_dict(other.state_dict())
     net.conditioning.forward = lambda t, s, cond: embedding
     peer.time_embed.forward = lambda waves: embedding
-    x, t = normal("x", 2, *event).float(), torch.rand(2, generator=generator(0, "t"))
+    x, t = normal("x", 2, *shape).float(), torch.rand(2, generator=generator(0, "t"))
     torch.testing.assert_close(net(x, t), peer(t, x), rtol=1e-5, atol=1e-6)
 
 

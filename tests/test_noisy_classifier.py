@@ -150,7 +150,7 @@ def test_held_out_rows_are_not_learned_from(home):
     """The batches of a classifier hold training rows only."""
     trained = runs.load(Path("runs/bare"))
     data = runs.labelled_data(trained)
-    assert len(data.law) + len(data.held_out) == 600
+    assert len(data.distribution) + len(data.held_out) == 600
     ends = trained.config.ends(data, torch.device("cpu"))
     pair = next(iter(ends.stream(2000, seed=0)))
     seen = {row.tobytes() for row in data.scaling.undo(pair.x1).float().round(decimals=3).numpy()}
@@ -159,7 +159,7 @@ def test_held_out_rows_are_not_learned_from(home):
     assert pair.cond.unique().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("key", ["data", "path", "split", "event"])
+@pytest.mark.parametrize("key", ["data", "path", "split", "shape"])
 def test_a_classifier_of_something_else_is_refused(home, key):
     file = classifier_file(Path("runs/bare"))
     tensors, metadata = checkpoints.read_tensors(file)
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_classifier_is_refused(home):
 
 
 def drawn(home, *arguments):
-    """Samples of a call, `(N, *event)`."""
+    """Samples of a call, `(N, *shape)`."""
     code, _, err = home("sample", *arguments, "--out", "s.npy")
     assert code == 0, err
     return torch.from_numpy(np.load("s.npy"))

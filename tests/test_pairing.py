@@ -193,7 +193,7 @@ def test_facts_are_of_ends_that_are_not_coupled_yet(scripted):
     wide = compared({**small("moons"), "coupling": {"group": 256}}, ("sinkhorn",)).measured[1]
     config = wide.trial.config
     drawn = next(ends_of(config).stream(256, seed=config.seed))
-    assert wide.facts == Sinkhorn(group=256).facts(*drawn)
+    assert wide.facts == Sinkhorn(group=256).diagnostics(*drawn)
 
 
 def test_rows_that_are_drawn_often_are_not_counted_once(tmp_path, normal):

@@ -160,14 +160,14 @@ def test_an_archive_without_labels_has_one_array(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "event", "labels", "message"),
+    ("count", "shape", "labels", "message"),
     [
         (4, (1, 5, 7), None, "expected 4 rows, got 3"),
         (3, (1, 7, 5), None, "no part of"),
         (3, (1, 5, 7), torch.zeros(2, dtype=torch.int64), "expected 3 rows, got 2"),
     ],
 )
-def test_an_archive_is_whole_or_absent(tmp_path, count, event, labels, message):
+def test_an_archive_is_whole_or_absent(tmp_path, count, shape, labels, message):
     with pytest.raises(InputError, match=message):
-        write_npz(tmp_path / "a.npz", [noise(3, 1, 5, 7)], count, event, labels)
+        write_npz(tmp_path / "a.npz", [noise(3, 1, 5, 7)], count, shape, labels)
     assert not list(tmp_path.iterdir())

@@ -57,12 +57,12 @@ def test_pairs_are_training_rows_in_model_units_in_their_cells(created, labels):
     run = created(labels=labels)
     data = run.config.load_data()
     pair = next(semidiscrete_pairs(run, data, CPU).stream(64, seed=0))
-    rows = data.scaling.in_model_units(data.law.values)
-    found = assigned(pair.x0, rows, solved(run, data).values, data.law.labels, pair.cond)
+    rows = data.scaling.in_model_units(data.distribution.values)
+    found = assigned(pair.x0, rows, solved(run, data).values, data.distribution.labels, pair.cond)
     assert torch.equal(pair.x1, rows[found])
     assert (pair.cond is not None) == labels
     if labels:
-        assert torch.equal(pair.cond, data.law.labels[found])
+        assert torch.equal(pair.cond, data.distribution.labels[found])
 
 
 def test_training_finds_what_is_missing_and_ends_where_it_would(created):

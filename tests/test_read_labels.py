@@ -87,7 +87,7 @@ def test_what_is_meant_as_labels_is_learned(archive, kind):
     y, names = MEANT[kind]
     data = make_config({"data": archive({"y": y}), "labels": True, "split": {"held_out": 0}}).load_data()
     assert data.classes == tuple(names.split())
-    assert data.law.labels.tolist() == read_labels(y, ROWS, "y").numbers.tolist()
+    assert data.distribution.labels.tolist() == read_labels(y, ROWS, "y").numbers.tolist()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind not in ("short", "huge")])
@@ -162,9 +162,9 @@ def test_a_column_of_labels_is_no_data(flowers, y):
     config = make_config({"data": place, "table": {"label_column": "species"}, "split": {"held_out": 0}})
     assert (config.labels, config.split.stratify) == (True, True)
     data = config.load_data()
-    assert (data.columns, data.law.event) == (("a", "b"), (2,))
+    assert (data.columns, data.distribution.shape) == (("a", "b"), (2,))
     names = [str(int(label)) if isinstance(label, float) else str(label).lower() for label in y]
-    assert [data.classes[label].lower() for label in data.law.labels.tolist()] == names * 10
+    assert [data.classes[label].lower() for label in data.distribution.labels.tolist()] == names * 10
 
 
 @pytest.mark.parametrize("name", ["label", "Labels", "class", "target"])

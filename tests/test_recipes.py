@@ -207,7 +207,7 @@ def test_the_precision_is_that_which_the_device_is_fast_in(precision, device, ki
 )
 def test_a_warm_up_takes_at_most_half_of_the_steps(schedule, steps, warmup, rises):
     train = make_config(
-        {"data": "moons", "train": {"steps": steps, "warmup": warmup, "schedule": schedule, "lr": 2.0}}
+        {"data": "moons", "train": {"steps": steps, "warmup": warmup, "lr_schedule": schedule, "lr": 2.0}}
     ).train
     rates = [train.rate(step) for step in range(steps)]
     assert rates[:rises] == pytest.approx([2.0 * (step + 1) / rises for step in range(rises)])
@@ -229,7 +229,7 @@ def finish(run):
     return run
 
 
-@pytest.mark.parametrize("train", [{"schedule": "cosine"}, {"warmup": 500}, {"schedule": "cosine", "warmup": 5}])
+@pytest.mark.parametrize("train", [{"lr_schedule": "cosine"}, {"warmup": 500}, {"lr_schedule": "cosine", "warmup": 5}])
 def test_a_run_whose_rates_hang_on_its_length_is_not_made_longer(tmp_path, train):
     run = finish(create(tmp_path / "run", steps=20, **train))
     with pytest.raises(InputError, match=r"--resume cannot change train.steps from 20 to 30"):
@@ -270,7 +270,7 @@ def test_every_average_is_that_of_a_run_which_has_it_alone(tmp_path, steps):
         ({"ema": "wide"}, "train.ema"),
         ({"label_dropout": 1}, "train.label_dropout"),
         ({"precision": "float16"}, "train.precision"),
-        ({"schedule": "cosin"}, r"did you mean cosine\?"),
+        ({"lr_schedule": "cosin"}, r"did you mean cosine\?"),
         ({"log": "wandb"}, "train.log"),
         ({"batch_size": 3, "accumulate": 4}, "train.batch_size = 3 cannot be split into 4 parts"),
         ({"preview_every": -1}, "train.preview_every"),
@@ -291,7 +291,10 @@ CHANGES = [
     *({"net": name} for name in NETS),
     {"net": {"name": "unet", "size": "base", "multipliers": [1, 3], "attention": []}},
     {"images": {"size": 32, "channels": 3, "flip": True, "strict": True, "memory": 0, "workers": 0}},
-    {"labels": False, "train": {"ema": [0.05, 0.1], "precision": "bfloat16", "schedule": "cosine", "label_dropout": 0}},
+    {
+        "labels": False,
+        "train": {"ema": [0.05, 0.1], "precision": "bfloat16", "lr_schedule": "cosine", "label_dropout": 0},
+    },
     {"train": {"ema": 0.1, "compile": True, "log": "tensorboard", "accumulate": 4}},
     {"schedule": "vp", "source": "digits"},
     {"reflow": {"parent": "/a", "parent_hash": "b", "guidance": 2.5}},

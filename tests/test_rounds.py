@@ -63,9 +63,13 @@ def a_round(first, parent, made, floor=0.0):
 def test_figures_are_those_of_the_metrics_beside_true_rows(teacher, tmp_path):
     run = reflowed(teacher, tmp_path / "one")
     found = measure_round(run)
-    model, law = runs.load(run.folder).model, TOYS["moons"]()
+    model, distribution = runs.load(run.folder).model, TOYS["moons"]()
     rng = torch.Generator().manual_seed(7)
-    x0, truth, other = torch.randn(4000, 2, generator=rng), law.sample(4000, rng), law.sample(4000, rng)
+    x0, truth, other = (
+        torch.randn(4000, 2, generator=rng),
+        distribution.sample(4000, rng),
+        distribution.sample(4000, rng),
+    )
     with torch.no_grad():
         one = x0 + model.velocity(x0, torch.zeros(4000))
         walked = metrics.geometry(model.velocity, x0, torch.linspace(0, 1, 101, dtype=torch.float64))

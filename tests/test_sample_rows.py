@@ -11,7 +11,7 @@ from flowgen.grids import uniform
 from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import BLOCK, chunk_rows, flow, pair_chunks, sample, sample_chunks, starts
+from flowgen.sampling import BLOCK, chunk_rows, flow, pair_chunks, sample, sample_chunks, source_rows
 from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, euler, heun
 
 pytestmark = pytest.mark.journey
@@ -42,8 +42,8 @@ def joined(made):
     return made[0].cat(made) if hasattr(made[0], "x0") else torch.cat(made)
 
 
-def made(model, num=NUM, solver=heun, law=None, **options):
-    return joined(pair_chunks(model, law or Gaussian(), num, uniform(3), solver, seed=7, **options))
+def made(model, num=NUM, solver=heun, distribution=None, **options):
+    return joined(pair_chunks(model, distribution or Gaussian(), num, uniform(3), solver, seed=7, **options))
 
 
 def same(left, right):
@@ -66,9 +66,11 @@ def test_pairs_that_start_later_and_end_sooner_are_the_same(model, labels, num):
 
 
 def test_source_points_are_those_of_their_numbers(model):
-    law = TensorDataset(torch.arange(50.0).repeat(2, 1).T.contiguous())
-    assert torch.equal(made(model, law=law).x0, starts(law, 0, NUM, 7, "sample"))
-    assert torch.equal(made(model, law=law, start=64).x0, starts(law, 0, NUM, 7, "sample")[64:])
+    distribution = TensorDataset(torch.arange(50.0).repeat(2, 1).T.contiguous())
+    assert torch.equal(made(model, distribution=distribution).x0, source_rows(distribution, 0, NUM, 7, "sample"))
+    assert torch.equal(
+        made(model, distribution=distribution, start=64).x0, source_rows(distribution, 0, NUM, 7, "sample")[64:]
+    )
 
 
 def test_each_pair_is_where_the_flow_of_its_label_ends(model, labels, solver):
@@ -76,7 +78,7 @@ def test_each_pair_is_where_the_flow_of_its_label_ends(model, labels, solver):
     assert torch.equal(pair.cond, labels)
     for label in range(CLASSES + 1):
         own = pair.take(labels == label)
-        close = {"rtol": 1e-2, "atol": 1e-2} if solver.joint else {}
+        close = {"rtol": 1e-2, "atol": 1e-2} if solver.couples_batch else {}
         torch.testing.assert_close(own.x1, flow(model, own.x0, uniform(3), solver, own.cond), **close)
         other = flow(model, own.x0, uniform(3), solver, (own.cond + 1) % (CLASSES + 1))
         assert (own.x1 - other).abs().mean() > 0.02
@@ -115,12 +117,12 @@ def test_what_makes_no_sense_is_refused(model, options, words):
         made(model, **options)
 
 
-@pytest.mark.parametrize("event", [(2,), (1000,), (1, 8, 8), (3, 32, 32), (3, 256, 256), (10**6,)])
-def test_chunks_of_their_own_size_hold_little(event):
-    rows = chunk_rows(event)
+@pytest.mark.parametrize("shape", [(2,), (1000,), (1, 8, 8), (3, 32, 32), (3, 256, 256), (10**6,)])
+def test_chunks_of_their_own_size_hold_little(shape):
+    rows = chunk_rows(shape)
     assert BLOCK <= rows <= 8192
-    assert rows == BLOCK or rows * math.prod(event) <= 2**18
-    assert rows == 8192 or 2 * (rows + 1) * math.prod(event) > 2**18
+    assert rows == BLOCK or rows * math.prod(shape) <= 2**18
+    assert rows == 8192 or 2 * (rows + 1) * math.prod(shape) > 2**18
 
 
 # several processes

@@ -9,7 +9,7 @@ import torch
 from flowgen import grids, predictions
 from flowgen.core import InputError, expand_time, like
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, UniPC
-from flowgen.sampling import Counted, solve, walk
+from flowgen.sampling import Counted, solve, trajectory
 from flowgen.schedules import VE, VP, Linear
 from flowgen.sde import ReverseSDE
 from flowgen.solvers import FlowMapStep, euler, rk4
@@ -74,7 +74,7 @@ def test_with_a_single_data_point_every_sampler_lands_on_it(make, schedule, one_
     """And never asks for the velocity there. A path that ends on blurred data has nothing special at its end."""
     flow, point = one_point(schedule)
     solver = make(schedule)
-    assert solver.lands
+    assert solver.denoises_last
     x, end = first(schedule, normal("source", 6, 2)), schedule.coeffs(torch.ones((), dtype=torch.float64)).sigma
     for grid in (grids.uniform(1), grids.uniform(6), grids.karras(schedule, 6)):
         reached = solve(field_of(flow), x, grid, solver)
@@ -160,16 +160,16 @@ def test_ddim_is_eulers_method_in_the_noise_level(schedule, empirical_flow, grid
 )
 def test_on_the_straight_path_it_is_eulers_method(make, empirical_flow, normal):
     flow, x = empirical_flow(Linear()), normal("source", 6, 2)
-    exact = walk(field_of(flow), x, grids.uniform(9), euler)
-    for ours, end in zip(walk(field_of(flow), x, grids.uniform(9), make(Linear())), exact, strict=True):
+    exact = trajectory(field_of(flow), x, grids.uniform(9), euler)
+    for ours, end in zip(trajectory(field_of(flow), x, grids.uniform(9), make(Linear())), exact, strict=True):
         torch.testing.assert_close(ours, end, rtol=1e-9, atol=1e-9)
 
 
 def test_ddim_with_all_noise_is_ddpm(schedule, empirical_flow, normal):
     flow, x = empirical_flow(schedule), first(schedule, normal("source", 6, 2))
     for grid in (grids.uniform(9), grids.karras(schedule, 12)):
-        ddim = walk(field_of(flow), x, grid, DDIM(schedule, 1.0, seed=3))
-        for ours, end in zip(ddim, walk(field_of(flow), x, grid, Ancestral(schedule, seed=3)), strict=True):
+        ddim = trajectory(field_of(flow), x, grid, DDIM(schedule, 1.0, seed=3))
+        for ours, end in zip(ddim, trajectory(field_of(flow), x, grid, Ancestral(schedule, seed=3)), strict=True):
             torch.testing.assert_close(ours, end, rtol=1e-9, atol=1e-9)
 
 

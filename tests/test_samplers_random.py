@@ -17,7 +17,7 @@ from flowgen.data import Gaussian
 from flowgen.grids import karras, log_snr, uniform
 from flowgen.model import Model
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, Random, UniPC
-from flowgen.sampling import sample, solve, walk
+from flowgen.sampling import sample, solve, trajectory
 from flowgen.schedules import VE, VP, Linear
 from flowgen.sde import Drift, EulerMaruyama, ReverseSDE, ReverseTime, ScoreOf
 from flowgen.solvers import AdaptiveSolver, FlowMapStep, euler, heun
@@ -51,7 +51,7 @@ def law(monkeypatch):
         return z
 
     monkeypatch.setattr(Random, "normal", lambda self, x, stream: unit(x))
-    monkeypatch.setattr(sde, "starts", lambda law, first, stop, seed, stream: unit(torch.zeros(stop, 2).double()))
+    monkeypatch.setattr(sde, "source_rows", lambda law, first, stop, seed, stream: unit(torch.zeros(stop, 2).double()))
 
     def make(solver, flow, grid, mean, std):
         draws.clear()
@@ -235,10 +235,10 @@ def test_a_corrected_multistep_method_starts_anew_each_time(schedule, gaussian_f
 
 
 def test_corrected_is_as_its_predictor():
-    assert PredictorCorrector(DDIM(VP()), VP()).lands
-    assert not PredictorCorrector(heun, VP()).lands
-    assert PredictorCorrector(AdaptiveSolver(), VP()).joint
-    assert not PredictorCorrector(heun, VP()).joint
+    assert PredictorCorrector(DDIM(VP()), VP()).denoises_last
+    assert not PredictorCorrector(heun, VP()).denoises_last
+    assert PredictorCorrector(AdaptiveSolver(), VP()).couples_batch
+    assert not PredictorCorrector(heun, VP()).couples_batch
     with pytest.raises(InputError, match="jumps"):
         PredictorCorrector(FlowMapStep(), VP())
 
@@ -324,7 +324,7 @@ def test_the_noise_is_a_function_of_the_seed(make, gaussian_flow, normal, global
 def test_the_draws_of_a_walk_are_normal_and_independent(make, gaussian_flow, monkeypatch):
     """Of one another, from step to step, move to move, and in a predictor and what corrects it."""
     seen, schedule = [], VP()
-    for module, name in ((Random, "normal"), (sde, "starts")):
+    for module, name in ((Random, "normal"), (sde, "source_rows")):
         draw = getattr(module, name)
 
         def spy(*args, draw=draw):
@@ -346,9 +346,11 @@ def test_without_noise_nothing_is_drawn(make, gaussian_flow, normal, monkeypatch
         raise AssertionError("a draw")
 
     monkeypatch.setattr(Random, "normal", none)
-    monkeypatch.setattr(sde, "starts", none)
+    monkeypatch.setattr(sde, "source_rows", none)
     schedule = VP()
-    for _ in walk(gaussian_flow(schedule).velocity, normal("x", 5, 2), karras(schedule, 6, 0, 0.99), make(schedule)):
+    for _ in trajectory(
+        gaussian_flow(schedule).velocity, normal("x", 5, 2), karras(schedule, 6, 0, 0.99), make(schedule)
+    ):
         pass
 
 

@@ -10,7 +10,7 @@ from flowgen.grids import log_snr, uniform
 from flowgen.metrics import wasserstein2
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import BLOCK, Counted, flow, pair_chunks, sample, sample_chunks, solve, starts
+from flowgen.sampling import BLOCK, Counted, flow, pair_chunks, sample, sample_chunks, solve, source_rows
 from flowgen.schedules import VE, VP, Linear
 from flowgen.solvers import AdaptiveSolver, euler, heun, rk4
 
@@ -136,18 +136,18 @@ def test_seeds_and_streams_are_apart():
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 64), (63, 65), (64, 128), (100, 300), (5, 6)])
 def test_starts_are_slices_of_one_sequence(start, stop):
-    whole = starts(moons(), 0, 320, seed=3)
-    assert torch.equal(starts(moons(), start, stop, seed=3), whole[start:stop])
+    whole = source_rows(moons(), 0, 320, seed=3)
+    assert torch.equal(source_rows(moons(), start, stop, seed=3), whole[start:stop])
 
 
 def test_no_two_samples_share_their_start():
-    assert len(starts(Gaussian((1,)), 0, 2000, seed=0).unique()) > 1990
+    assert len(source_rows(Gaussian((1,)), 0, 2000, seed=0).unique()) > 1990
 
 
 def test_pairs_are_source_points_and_their_ends(net_model):
     pair = next(pair_chunks(net_model, Gaussian(), 100, uniform(4), heun, seed=7))
-    ends = flow(net_model, starts(Gaussian(), 0, 128, seed=7), uniform(4), heun)[:100]
-    assert torch.equal(pair.x0, starts(Gaussian(), 0, 100, seed=7))
+    ends = flow(net_model, source_rows(Gaussian(), 0, 128, seed=7), uniform(4), heun)[:100]
+    assert torch.equal(pair.x0, source_rows(Gaussian(), 0, 100, seed=7))
     assert torch.equal(pair.x1, ends)
     assert torch.equal(net_model.scaling.undo(pair.x1), drawn(net_model, 100, 8192))
 
@@ -173,7 +173,7 @@ def test_a_field_given_in_place_of_the_model_is_walked():
     counted = Counted(lambda x, t, cond=None: torch.ones_like(x))
     model = Model(MLP(2))
     x = sample(model, Gaussian(), 100, uniform(5), rk4, chunk=64, field=counted)
-    torch.testing.assert_close(x, starts(Gaussian(), 0, 100, seed=0) + 1)
+    torch.testing.assert_close(x, source_rows(Gaussian(), 0, 100, seed=0) + 1)
     assert counted.evaluations == 2 * 5 * 4
 
 

@@ -19,7 +19,7 @@ from flowgen.data import Gaussian
 from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.objectives import BridgeNoise, FlowMatching, Splittable
-from flowgen.sampling import sample, solve, walk
+from flowgen.sampling import sample, solve, trajectory
 from flowgen.schedules import BrownianBridge, ConstantBridge
 from flowgen.sde import BridgeScore, Drift, EulerMaruyama, Inside
 from flowgen.solvers import euler
@@ -157,9 +157,9 @@ class Sum(nn.Module):
         return x.cos() + like(t + 2 * s, x) + like(cond, x)
 
 
-@pytest.mark.parametrize("event", [(2,), (3, 4, 5)])
-def test_the_losses_of_a_batch_are_those_of_its_parts(bridge, schedule, event, normal):
-    pair = Pair(normal("x0", 8, *event), normal("x1", 8, *event), torch.arange(8))
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 5)])
+def test_the_losses_of_a_batch_are_those_of_its_parts(bridge, schedule, shape, normal):
+    pair = Pair(normal("x0", 8, *shape), normal("x1", 8, *shape), torch.arange(8))
     model, objective = Model(Sum(), schedule), BridgeNoise(bridge)
     assert isinstance(objective, Splittable)
     drawn = objective.draw(pair.x1.shape, generator(0, "objective"))
@@ -253,7 +253,7 @@ def affine(field, g, steps, normal):
     grid, rows = uniform(steps), steps + 40
     x0 = normal("start", rows, 1)
     known = torch.cat([torch.ones_like(x0), x0, noises(g, 5, rows, grid.tolist())], dim=1)
-    states = torch.cat(list(walk(field, x0, grid, EulerMaruyama(g, 5))), dim=1)
+    states = torch.cat(list(trajectory(field, x0, grid, EulerMaruyama(g, 5))), dim=1)
     solved = torch.linalg.lstsq(known, states)
     torch.testing.assert_close(known @ solved.solution, states, rtol=0, atol=1e-8)  # affine indeed
     return solved.solution.T
@@ -325,8 +325,8 @@ def test_without_noise_it_is_eulers_method_bit_for_bit(flow, normal, dtype):
     x = normal("x", 70, 1).to(dtype)
     field = Drift(flow.velocity, None, lambda t: 0.0)
     for grid in (uniform(13), uniform(13).flip(0)):
-        noiseless = list(walk(field, x, grid, EulerMaruyama(lambda t: 0.0)))
-        assert all(torch.equal(a, b) for a, b in zip(noiseless, walk(flow.velocity, x, grid, euler), strict=True))
+        noiseless = list(trajectory(field, x, grid, EulerMaruyama(lambda t: 0.0)))
+        assert all(torch.equal(a, b) for a, b in zip(noiseless, trajectory(flow.velocity, x, grid, euler), strict=True))
         assert noiseless[-1].dtype == dtype
 
 

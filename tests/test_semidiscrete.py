@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare, norm
 
 from flowgen.core import InputError, Pair, Part, generator
-from flowgen.couplings import ExactOT, cells
+from flowgen.couplings import ExactOT, laguerre
 from flowgen.couplings.batches import PairStream
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend, assigned, chi_square, potentials
 from flowgen.data import Gaussian, moons
@@ -158,8 +158,8 @@ def test_a_shift_or_an_order_of_the_data_or_a_constant_changes_nothing(rows, sol
 @pytest.mark.parametrize("block", [1, 7, 64])
 def test_the_cell_is_that_of_brute_force_whatever_the_blocks(normal, monkeypatch, block, d):
     x0, y, g = normal("x0", 200, d), 3 * normal("y", 100, d) + 5, normal("g", 100).double()
-    monkeypatch.setattr(cells, "BLOCK", block)
-    monkeypatch.setattr(cells, "SCORES", 50 * block)
+    monkeypatch.setattr(laguerre, "BLOCK", block)
+    monkeypatch.setattr(laguerre, "SCORES", 50 * block)
     assert torch.equal(assigned(x0, y, g), (squares(x0, y) - g).argmin(1))
 
 

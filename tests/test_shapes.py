@@ -16,7 +16,7 @@ from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.nn import MLP, DiT, ResMLP, UNet
 from flowgen.objectives import FlowMatching
-from flowgen.premetric import PerceptualLoss
+from flowgen.perceptual import PerceptualLoss
 from flowgen.schedules import ConstantBridge, Linear
 from flowgen.solvers import euler
 from flowgen.training import State, fit
@@ -53,7 +53,7 @@ def first_step(net, pair, objective=None, **options):
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
 @pytest.mark.parametrize(
-    ("event", "cut", "given"),
+    ("shape", "cut", "given"),
     [
         ((1,), lambda v: v.squeeze(1), r"\(\d,\)"),
         ((3, 4, 4), lambda v: v[:, :1], r"\(\d, 1, 4, 4\)"),
@@ -61,10 +61,10 @@ def first_step(net, pair, objective=None, **options):
     ],
     ids=["no column", "one channel", "one row"],
 )
-def test_a_net_gives_the_shape_of_x_to_every_objective(objective, event, cut, given):
-    net = Shaped(torch.Size(event).numel(), cut)
+def test_a_net_gives_the_shape_of_x_to_every_objective(objective, shape, cut, given):
+    net = Shaped(torch.Size(shape).numel(), cut)
     with pytest.raises(InputError, match=f"the net must return the shape of x.*, not {given}"):
-        first_step(net, Pair(draws(8, *event), draws(8, *event)), objective)
+        first_step(net, Pair(draws(8, *shape), draws(8, *shape)), objective)
 
 
 def test_a_net_gives_the_shape_of_x_when_it_is_sampled():
@@ -147,11 +147,11 @@ LABELLED = [
     ids=["column", "floats", "too large", "negative"],
 )
 def test_labels_that_a_net_does_not_know_are_refused(net, cond, message):
-    event = {MLP: (2,), ResMLP: (2,), UNet: (1, 4, 4), DiT: (1, 4, 4)}[type(net)]
+    shape = {MLP: (2,), ResMLP: (2,), UNet: (1, 4, 4), DiT: (1, 4, 4)}[type(net)]
     with pytest.raises(InputError, match=message):
-        first_step(net, Pair(draws(3, *event), draws(3, *event), cond))
+        first_step(net, Pair(draws(3, *shape), draws(3, *shape), cond))
     with pytest.raises(InputError, match=message):
-        next(sampling.pair_chunks(Model(net), Gaussian(event), 3, uniform(1), euler, cond=cond))
+        next(sampling.pair_chunks(Model(net), Gaussian(shape), 3, uniform(1), euler, cond=cond))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.bool])

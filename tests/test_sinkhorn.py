@@ -24,10 +24,10 @@ def rng():
 
 @pytest.fixture
 def made(normal):
-    """made(n, *event): a pair of unlike clouds, each row with its own number, no label, as condition."""
+    """made(n, *shape): a pair of unlike clouds, each row with its own number, no label, as condition."""
 
-    def make(n, *event):
-        return Pair(normal("x0", n, *event), 2 * normal("x1", n, *event) + 1, torch.arange(n).double())
+    def make(n, *shape):
+        return Pair(normal("x0", n, *shape), 2 * normal("x1", n, *shape) + 1, torch.arange(n).double())
 
     return make
 
@@ -111,20 +111,20 @@ def test_sinkhorn_becomes_the_independent_plan_as_epsilon_grows(made):
 
 def test_at_infinite_epsilon_every_permutation_is_equally_likely(made, rng):
     pair = made(3, 2)
-    law = Sinkhorn(epsilon=1e9)
+    entropic = Sinkhorn(epsilon=1e9)
     counts = dict.fromkeys(permutations(range(3)), 0)
     for _ in range(1200):
-        counts[tuple(law(pair, rng).cond.tolist())] += 1
+        counts[tuple(entropic(pair, rng).cond.tolist())] += 1
     assert chisquare(list(counts.values())).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("epsilon", [0.03, 0.1, 0.5])
 def test_the_average_of_drawn_permutations_is_close_to_the_plan(made, rng, epsilon):
-    pair, law, draws = made(12, 2), Sinkhorn(epsilon, tolerance=1e-8), 800
+    pair, entropic, draws = made(12, 2), Sinkhorn(epsilon, tolerance=1e-8), 800
     average = torch.zeros(12, 12, dtype=torch.float64)
     for _ in range(draws):
-        average[torch.arange(12), law(pair, rng).cond.long()] += 1 / draws / 12
-    plan = law.plan(pair.x0, pair.x1).log_plan.exp()
+        average[torch.arange(12), entropic(pair, rng).cond.long()] += 1 / draws / 12
+    plan = entropic.plan(pair.x0, pair.x1).log_plan.exp()
     assert float((average - plan).abs().sum()) / 2 < 0.07
     assert float((plan - 1 / 144).abs().sum()) / 2 > 0.18  # the independent coupling is far from it
 
@@ -136,9 +136,9 @@ def test_the_unit_of_epsilon_is_the_mean_cost(made):
 
 
 def test_a_plan_that_has_not_converged_is_used_with_a_warning_of_its_error(made, rng):
-    pair, law = made(30, 2), Sinkhorn(epsilon=0.005, tolerance=1e-6, iterations=3)
-    with pytest.warns(RuntimeWarning, match=f"3 iterations.*{law.plan(pair.x0, pair.x1).error:.2g}"):
-        coupled = law(pair, rng)
+    pair, entropic = made(30, 2), Sinkhorn(epsilon=0.005, tolerance=1e-6, iterations=3)
+    with pytest.warns(RuntimeWarning, match=f"3 iterations.*{entropic.plan(pair.x0, pair.x1).error:.2g}"):
+        coupled = entropic(pair, rng)
     assert torch.equal(coupled.cond.sort().values, pair.cond)
 
 
@@ -154,10 +154,10 @@ def test_sinkhorn_refuses_parameters_that_make_no_plan(parameters):
 # groups
 
 
-@pytest.mark.parametrize("event", [(2,), (1, 3, 3)])
+@pytest.mark.parametrize("shape", [(2,), (1, 3, 3)])
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_costs_of_groups_are_their_squared_distances(normal, event, offset):
-    x0, x1 = normal("x0", 3, 20, *event), normal("x1", 3, 20, *event)
+def test_costs_of_groups_are_their_squared_distances(normal, shape, offset):
+    x0, x1 = normal("x0", 3, 20, *shape), normal("x1", 3, 20, *shape)
     for cost, a, b in zip(costs(x0 + offset, x1 + offset), x0, x1, strict=True):
         torch.testing.assert_close(cost, squares(a, b), rtol=1e-8, atol=1e-8)
 
@@ -190,10 +190,10 @@ def test_groups_are_coupled_within_themselves_whatever_their_number_and_length(m
 
 
 def test_a_warning_states_the_error_of_the_worst_group(made, rng):
-    pair, law = made(50, 2), Sinkhorn(0.005, group=10, iterations=2)
-    worst = max(float(law.plan(pair.x0[rows], pair.x1[rows]).error) for rows in torch.arange(50).split(10))
+    pair, entropic = made(50, 2), Sinkhorn(0.005, group=10, iterations=2)
+    worst = max(float(entropic.plan(pair.x0[rows], pair.x1[rows]).error) for rows in torch.arange(50).split(10))
     with pytest.warns(RuntimeWarning, match=f"error of {worst:.2g}"):
-        law(pair, rng)
+        entropic(pair, rng)
 
 
 # convergence
@@ -245,7 +245,7 @@ def test_rows_that_coincide_leave_the_other_groups_alone(made, rng):
     for x in pair[:2]:
         x[:10] = 1.0
     assert torch.equal(Sinkhorn(group=10)(pair, rng).cond.sort().values, pair.cond)
-    facts, alone = Sinkhorn(group=10).facts(pair.x0, pair.x1), Sinkhorn().plan(pair.x0[10:], pair.x1[10:])
+    facts, alone = Sinkhorn(group=10).diagnostics(pair.x0, pair.x1), Sinkhorn().plan(pair.x0[10:], pair.x1[10:])
     assert facts["plan_entropy"] == pytest.approx((1 + float(alone.entropy)) / 2, abs=1e-3)
 
 
@@ -272,18 +272,20 @@ def test_one_row_has_no_entropy_and_no_error(made):
     assert float(plan.entropy) == float(plan.error) == 0
 
 
-@pytest.mark.parametrize("law", [Sinkhorn(0.3, 1e-9, 4, group=10), SchroedingerBridge(1.0, 1e-9, 4, group=10)], ids=str)
-def test_facts_are_the_worst_error_and_the_mean_entropy_of_the_groups(made, law):
+@pytest.mark.parametrize(
+    "entropic", [Sinkhorn(0.3, 1e-9, 4, group=10), SchroedingerBridge(1.0, 1e-9, 4, group=10)], ids=str
+)
+def test_facts_are_the_worst_error_and_the_mean_entropy_of_the_groups(made, entropic):
     pair = made(25, 2)
-    plans = [law.plan(pair.x0[rows], pair.x1[rows]) for rows in torch.arange(25).split(10)]
-    facts = law.facts(pair.x0, pair.x1)
+    plans = [entropic.plan(pair.x0[rows], pair.x1[rows]) for rows in torch.arange(25).split(10)]
+    facts = entropic.diagnostics(pair.x0, pair.x1)
     assert facts["plan_entropy"] == pytest.approx(np.mean([float(plan.entropy) for plan in plans]), rel=1e-9)
     assert facts["marginal_error"] == pytest.approx(max(float(plan.error) for plan in plans), rel=1e-6)
 
 
 def test_facts_are_those_of_the_classes(made):
     pair, labels = made(40, 2), torch.arange(40) % 2
-    facts = Sinkhorn().facts(pair.x0, pair.x1, labels)
+    facts = Sinkhorn().diagnostics(pair.x0, pair.x1, labels)
     plans = [Sinkhorn().plan(pair.x0[labels == k], pair.x1[labels == k]) for k in (0, 1)]
     assert facts["plan_entropy"] == pytest.approx(sum(float(plan.entropy) for plan in plans) / 2, abs=1e-3)
 
@@ -354,18 +356,18 @@ def test_a_bridge_is_between_exact_ot_and_independence(made, rng):
     torch.testing.assert_close(plan, torch.full_like(plan, 1 / 1600), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("event", [(1,), (2, 4, 4)])
+@pytest.mark.parametrize("shape", [(1,), (2, 4, 4)])
 @pytest.mark.parametrize("n", [1, 25])
-def test_a_bridge_is_a_permutation_within_groups_and_classes(made, n, event):
-    pair, law = made(n, *event), SchroedingerBridge(0.5, group=10)
-    coupled, again = law(pair, generator(1, "bridge")), law(pair, generator(1, "bridge"))
+def test_a_bridge_is_a_permutation_within_groups_and_classes(made, n, shape):
+    pair, entropic = made(n, *shape), SchroedingerBridge(0.5, group=10)
+    coupled, again = entropic(pair, generator(1, "bridge")), entropic(pair, generator(1, "bridge"))
     assert torch.equal(coupled.x0, pair.x0)
     assert torch.equal(coupled.x1, pair.x1[coupled.cond.long()])
     assert torch.equal(coupled.cond.sort().values, pair.cond)
     assert torch.equal(coupled.cond // 10, pair.cond // 10)
     assert torch.equal(again.cond, coupled.cond)
     labels = torch.arange(n) % 3
-    assert torch.equal(law(pair._replace(cond=labels), generator(1, "bridge")).cond, labels)
+    assert torch.equal(entropic(pair._replace(cond=labels), generator(1, "bridge")).cond, labels)
 
 
 @pytest.mark.parametrize("parameters", [(0.0,), (-1.0,), (math.inf,), (math.nan,), (1.0, 0.0), (1.0, 1e-3, 0)])

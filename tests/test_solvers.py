@@ -15,7 +15,7 @@ import torch
 from flowgen import core, solvers
 from flowgen.core import InputError, expand_time
 from flowgen.grids import uniform
-from flowgen.sampling import Counted, solve, walk
+from flowgen.sampling import Counted, solve, trajectory
 from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, RungeKutta, euler, heun, rk4
 
 
@@ -76,7 +76,7 @@ def test_a_decreasing_grid_walks_back_at_the_same_order(fixed_step, start, grid)
 def test_every_state_of_a_walk_is_on_the_solution(fixed_step, start):
     solver, _ = fixed_step
     grid = alternating(400)
-    for t, z in zip(grid.tolist()[1:], walk(field, start, grid, solver), strict=True):
+    for t, z in zip(grid.tolist()[1:], trajectory(field, start, grid, solver), strict=True):
         assert (z - truth(start, t)).abs().max() < 0.02
 
 

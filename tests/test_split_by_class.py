@@ -122,7 +122,7 @@ def test_a_table_is_split_by_class_where_it_has_labels(tmp_path, normal, labels)
     if labels:
         assert data.counts == [81, 9]
     else:
-        as_before = split(data.law.x.new_tensor(np.load(tmp_path / "t.npz")["x"]), 0.1, 0)[1]
+        as_before = split(data.distribution.x.new_tensor(np.load(tmp_path / "t.npz")["x"]), 0.1, 0)[1]
         assert torch.equal(data.held_out.x, torch.from_numpy(np.load(tmp_path / "t.npz")["x"])[as_before])
 
 
@@ -147,5 +147,5 @@ def test_classes_in_the_order_of_an_earlier_version(tmp_path, normal, trained):
     before, data = runs.load(run.folder), run.config.load_data()
     found = before.check_data(data)
     assert found.classes == tuple(sorted(map(str, range(12))))
-    for law, other in ((found.law, data.law), (found.held_out, data.held_out)):
+    for law, other in ((found.distribution, data.distribution), (found.held_out, data.held_out)):
         assert [found.classes[i] for i in law.labels.tolist()] == [data.classes[i] for i in other.labels.tolist()]

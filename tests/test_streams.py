@@ -129,7 +129,7 @@ def test_some_rows_keep_their_labels(pictures):
     some = pictures.take(torch.tensor([5, 2]))
     assert some.labels.tolist() == [5, 2]
     assert torch.equal(some.x, pictures.x[[5, 2]])
-    assert (len(some), some.event) == (2, (3, 2, 5))
+    assert (len(some), some.shape) == (2, (3, 2, 5))
     assert TensorDataset(pictures.x).take(slice(3)).labels is None
 
 
@@ -264,7 +264,7 @@ def test_what_is_read_in_part_is_not_read_whole(rows):
     asked = []
 
     class Spy:
-        event = (2,)
+        shape = (2,)
 
         def sample(self, n, generator): ...
 

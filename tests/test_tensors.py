@@ -18,7 +18,7 @@ from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
 from flowgen.reflow import Inversion, Reflow
-from flowgen.sampling import ConsistencySampler, pair_chunks, sample, starts
+from flowgen.sampling import ConsistencySampler, pair_chunks, sample, source_rows
 from flowgen.schedules import Linear
 from flowgen.solvers import euler
 from flowgen.training import State, fit
@@ -117,7 +117,7 @@ def test_a_tensor_is_the_law_of_its_rows():
         ),
         lambda given: next(batches(IndependentPairs(moons(), Scaled(given, scaling)), 8, seed=0)).x1,
         lambda given: next(chunks(given, 8, seed=0))[0],
-        lambda given: starts(given, 0, 8, 0),
+        lambda given: source_rows(given, 0, 8, 0),
         lambda given: sample(model, given, 8, uniform(2), euler),
         lambda given: sample(model, given, 8, uniform(2), ConsistencySampler(Linear(), given)),
         lambda given: next(pair_chunks(model, given, 8, uniform(2), euler)).x0,
@@ -173,7 +173,7 @@ def test_a_net_without_parameters_is_sampled_and_not_trained(net):
     call = net if isinstance(net, Contracting) else _Still()
     model = Model(call)
     x = sample(model, Gaussian(), 100, uniform(50), euler)
-    x0 = starts(Gaussian(), 0, 100, 0)
+    x0 = source_rows(Gaussian(), 0, 100, 0)
     factor = (1 - 0.5 / 50) ** 50 if isinstance(net, Contracting) else 1
     torch.testing.assert_close(x, factor * x0)
     assert likelihood.log_likelihood(model, Gaussian(), x, uniform(5), euler).isfinite().all()

@@ -53,7 +53,7 @@ def test_weights_of_a_convolution_count_at_each_place():
 
 
 @pytest.mark.parametrize(
-    ("net", "event", "rows", "threads"),
+    ("net", "shape", "rows", "threads"),
     [
         (MLP(2), (2,), 512, 1),
         (MLP(2), (2,), 1, 1),
@@ -63,11 +63,11 @@ def test_weights_of_a_convolution_count_at_each_place():
     ],
     ids=["small", "one row", "wide", "residual", "images"],
 )
-def test_large_work_takes_all_threads_and_small_work_one(net, event, rows, threads):
+def test_large_work_takes_all_threads_and_small_work_one(net, shape, rows, threads):
     with computing(8):
-        assert fitting(net, event, rows) == threads
+        assert fitting(net, shape, rows) == threads
     with computing(1):
-        assert fitting(net, event, rows) == 1
+        assert fitting(net, shape, rows) == 1
 
 
 def test_each_thread_is_fed():

@@ -79,7 +79,7 @@ def test_inverted_pairs_are_training_rows_and_where_the_flow_comes_from_to_them(
     data = parent.config.load_data()
     run = child(parent, tmp_path / "child", pairs=600, steps=200)
     pair, model = made(run), runs.load(parent.folder).model
-    rows = model.scaling.in_model_units(data.law.values)
+    rows = model.scaling.in_model_units(data.distribution.values)
     apart = torch.cdist(pair.x1, rows, compute_mode="donot_use_mm_for_euclid_dist")
     assert apart.min(1).values.max() < 1e-6
     seen = apart.argmin(1).bincount(minlength=len(rows))
@@ -93,8 +93,8 @@ def test_inverted_pairs_are_training_rows_and_where_the_flow_comes_from_to_them(
 def test_labels_go_with_their_rows_and_guidance_with_both(labelled, table, tmp_path, weight):
     run = child(labelled, tmp_path / "child", guidance=weight, steps=100, pairs=1500)
     pair, trained = made(run), runs.load(labelled.folder)
-    rows, labels = trained.model.scaling.in_model_units(trained.config.load_data().law.values), None
-    labels = trained.config.load_data().law.labels
+    rows, labels = trained.model.scaling.in_model_units(trained.config.load_data().distribution.values), None
+    labels = trained.config.load_data().distribution.labels
     true, hidden = labels[torch.cdist(pair.x1, rows).argmin(1)], pair.cond == 2
     assert torch.equal(pair.cond[~hidden], true[~hidden])
     share = labelled.config.train.label_dropout

@@ -40,12 +40,12 @@ def test_images_are_compared_by_principal_components(normal):
     assert metrics.frechet_distance(view.apply(x), view.apply(x.flip(0))) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("event", [(6,), (1, 8, 8), (3, 9, 7)])
-def test_a_classifier_learns_and_its_features_tell_classes_apart(event, normal, global_state_untouched):
+@pytest.mark.parametrize("shape", [(6,), (1, 8, 8), (3, 9, 7)])
+def test_a_classifier_learns_and_its_features_tell_classes_apart(shape, normal, global_state_untouched):
     labels = torch.arange(300) % 3
-    centres = normal("centres", 3, *event).float()
-    x = centres[labels] + 0.5 * normal("noise", 300, *event).float()
-    nets = [Classifier(event, 3, width=16, seed=1) for _ in range(2)]
+    centres = normal("centres", 3, *shape).float()
+    x = centres[labels] + 0.5 * normal("noise", 300, *shape).float()
+    nets = [Classifier(shape, 3, width=16, seed=1) for _ in range(2)]
     for net in nets:
         fit_classifier(net, x[:200], labels[:200], steps=150, seed=2)
     assert (nets[0](x[200:]).argmax(1) == labels[200:]).float().mean() > 0.9

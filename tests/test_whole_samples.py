@@ -22,7 +22,7 @@ def test_all_rows_come_in_one_tensor(model):
     x = sample(model, SOURCE, 20_000, grids.uniform(1), heun)
     assert x.shape == (20_000, 2)
     assert x.device.type == "cpu"
-    assert chunk_rows(SOURCE.event) < 20_000
+    assert chunk_rows(SOURCE.shape) < 20_000
 
 
 @pytest.mark.parametrize("chunk", [None, 64, 100])
@@ -51,7 +51,7 @@ def test_whole_images_come_in_one_tensor():
     source = data.Gaussian((1, 32, 32))
     x = sample(Model(Shifted()), source, 300, grids.uniform(1), heun, cond=torch.zeros(300))
     assert x.shape == (300, 1, 32, 32)
-    assert chunk_rows(source.event) < 300
+    assert chunk_rows(source.shape) < 300
 
 
 def test_the_python_of_a_model_card_runs(trained, table, tmp_path, monkeypatch):

@@ -269,10 +269,10 @@ STEP_NOTE = f"""8gaussians from Gaussian noise, MLP 3x64, batch {BATCH}; the sam
 torchcfm's own.
 
 flowgen's step has what the bare loop has not: the moving average of the weights, the norm of the gradient and the check
-that it and the loss are finite before the weights move, the loss as a float and for each pair, any path and time law,
-and every draw from a generator that is a function of (seed, step). The rows "EMA" and "EMA, finiteness check" add the
-first two to the bare loop. torchcfm's step draws noise of scale 0.1 around the path. On a CPU, PyTorch's AdamW()
-without options is a loop over the weights; flowgen's is the fused one, bit for bit, without its bookkeeping.
+that it and the loss are finite before the weights move, the loss as a float and for each pair, any path and time
+distribution, and every draw from a generator that is a function of (seed, step). The rows "EMA" and "EMA, finiteness
+check" add the first two to the bare loop. torchcfm's step draws noise of scale 0.1 around the path. On a CPU, PyTorch's
+AdamW() without options is a loop over the weights; flowgen's is the fused one, bit for bit, without its bookkeeping.
 """
 
 TRANSPORT_NOTE = """flowgen's first row is the default of the command line: 100 batches are solved together, nearly

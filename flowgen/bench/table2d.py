@@ -73,7 +73,7 @@ QUICK = Protocol(steps=2_000, reflow_pairs=10_000)
 
 
 class Problem(NamedTuple):
-    """A source and a data law."""
+    """A source and a data distribution."""
 
     source: Distribution
     data: Distribution

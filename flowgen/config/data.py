@@ -75,7 +75,7 @@ class ImagesConfig(Section):
 class LoadedData(NamedTuple):
     """The data of training, in data units, with the held-out rows.
 
-    law: of training; of given rows it holds their labels too, where they have any.
+    distribution: of training; of given rows it holds their labels too, where they have any.
     held_out: of evaluation: the same for a toy, whose every draw is new; other rows of a file; None without any.
     scaling: takes data into model units.
     columns: their names.
@@ -86,7 +86,7 @@ class LoadedData(NamedTuple):
     unused: how many classes the labels have that were left out.
     """
 
-    law: Distribution
+    distribution: Distribution
     held_out: Distribution | None
     scaling: Scaling
     columns: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class LoadedData(NamedTuple):
     @property
     def counts(self) -> list[int]:
         """Return how many training rows each label has; empty without labels."""
-        labels = self.law.labels if isinstance(self.law, TensorDataset | ImageFolder) else None
+        labels = self.distribution.labels if isinstance(self.distribution, TensorDataset | ImageFolder) else None
         return [] if labels is None else labels.bincount(minlength=len(self.classes)).tolist()
 
     @property
@@ -109,29 +109,31 @@ class LoadedData(NamedTuple):
 
     def unlabelled(self) -> LoadedData:
         """Return the same data without labels."""
-        law, held_out = _without_labels(self.law), self.held_out and _without_labels(self.held_out)
-        return self._replace(law=law, held_out=held_out, classes=(), unused=len(self.classes))
+        distribution, held_out = _without_labels(self.distribution), self.held_out and _without_labels(self.held_out)
+        return self._replace(distribution=distribution, held_out=held_out, classes=(), unused=len(self.classes))
 
     def in_order(self, classes: tuple[str, ...]) -> LoadedData:
         """Return the same data, with labels numbered by the same classes in another order."""
         to = torch.tensor([classes.index(name) for name in self.classes])
-        law, held_out = _renumbered(self.law, to), self.held_out and _renumbered(self.held_out, to)
-        return self._replace(law=law, held_out=held_out, classes=classes)
+        distribution, held_out = _renumbered(self.distribution, to), self.held_out and _renumbered(self.held_out, to)
+        return self._replace(distribution=distribution, held_out=held_out, classes=classes)
 
-    def with_columns(self, columns: tuple[str, ...], event: tuple[int, ...], name: str) -> LoadedData:
-        """Return the same data with the columns of a table in the order of another's with that event, by their names.
+    def with_columns(self, columns: tuple[str, ...], shape: tuple[int, ...], name: str) -> LoadedData:
+        """Return the same data with the columns of a table in the order of another's with that shape, by their names.
 
         Raises:
             InputError: if it has not the same columns.
         """
-        if not isinstance(self.law, TensorDataset) or len(event) != 1 or len(self.law.event) != 1:
+        if not isinstance(self.distribution, TensorDataset) or len(shape) != 1 or len(self.distribution.shape) != 1:
             return self
-        order = column_order(self.columns, self.law.event[0], columns, event[0], name)
+        order = column_order(self.columns, self.distribution.shape[0], columns, shape[0], name)
         held_out = self.held_out and _columns_of(self.held_out, order)
-        return self._replace(law=_columns_of(self.law, order), held_out=held_out, columns=columns or self.columns)
+        return self._replace(
+            distribution=_columns_of(self.distribution, order), held_out=held_out, columns=columns or self.columns
+        )
 
     def unseen(self, name: str) -> Distribution:
-        """Return the held-out law.
+        """Return the held-out distribution.
 
         Raises:
             InputError: if there is none.
@@ -141,21 +143,25 @@ class LoadedData(NamedTuple):
         return self.held_out
 
 
-def _columns_of(law: Distribution, order: list[int]) -> Distribution:
-    return TensorDataset(law.x[:, order], law.labels) if isinstance(law, TensorDataset) else law
+def _columns_of(distribution: Distribution, order: list[int]) -> Distribution:
+    return (
+        TensorDataset(distribution.x[:, order], distribution.labels)
+        if isinstance(distribution, TensorDataset)
+        else distribution
+    )
 
 
-def _without_labels(law: Distribution) -> Distribution:
-    if isinstance(law, ImageFolder):
-        return law.without_labels()
-    return TensorDataset(law.x) if isinstance(law, TensorDataset) else law
+def _without_labels(distribution: Distribution) -> Distribution:
+    if isinstance(distribution, ImageFolder):
+        return distribution.without_labels()
+    return TensorDataset(distribution.x) if isinstance(distribution, TensorDataset) else distribution
 
 
-def _renumbered(law: Distribution, to: Tensor) -> Distribution:
-    """Return the law with the label to[i] in place of i."""
-    if isinstance(law, TensorDataset | ImageFolder) and law.labels is not None:
-        return replace(law, labels=to[law.labels])
-    return law
+def _renumbered(distribution: Distribution, to: Tensor) -> Distribution:
+    """Return the distribution with the label to[i] in place of i."""
+    if isinstance(distribution, TensorDataset | ImageFolder) and distribution.labels is not None:
+        return replace(distribution, labels=to[distribution.labels])
+    return distribution
 
 
 def read_rows(
@@ -216,8 +222,8 @@ def load_data(
     if not name.strip():  # Path("") is the current folder
         raise InputError("the name of the data is empty: give a toy, a file or a folder")
     if name in TOYS:
-        law = TOYS[name]()
-        return LoadedData(law, law, Scaling(), no_labels=f"{name} has no labels")
+        distribution = TOYS[name]()
+        return LoadedData(distribution, distribution, Scaling(), no_labels=f"{name} has no labels")
     if is_images(name):
         return _images(name, split, images)
     return _table(name, split, tables, labels_needed)
@@ -282,7 +288,7 @@ def _read(name: str, settings: ImagesConfig) -> Images | ImageFolder:
         strict=settings.strict,
         bits=settings.bits,
     )
-    channels, height, width = folder.event
+    channels, height, width = folder.shape
     large = len(folder) * channels * height * width > settings.memory * 2**20
     return folder if large else folder.load()
 

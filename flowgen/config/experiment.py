@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from flowgen import losses, objectives, predictions, schedules, weights
+from flowgen import losses, objectives, predictions, schedules, weightings
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, data_hash, kind, load_data
 from flowgen.config.devices import find_device
 from flowgen.config.fields import Section, choice, explain, named, record
@@ -66,7 +66,7 @@ class TrainConfig(Section):
     accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(0, ge=0)
-    schedule: named("schedule", LR_SCHEDULES) = LR_SCHEDULES["constant"]  # type: ignore[valid-type]
+    lr_schedule: named("lr_schedule", LR_SCHEDULES) = LR_SCHEDULES["constant"]  # type: ignore[valid-type]
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(10.0, gt=0)
     ema: Widths = (0.05,)
@@ -94,7 +94,7 @@ class TrainConfig(Section):
 
     def rate(self, step: int) -> float:
         """Return the learning rate after `step` steps."""
-        return self.schedule(self.lr, self.steps, self.rising)(step)
+        return self.lr_schedule(self.lr, self.steps, self.rising)(step)
 
 
 class Config(Section):
@@ -119,9 +119,9 @@ class Config(Section):
     pool: record("pool", Pool)  # type: ignore[valid-type]
     bridge: choice("bridge", BRIDGES) = schedules.ConstantBridge()  # type: ignore[valid-type]
     objective: choice("objective", OBJECTIVES) = FlowMatchingConfig()  # type: ignore[valid-type]
-    times: choice("time law", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
+    times: choice("time distribution", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
     loss: choice("loss", LOSSES) = losses.Squared()  # type: ignore[valid-type]
-    weight: choice("weight", WEIGHTS) = weights.Unweighted()  # type: ignore[valid-type]
+    weight: choice("weight", WEIGHTS) = weightings.Unweighted()  # type: ignore[valid-type]
     net: choice("net", NETS) = MLPConfig()  # type: ignore[valid-type]
     images: ImagesConfig = ImagesConfig()
     table: TableConfig = TableConfig()
@@ -201,49 +201,56 @@ class Config(Section):
         table = self.table.model_copy(update={"label_column": data.label_column or self.table.label_column})
         labels = bool(data.classes) if self.labels == "auto" else self.labels
         source = data_hash(self.source, self.images) if is_place(self.source) else None
-        threads = self.threads_of(self.model(data.law.event, data.scaling, len(data.classes)), data.law.event)
+        threads = self.threads_of(
+            self.model(data.distribution.shape, data.scaling, len(data.classes)), data.distribution.shape
+        )
         settled = {"labels": labels, "table": table, "data_hash": data.hash, "source_hash": source, "threads": threads}
         return self.model_copy(update=settled)
 
-    def threads_of(self, model: Model, event: tuple[int, ...]) -> int:
+    def threads_of(self, model: Model, shape: tuple[int, ...]) -> int:
         """Return the number of threads to compute on: the configured one, or one that fits the size of the model and
         batch.
         """
-        return self.threads or fitting(model.net, event, self.train.batch_size // self.train.accumulate)
+        return self.threads or fitting(model.net, shape, self.train.batch_size // self.train.accumulate)
 
-    def model(self, event: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
-        """Return the untrained model of an event; its first weights are a function of the seed."""
-        return Model(self.net.build(event, classes, self.seed), self.schedule, self.prediction, scaling)
+    def model(self, shape: tuple[int, ...], scaling: Scaling, classes: int = 0) -> Model:
+        """Return the untrained model of a shape; its first weights are a function of the seed."""
+        return Model(self.net.build(shape, classes, self.seed), self.schedule, self.prediction, scaling)
 
-    def load_source(self, event: tuple[int, ...], columns: tuple[str, ...]) -> LoadedData:
+    def load_source(self, shape: tuple[int, ...], columns: tuple[str, ...]) -> LoadedData:
         """Load the source data, with the columns of a table in the order of those of the data to learn."""
         check_there("source", self.source, self.source_hash)
         found = load_data(self.source, self.split, self.images, self.table, labels_needed=False)
         check_same("source", self.source, self.source_hash, found.hash)
-        return found.with_columns(columns, event, self.source)
+        return found.with_columns(columns, shape, self.source)
 
-    def source_law(self, event: tuple[int, ...], scaling: Scaling, columns: tuple[str, ...] = ()) -> Distribution:
+    def source_distribution(
+        self, shape: tuple[int, ...], scaling: Scaling, columns: tuple[str, ...] = ()
+    ) -> Distribution:
         """Return the source in model units: standard normal by default, or data of its own, in the units of the data.
 
         Args:
             columns: the names of the columns of the data, by which those of a table are found.
         """
         if self.source == "gaussian":
-            return Gaussian(event)
-        return Scaled(self.load_source(event, columns).law, scaling)
+            return Gaussian(shape)
+        return Scaled(self.load_source(shape, columns).distribution, scaling)
 
     def ends(self, data: LoadedData, device: torch.device) -> IndependentPairs:
         """Return the ends that training draws, in model units: data in memory are on the device, images mirrored if so
         set.
         """
-        law = data.law
-        if isinstance(law, TensorDataset) and law.x.dtype == torch.float64:  # once, and not for each batch
-            standard = TensorDataset(data.scaling.in_model_units(law.x), law.labels).to(device)
-            return IndependentPairs(self.source_law(law.event, data.scaling, data.columns), standard)
-        law = law.to(device) if isinstance(law, TensorDataset) else law
-        law = Flipped(law) if self.images.flip and len(law.event) == 3 else law
+        distribution = data.distribution
+        if (
+            isinstance(distribution, TensorDataset) and distribution.x.dtype == torch.float64
+        ):  # once, and not for each batch
+            standard = TensorDataset(data.scaling.in_model_units(distribution.x), distribution.labels).to(device)
+            return IndependentPairs(self.source_distribution(distribution.shape, data.scaling, data.columns), standard)
+        distribution = distribution.to(device) if isinstance(distribution, TensorDataset) else distribution
+        distribution = Flipped(distribution) if self.images.flip and len(distribution.shape) == 3 else distribution
         return IndependentPairs(
-            self.source_law(law.event, data.scaling, data.columns), Scaled(law, deepcopy(data.scaling).to(device))
+            self.source_distribution(distribution.shape, data.scaling, data.columns),
+            Scaled(distribution, deepcopy(data.scaling).to(device)),
         )
 
     def make_objective(self, classes: int = 0, teaching: Teaching | None = None) -> Objective | StepwiseObjective:
@@ -272,7 +279,9 @@ class Config(Section):
             InputError: if it could not.
         """
         data = self.load_data()
-        IndependentPairs(self.source_law(data.law.event, data.scaling, data.columns), data.law)
+        IndependentPairs(
+            self.source_distribution(data.distribution.shape, data.scaling, data.columns), data.distribution
+        )
         device = find_device(self.device)
         if isinstance(self.coupling, SemidiscreteConfig) and not self.reflow:
             self.coupling.check(data, device)
@@ -315,7 +324,7 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise InputError("; ".join(explain(dict(detail), Config) for detail in error.errors())) from error
     _, end = predictions.span(config.schedule, config.prediction)
-    if isinstance(config.weight, weights.Likelihood) and end == 1:
+    if isinstance(config.weight, weightings.Likelihood) and end == 1:
         raise InputError("weight likelihood is infinite at the data: it needs the path vp, ddpm, offset-cosine or ve")
     _check_map(config)
     if config.bridge.sigma and config.prediction is not predictions.velocity:
@@ -343,10 +352,12 @@ def _check_map(config: Config) -> None:
         return
     if not config.whole:
         raise InputError(f"objective {name} needs the prediction velocity on the path linear or cosine")
-    if not isinstance(config.weight, weights.Unweighted):
+    if not isinstance(config.weight, weightings.Unweighted):
         raise InputError(f"objective {name} weighs all times alike: leave out weight")
     if isinstance(config.times, objectives.LogNormal):
-        raise InputError(f"objective {name} needs times on [0, 1], not those of a law of noise: choose logit-normal")
+        raise InputError(
+            f"objective {name} needs times on [0, 1], not those of a distribution of noise levels: choose logit-normal"
+        )
     if config.bridge.sigma:
         raise InputError(f"objective {name} follows trajectories, which have no noise: set bridge.sigma to 0")
     if kind.differentiates and config.train.compile:
@@ -383,7 +394,7 @@ def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
         "net": "mlp",
         "bridge": "constant",
         "loss": "squared",
-        "weight": "own",
+        "weight": "unweighted",
     }
     tables = {key: {"name": name, **tree[key]} for key, name in named.items() if isinstance(tree.get(key), Mapping)}
     if "net" in tables:

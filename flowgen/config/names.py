@@ -12,7 +12,7 @@ from flowgen.objectives import TIMES
 from flowgen.predictions import PREDICTIONS
 from flowgen.schedules import BRIDGES, SCHEDULES
 from flowgen.solvers import SOLVERS
-from flowgen.weights import WEIGHTS
+from flowgen.weightings import WEIGHTS
 
 __all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "LR_SCHEDULES", "PREDICTIONS", "SCHEDULES", "SOLVERS", "TIMES", "WEIGHTS"]
 

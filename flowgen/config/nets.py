@@ -29,11 +29,11 @@ class MLPConfig:
     frequencies: Annotated[int, Field(ge=0, le=256)] = 4
     two_times: bool = False
 
-    def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-        if len(event) != 1:
-            raise InputError(f"net mlp reads rows of a table, not {event}: choose resmlp, unet or dit for images")
+    def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        if len(shape) != 1:
+            raise InputError(f"net mlp reads rows of a table, not {shape}: choose resmlp, unet or dit for images")
         return MLP(
-            event[0], self.width, self.depth, self.frequencies, classes=classes, two_times=self.two_times, seed=seed
+            shape[0], self.width, self.depth, self.frequencies, classes=classes, two_times=self.two_times, seed=seed
         )
 
 
@@ -45,8 +45,8 @@ class ResMLPConfig:
     depth: Depth = 4
     dropout: DropoutShare = 0.0
 
-    def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-        return ResMLP(event, classes, self.width, self.depth, self.dropout, seed=seed)
+    def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        return ResMLP(shape, classes, self.width, self.depth, self.dropout, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class UNetConfig:
     dropout: DropoutShare = 0.0
     scale: bool = True
 
-    def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         return UNet(
-            event,
+            shape,
             classes,
             self.channels,
             self.blocks,
@@ -88,8 +88,8 @@ class DiTConfig:
     heads: Depth = 4
     dropout: DropoutShare = 0.0
 
-    def build(self, event: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-        return DiT(event, classes, self.patch, self.width, self.depth, self.heads, self.dropout, seed=seed)
+    def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        return DiT(shape, classes, self.patch, self.width, self.depth, self.heads, self.dropout, seed=seed)
 
 
 NETS: dict[str, type] = {"mlp": MLPConfig, "resmlp": ResMLPConfig, "unet": UNetConfig, "dit": DiTConfig}

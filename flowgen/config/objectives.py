@@ -12,7 +12,7 @@ from flowgen.core import Field, FlowMap
 from flowgen.losses import Loss
 from flowgen.objectives import Objective, StepwiseObjective, TimeDistribution
 from flowgen.schedules import Bridge
-from flowgen.weights import Weight
+from flowgen.weightings import Weight
 
 __all__ = ["OBJECTIVES", "ObjectiveConfig", "Parts", "Teaching"]
 

@@ -33,7 +33,7 @@ DIGITS: dict[str, Any] = {
         "batch_size": 64,
         "lr": 2e-3,
         "warmup": 125,
-        "schedule": "cosine",
+        "lr_schedule": "cosine",
         "ema": 0.07,
         "preview_every": 500,
     },

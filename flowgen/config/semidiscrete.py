@@ -25,7 +25,7 @@ class SemidiscreteConfig:
     """The potentials of all training rows, found once; see `couplings.semidiscrete`.
 
     Args:
-        points: of a law that has no rows, so many are drawn, once.
+        points: of a distribution that has no rows, so many are drawn, once.
         tolerance: the chi-square at which the ascent stops.
         draws_per_row: the most source points of the ascent, in multiples of the rows.
     """
@@ -44,21 +44,21 @@ class SemidiscreteConfig:
         Raises:
             InputError: if the rows are not in memory, or the device has no float64.
         """
-        if isinstance(data.law, FiniteDataset) and not isinstance(data.law, TensorDataset):
+        if isinstance(data.distribution, FiniteDataset) and not isinstance(data.distribution, TensorDataset):
             raise InputError("semidiscrete transport needs all images in memory: raise images.memory")
         if device.type == "mps":
             raise InputError("semidiscrete transport needs float64, which mps has not: take another device")
 
     def rows(self, data: LoadedData, device: torch.device, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Return all training rows in model units, `(N, *event)`, and their labels; see `check`."""
+        """Return all training rows in model units, `(N, *shape)`, and their labels; see `check`."""
         self.check(data, device)
-        law = data.law
+        distribution = data.distribution
         x = (
-            law.values
-            if isinstance(law, TensorDataset)
-            else law.sample(self.points, generator(seed, "points of the law"))
+            distribution.values
+            if isinstance(distribution, TensorDataset)
+            else distribution.sample(self.points, generator(seed, "points of the distribution"))
         )
-        labels = law.labels if isinstance(law, TensorDataset) else None
+        labels = distribution.labels if isinstance(distribution, TensorDataset) else None
         return data.scaling.in_model_units(x).to(device), labels
 
     def ascend(self, source: Distribution, rows: Tensor, labels: Tensor | None, seed: int) -> Iterator[Potentials]:

@@ -1,6 +1,5 @@
 """Couplings: which source point is paired with which data point."""
 
-from flowgen.couplings.ahead import ahead, in_order
 from flowgen.couplings.batches import (
     IndependentPairs,
     PairSampler,
@@ -17,9 +16,10 @@ from flowgen.couplings.exact import Coupling, ExactOT, Independent, Reporting, a
 from flowgen.couplings.loaders import loader_pairs
 from flowgen.couplings.multiscale import MultiscaleOT
 from flowgen.couplings.names import COUPLINGS
-from flowgen.couplings.relaxed import Partial, Unbalanced
+from flowgen.couplings.prefetch import in_order, prefetch
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend
 from flowgen.couplings.sinkhorn import Plan, Sinkhorn, sinkhorn
+from flowgen.couplings.unbalanced import Partial, Unbalanced
 
 __all__ = [
     "COUPLINGS",
@@ -42,12 +42,12 @@ __all__ = [
     "Sinkhorn",
     "StoredPairs",
     "Unbalanced",
-    "ahead",
     "ascend",
     "assign",
     "batches",
     "in_order",
     "loader_pairs",
+    "prefetch",
     "sinkhorn",
     "transport_cost",
     "with_null_labels",

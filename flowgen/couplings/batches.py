@@ -11,9 +11,9 @@ from typing import Protocol, final, runtime_checkable
 import torch
 
 from flowgen.core import WHOLE, InputError, Pair, Part, check_labels, generator, row_labels, whole
-from flowgen.couplings.ahead import in_order
 from flowgen.couplings.exact import Coupling, Independent
 from flowgen.couplings.names import COUPLINGS
+from flowgen.couplings.prefetch import in_order
 from flowgen.data.epochs import positions
 from flowgen.data.streams import DistributionField, chunks
 
@@ -57,10 +57,11 @@ class PairStream(Protocol):
 @final
 @dataclass(frozen=True)
 class IndependentPairs:
-    """Independent draws from a source law and a data law. The labels of data, where they have any, are the condition.
+    """Independent draws from a source distribution and a data distribution. The labels of data, where they have any,
+    are the condition.
 
     Args:
-        source: of x0; a tensor stands for the law of its rows, here and for the data.
+        source: of x0; a tensor stands for the distribution of its rows, here and for the data.
         data: of x1.
 
     Raises:
@@ -71,8 +72,8 @@ class IndependentPairs:
     data: DistributionField = DistributionField()
 
     def __post_init__(self) -> None:
-        if self.source.event != self.data.event:
-            raise InputError(f"the source has shape {self.source.event}, the data {self.data.event}: they must agree")
+        if self.source.shape != self.data.shape:
+            raise InputError(f"the source has shape {self.source.shape}, the data {self.data.shape}: they must agree")
 
     def __call__(self, n: int, generator: torch.Generator) -> Pair:
         return Pair(self.source.sample(n, generator), self.data.sample(n, generator))

@@ -77,7 +77,7 @@ def found_weight(x0: Tensor, x1: Tensor, cond: Tensor, ratio: float) -> float:
     and needs no search. No weight parts equal conditions: where they alone exceed the ratio, w is the least that parts
     all others.
 
-    Shapes: x0, x1 `(B, *event)`, cond `(B, ...)`; uses memory for `(B, B)`.
+    Shapes: x0, x1 `(B, *shape)`, cond `(B, ...)`; uses memory for `(B, B)`.
     """
     cost, gap = transport_cost(x0, x1), _squares(cond)
     gain = cost.diagonal().unsqueeze(1) - cost

@@ -41,8 +41,8 @@ class Coupling(Protocol):
 class Reporting(Coupling, Protocol):
     """A coupling that reports how good its plan is."""
 
-    def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
-        """Return figures by their names, of the plan for a batch of ends `(B, *event)`."""
+    def diagnostics(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
+        """Return figures by their names, of the plan for a batch of ends `(B, *shape)`."""
         ...
 
 
@@ -117,7 +117,7 @@ def classes(pair: Pair) -> list[Tensor]:
 def transport_cost(x0: Tensor, x1: Tensor) -> Tensor:
     """Return the squared distances |x0_i - x1_j|^2, `(B, B)` float64 on the CPU.
 
-    Shapes: x0 and x1 `(B, *event)`.
+    Shapes: x0 and x1 `(B, *shape)`.
 
     Raises:
         InputError: if the ends differ in their number of rows.

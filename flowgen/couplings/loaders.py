@@ -11,8 +11,8 @@ from flowgen.core import InputError, Pair, generator
 from flowgen.couplings.batches import coupled
 from flowgen.couplings.exact import Coupling
 from flowgen.couplings.names import COUPLINGS
+from flowgen.data.distributions import Distribution
 from flowgen.data.epochs import endless
-from flowgen.data.laws import Distribution
 from flowgen.data.scaling import Scaling
 from flowgen.data.streams import as_distribution, floats
 
@@ -33,9 +33,9 @@ def loader_pairs(
     The source of batch k, and its coupling, are functions of (seed, k). The order of the rows is the loader's own.
 
     Args:
-        loader: its batches are rows x `(B, *event)`, or a list or tuple [x] or [x, cond]; bytes are pixels, and become
+        loader: its batches are rows x `(B, *shape)`, or a list or tuple [x] or [x, cond]; bytes are pixels, and become
             floats in [0, 1].
-        source: the law of x0; None where batches are both ends, [x0, x1] or [x0, x1, cond].
+        source: the distribution of x0; None where batches are both ends, [x0, x1] or [x0, x1, cond].
         scaling: takes x to model units; None where it is in these.
         coupling: pairs the rows of each batch anew; an object, or its name as on the command line, such as "exact".
         start: the number of the first batch.

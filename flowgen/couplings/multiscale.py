@@ -191,7 +191,7 @@ def _paired(x0: Tensor, x1: Tensor) -> Anchors:
     from scipy.optimize import linear_sum_assignment
 
     # less potentials the costs have the same solution; it is found in a quarter of the time with those of the linear
-    # map A between Gaussian laws of these covariances, |x|^2 - x A x
+    # map A between Gaussian distributions of these covariances, |x|^2 - x A x
     cov0, cov1 = (torch.atleast_2d(x.double().T.cov()) for x in (x0, x1))
     root = _root(cov0)
     back = torch.linalg.pinv(root, hermitian=True)

@@ -8,8 +8,8 @@ from flowgen.core import Choices
 from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.couplings.exact import Coupling, ExactOT, Independent
 from flowgen.couplings.multiscale import MultiscaleOT
-from flowgen.couplings.relaxed import Partial, Unbalanced
 from flowgen.couplings.sinkhorn import Sinkhorn
+from flowgen.couplings.unbalanced import Partial, Unbalanced
 
 __all__ = ["COUPLINGS"]
 

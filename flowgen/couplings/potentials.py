@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, generator
-from flowgen.couplings.cells import BLOCK, Cells, cells_of, check_rows, rows_of, scored
-from flowgen.data.laws import Distribution
+from flowgen.couplings.laguerre import BLOCK, Cells, cells_of, check_rows, rows_of, scored
+from flowgen.data.distributions import Distribution
 from flowgen.data.streams import as_distribution
 
 __all__ = ["Potentials", "ascend", "chi_square", "potentials"]
@@ -85,8 +85,8 @@ def ascend(
     All classes advance together, each with potentials of its own. A function of the arguments alone.
 
     Args:
-        source: the law of x0.
-        data: rows y `(N, *event)`, in model units; half types are computed with as float32.
+        source: the distribution of x0.
+        data: rows y `(N, *shape)`, in model units; half types are computed with as float32.
         labels: `(N,)` whole numbers: the source is shared out anew within each class.
         tolerance: stop once the chi-square, and two standard errors more, is below it (in each class).
         draws_per_row: the most source points to draw, over N + 1024; below about 3 / tolerance they are too few.
@@ -103,7 +103,7 @@ def ascend(
         InputError: if shapes do not agree, a value is NaN or infinite, or a bound is not positive.
     """
     source = as_distribution(source)
-    check_rows(source.event, data, labels)
+    check_rows(source.shape, data, labels)
     if not (0 < tolerance < math.inf and 0 < draws_per_row < math.inf):
         raise InputError(f"tolerance and draws_per_row must be positive, not {tolerance} and {draws_per_row}")
     classes = list(rows_of(labels, len(data)).values())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import WHOLE, InputError, Pair, Part, generator
-from flowgen.couplings.cells import Cells, cells_of, check_rows, rows_of, scored
+from flowgen.couplings.laguerre import Cells, cells_of, check_rows, rows_of, scored
 from flowgen.couplings.potentials import Potentials, ascend, chi_square, potentials
 from flowgen.data.streams import DistributionField
 
@@ -37,8 +37,8 @@ class Semidiscrete:
     paired with rows of that class alone, so that each class has the whole source for its own (arXiv 2503.10636).
 
     Args:
-        source: the law of x0.
-        data: rows y `(N, *event)` in model units; a flattened, centred float32 copy is kept beside them.
+        source: the distribution of x0.
+        data: rows y `(N, *shape)` in model units; a flattened, centred float32 copy is kept beside them.
         potentials: g `(N,)`, as `potentials` or `ascend` found them for this source, data and labels.
         labels: `(N,)` whole numbers, which become the condition of the pairs.
 
@@ -52,7 +52,7 @@ class Semidiscrete:
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_rows(self.source.event, self.data, self.labels)
+        check_rows(self.source.shape, self.data, self.labels)
         _check_potentials(self.data, self.potentials)
 
     def __call__(self, n: int, generator: torch.Generator) -> Pair:
@@ -85,7 +85,7 @@ def assigned(
 
     Of rows that are equal, one of the copies. Memory grows with the blocks that are scored, and not with B times N.
 
-    Shapes: x0 `(B, *event)`, data `(N, *event)`, potentials `(N,)`, labels `(N,)`, wanted `(B,)`; returns `(B,)` int64.
+    Shapes: x0 `(B, *shape)`, data `(N, *shape)`, potentials `(N,)`, labels `(N,)`, wanted `(B,)`; returns `(B,)` int64.
 
     Raises:
         InputError: if shapes do not agree, a value is NaN or infinite, or no row has a label that is wanted.

@@ -178,7 +178,7 @@ def _factor(columns: list[Tensor], omega: Tensor | float) -> Tensor:
 def costs(x0: Tensor, x1: Tensor) -> Tensor:
     """Return the squared distances |x0_i - x1_j|^2 within each group, `(G, n, n)`, on the device of x1.
 
-    Shapes: x0 and x1 `(G, n, *event)`.
+    Shapes: x0 and x1 `(G, n, *shape)`.
 
     Raises:
         InputError: if the ends hold NaN or infinite values.
@@ -238,8 +238,8 @@ def permutation(log_plan: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a permutation of each group from its plan, `(G, n)`: with Gumbel noise E, the largest sum_i of log plan[i,
     pi(i)] + E[i, pi(i)].
 
-    Where no two rows want the same column this draws each row from its conditional law; where they do, the one that
-    loses takes its next best, and no point is dropped.
+    Where no two rows want the same column this draws each row from its conditional distribution; where they do, the one
+    that loses takes its next best, and no point is dropped.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -266,10 +266,10 @@ class Entropic(ABC):
         """Return the plans of the groups with costs `(G, n, n)`."""
 
     def plan(self, x0: Tensor, x1: Tensor) -> Plan:
-        """Return the plan of all rows as one group, with its marginal error; x0 and x1 `(B, *event)`."""
+        """Return the plan of all rows as one group, with its marginal error; x0 and x1 `(B, *shape)`."""
         return only(self.plans(costs(x0.unsqueeze(0), x1.unsqueeze(0))))
 
-    def facts(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
+    def diagnostics(self, x0: Tensor, x1: Tensor, cond: Tensor | None = None) -> dict[str, float]:
         """Return the largest `marginal_error` and the mean `plan_entropy` (see `Plan`) of the groups of a batch."""
         pair = Pair(x0, x1, cond)
         found = [self.plans(costs(x0[rows], x1[rows])) for rows in _stacked(pair, self.group)]

@@ -1,8 +1,6 @@
-"""Data: laws to sample from, tables to read, and the units of data and model."""
+"""Data: distributions to sample from, tables to read, and the units of data and model."""
 
-from flowgen.data.folder import ImageFolder, open_folder
-from flowgen.data.images import Images, read_images
-from flowgen.data.laws import (
+from flowgen.data.distributions import (
     TOYS,
     Blurred,
     Categorical,
@@ -19,6 +17,8 @@ from flowgen.data.laws import (
     spirals,
     swissroll,
 )
+from flowgen.data.folder import ImageFolder, open_folder
+from flowgen.data.images import Images, read_images
 from flowgen.data.pictures import write_grid
 from flowgen.data.scaling import Scaling
 from flowgen.data.splitting import split

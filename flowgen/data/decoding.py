@@ -119,7 +119,7 @@ class Form(NamedTuple):
     white: int = WHITE
 
     @property
-    def event(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, int, int]:
         return self.channels, self.height, self.width
 
 
@@ -167,25 +167,25 @@ def decode(data: bytes, form: Form) -> np.ndarray:
     return pixels.reshape(form.height, form.width, form.channels).transpose(2, 0, 1)
 
 
-def read_image(path: Path, event: tuple[int, int, int] | None = None) -> np.ndarray:
-    """Return the pixels of one image file `(channels, height, width)` uint8: as it is, or in the form of images of an
-    event.
+def read_image(path: Path, form: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Return the pixels of one image file `(channels, height, width)` uint8: as it is, or in the form of other images,
+    `(channels, height, width)`.
 
-    Of another size than the event it becomes its centre square, resized, as in a folder that is trained on.
+    Of another size than the form it becomes its centre square, resized, as in a folder that is trained on.
 
     Raises:
-        InputError: if it cannot be read, or has another size than an event that is not square.
+        InputError: if it cannot be read, or has another size than a form that is not square.
     """
     try:
         with quiet():
             shape = inspect(path)
-        channels, height, width = event or (1 if shape.grey else 3, shape.height, shape.width)
+        channels, height, width = form or (1 if shape.grey else 3, shape.height, shape.width)
         fits = (shape.height, shape.width) == (height, width)
         if not fits and height != width:
             raise InputError(f"{path} is {shape.width}x{shape.height}: resize it to {width}x{height}")
-        form = Form(channels, height, width, not fits, white=_white({str(path): shape}, None))
+        into = Form(channels, height, width, not fits, white=_white({str(path): shape}, None))
         with quiet():
-            return decode(read_bytes(path), form)
+            return decode(read_bytes(path), into)
     except (Broken, Misfit) as error:  # Misfit: of an image that its own header has not described
         raise InputError(f"{path} cannot be read ({error})") from error
 

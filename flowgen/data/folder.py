@@ -33,7 +33,7 @@ SHOWN = 3
 @final
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """The images of a folder: a law whose draws are decoded when they are drawn. `open_folder` makes one.
+    """The images of a folder: a distribution whose draws are decoded when they are drawn. `open_folder` makes one.
 
     Images that cannot be read are named. While they are fewer than one in a hundred of the folder's, a stream has the
     next good file in place of each, and `load` leaves them out; then both raise an error, and `strict` ones at the
@@ -65,8 +65,8 @@ class ImageFolder:
         return len(self.names)
 
     @property
-    def event(self) -> tuple[int, ...]:
-        return self.form.event
+    def shape(self) -> tuple[int, ...]:
+        return self.form.shape
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -107,7 +107,7 @@ class ImageFolder:
         Raises:
             InputError: if too many are broken, or one is not like the others.
         """
-        pixels, broken = np.empty((len(self), *self.event), np.uint8), dict[int, str]()
+        pixels, broken = np.empty((len(self), *self.shape), np.uint8), dict[int, str]()
 
         def fill(rows: range) -> None:
             for row in rows:
@@ -168,7 +168,7 @@ class ImageFolder:
 
     def read(self, rows: list[int]) -> Chunk:
         """Return the images of `rows`, with the next good image in place of a broken one."""
-        pixels, taken, broken = np.zeros((len(rows), *self.event), np.uint8), np.array(rows, np.int64), dict[int, str]()
+        pixels, taken, broken = np.zeros((len(rows), *self.shape), np.uint8), np.array(rows, np.int64), dict[int, str]()
         try:
             with quiet():
                 for slot, row in enumerate(rows):
@@ -184,7 +184,7 @@ class ImageFolder:
             except Broken as error:
                 broken[row] = str(error)
                 row = (row + 1) % len(self)
-        return row, np.zeros(self.event, np.uint8)  # never seen: with so many broken, the chunk is refused
+        return row, np.zeros(self.shape, np.uint8)  # never seen: with so many broken, the chunk is refused
 
 
 @dataclass

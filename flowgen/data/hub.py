@@ -129,7 +129,7 @@ def _encoded(cell: dict[str, Any]) -> bytes:
 
 def _pixels(rows: Any, column: str, form: Form, example: str) -> np.ndarray:
     """Return all images, (N, C, H, W) uint8."""
-    pixels = np.empty((len(rows), *form.event), np.uint8)
+    pixels = np.empty((len(rows), *form.shape), np.uint8)
 
     def fill(first: int) -> None:
         for row, cell in enumerate(rows[first : first + BLOCK][column], first):

@@ -135,21 +135,21 @@ def write_npz(
     path: StrPath,
     chunks: Iterable[Tensor],
     count: int,
-    event: tuple[int, ...],
+    shape: tuple[int, ...],
     labels: Tensor | np.ndarray | None = None,
 ) -> None:
     """Write images as they come to the array `arr_0` `(count, H, W, C)` uint8, the format of guided-diffusion's
     evaluation.
 
     Args:
-        chunks: together `count` images of shape `event` (C, H, W).
+        chunks: together `count` images of shape `shape` (C, H, W).
         labels: `(count,)`, numbers or names, written as `arr_1`.
 
     Raises:
         InputError: if the chunks are not that many images of that shape, or the folder is missing.
         OSError: if the disk is full.
     """
-    channels, height, width = event
+    channels, height, width = shape
     shape = (count, height, width, channels)
     last = (to_uint8(chunk).permute(0, 2, 3, 1) for chunk in chunks)
     with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:

@@ -11,7 +11,7 @@ __all__ = ["hold_out", "split"]
 
 
 def split(x: Tensor, share: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the training rows and of the held-out rows of x `(N, *event)`, both increasing.
+    """Return the numbers of the training rows and of the held-out rows of x `(N, *shape)`, both increasing.
 
     floor(share times the distinct rows) are held out, by a random draw without replacement; rows that are equal stay
     together, so that no training row is held out too.

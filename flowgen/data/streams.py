@@ -1,4 +1,4 @@
-"""Streams of a law for training: chunks with labels, each row once in an epoch."""
+"""Streams of a distribution for training: chunks with labels, each row once in an epoch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from flowgen.core import WHOLE, InputError, Part, generator, row_labels
+from flowgen.data.distributions import Distribution
 from flowgen.data.epochs import positions
-from flowgen.data.laws import Distribution
 from flowgen.data.scaling import Scaling
 
 __all__ = [
@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 Labelled = tuple[Tensor, Tensor | None]
-"""Rows `(n, *event)` and their labels `(n,)`, where they have any."""
+"""Rows `(n, *shape)` and their labels `(n,)`, where they have any."""
 
 
 @runtime_checkable
 class FiniteDataset(Distribution, Protocol):
-    """A law of given rows, which training goes through in epochs."""
+    """A distribution of given rows, which training goes through in epochs."""
 
     def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = ...) -> Iterator[Labelled]:
         """Yield the part's rows of endless chunks of `size`: chunk k has the positions k size, ..., (k + 1) size - 1 of
@@ -43,22 +43,22 @@ class FiniteDataset(Distribution, Protocol):
 
 
 def as_distribution(given: Distribution | Tensor) -> Distribution:
-    """Return the law that was given; of a tensor, the empirical law of its rows.
+    """Return the distribution that was given; of a tensor, the empirical distribution of its rows.
 
     Raises:
         InputError: for anything else.
     """
     if isinstance(given, Tensor):
         return TensorDataset(given)
-    if isinstance(given, type) or not (hasattr(given, "event") and hasattr(given, "sample")):
+    if isinstance(given, type) or not (hasattr(given, "shape") and hasattr(given, "sample")):
         kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
-        raise InputError(f"expected a law (an object with event and sample) or a tensor of rows, not {kind}")
+        raise InputError(f"expected a distribution (an object with shape and sample) or a tensor of rows, not {kind}")
     return given
 
 
 @final
 class DistributionField:
-    """A field of a dataclass that takes a law or a tensor of rows, and holds the law."""
+    """A field of a dataclass that takes a distribution or a tensor of rows, and holds the distribution."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -73,18 +73,19 @@ class DistributionField:
 
 
 def chunks(
-    law: Distribution | Tensor, size: int, *, seed: int, start: int = 0, part: Part = WHOLE
+    distribution: Distribution | Tensor, size: int, *, seed: int, start: int = 0, part: Part = WHOLE
 ) -> Iterator[Labelled]:
-    """Yield endless chunks of `size` rows of a law, from chunk `start` on; of each, the rows of a part.
+    """Yield endless chunks of `size` rows of a distribution, from chunk `start` on; of each, the rows of a part.
 
-    Chunk k is a function of (seed, k). A law of given rows goes through all of them in each epoch, others draw anew.
+    Chunk k is a function of (seed, k). A distribution of given rows goes through all of them in each epoch, others draw
+    anew.
     """
-    law = as_distribution(law)
-    if isinstance(law, FiniteDataset):
-        yield from law.chunks(size, seed=seed, start=start, part=part)
+    distribution = as_distribution(distribution)
+    if isinstance(distribution, FiniteDataset):
+        yield from distribution.chunks(size, seed=seed, start=start, part=part)
     else:
         for k in count(start):
-            yield law.sample(size, generator(seed, "chunks", k))[part.rows(size)], None
+            yield distribution.sample(size, generator(seed, "chunks", k))[part.rows(size)], None
 
 
 def floats(x: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def _as_floats(x: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class TensorDataset:
-    """The empirical law of the rows of x `(N, *event)`: a draw is a row, with replacement; chunks are without.
+    """The empirical distribution of the rows of x `(N, *shape)`: a draw is a row, with replacement; chunks are without.
 
     Args:
         x: floats, of which float64 is for a table in data units, all digits of which `Scaled` reads; whole numbers
@@ -117,10 +118,10 @@ class TensorDataset:
 
     def __post_init__(self) -> None:
         if not isinstance(self.x, Tensor):
-            raise InputError(f"rows are a tensor (N, *event), not {type(self.x).__name__}")
+            raise InputError(f"rows are a tensor (N, *shape), not {type(self.x).__name__}")
         if self.x.ndim < 2:
             raise InputError(
-                f"rows are a tensor (N, *event), not of shape {tuple(self.x.shape)}: "
+                f"rows are a tensor (N, *shape), not of shape {tuple(self.x.shape)}: "
                 "of single numbers make a column, x.unsqueeze(1)"
             )
         if not len(self.x):
@@ -133,7 +134,7 @@ class TensorDataset:
             raise InputError(f"{bad} of {len(self.x)} rows hold NaN or infinite values")
 
     @property
-    def event(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         return tuple(self.x.shape[1:])
 
     def __len__(self) -> int:
@@ -141,15 +142,15 @@ class TensorDataset:
 
     @property
     def values(self) -> Tensor:
-        """Return all rows, `(N, *event)`; pixels as float32."""
+        """Return all rows, `(N, *shape)`; pixels as float32."""
         return floats(self.x)
 
     def take(self, index: Tensor | slice) -> TensorDataset:
-        """Return the law of some of the rows."""
+        """Return the distribution of some of the rows."""
         return TensorDataset(self.x[index], None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device) -> TensorDataset:
-        """Return the same law with its rows on a device; its chunks are then on that device."""
+        """Return the same distribution with its rows on a device; its chunks are then on that device."""
         return TensorDataset(self.x.to(device), self.labels)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -164,20 +165,20 @@ class TensorDataset:
 @final
 @dataclass(frozen=True)
 class Scaled:
-    """A law of data units, in the units of a model, float32; its chunks are on the device of the scaling."""
+    """A distribution of data units, in the units of a model, float32; its chunks are on the device of the scaling."""
 
-    law: DistributionField = DistributionField()
+    distribution: DistributionField = DistributionField()
     scaling: Scaling  # type: ignore[misc]  # the field before has no default, but a descriptor
 
     @property
-    def event(self) -> tuple[int, ...]:
-        return self.law.event
+    def shape(self) -> tuple[int, ...]:
+        return self.distribution.shape
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self._apply(self.law.sample(n, generator)).cpu()
+        return self._apply(self.distribution.sample(n, generator)).cpu()
 
     def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
-        for x, labels in chunks(self.law, size, seed=seed, start=start, part=part):
+        for x, labels in chunks(self.distribution, size, seed=seed, start=start, part=part):
             yield self._apply(x), labels
 
     def _apply(self, x: Tensor) -> Tensor:
@@ -187,19 +188,20 @@ class Scaled:
 @final
 @dataclass(frozen=True)
 class Flipped:
-    """A law of images `(C, H, W)`, of whose chunks each row is mirrored, left to right, with probability 1/2."""
+    """A distribution of images `(C, H, W)`, of whose chunks each row is mirrored, left to right, with probability
+    1/2."""
 
-    law: DistributionField = DistributionField()
+    distribution: DistributionField = DistributionField()
 
     @property
-    def event(self) -> tuple[int, ...]:
-        return self.law.event
+    def shape(self) -> tuple[int, ...]:
+        return self.distribution.shape
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.law.sample(n, generator)
+        return self.distribution.sample(n, generator)
 
     def chunks(self, size: int, *, seed: int, start: int = 0, part: Part = WHOLE) -> Iterator[Labelled]:
-        read = chunks(self.law, size, seed=seed, start=start, part=part)
+        read = chunks(self.distribution, size, seed=seed, start=start, part=part)
         for k, (x, labels) in enumerate(read, start):
             mirrored = torch.rand(size, generator=generator(seed, "flips", k))[part.rows(size)] < 0.5
             yield torch.where(mirrored.to(x.device).reshape(-1, 1, 1, 1), x.flip(-1), x), labels

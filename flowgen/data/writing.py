@@ -38,8 +38,8 @@ def write_rows(
     The file takes its name once it is complete. An open file gets a CSV, and stays open.
 
     Args:
-        chunks: tensors `(n, *event)`, together of `shape`.
-        shape: `(N, *event)`.
+        chunks: tensors `(n, *shape)`, together of `shape`.
+        shape: `(N, *shape)`.
         columns: header of a CSV; x0, x1, ... where empty.
         double: in float64, of which a CSV holds all digits.
         labels: of the rows, by their names in a CSV, and the array `y` of an `.npz`; an `.npy` has no place for them.

@@ -6,9 +6,9 @@ goes all of it, and `slerp` goes between two such ends.
 """
 
 from flowgen.editing.guiding import PiGDM, Spread, unit_variance
-from flowgen.editing.journeys import from_time, inverted, noised, slerp
+from flowgen.editing.inversion import from_time, inverted, noised, slerp
 from flowgen.editing.measurements import Downsampled, Grey, Mask, Measurement, framed, project
-from flowgen.editing.replacing import RePaint, resampled
+from flowgen.editing.repaint import RePaint, resampled
 
 __all__ = [
     "Downsampled",

@@ -14,7 +14,7 @@ __all__ = ["Downsampled", "Grey", "Mask", "Measurement", "framed", "project"]
 
 
 class Measurement(Protocol):
-    """A linear map of rows x `(B, *event)` to y `(B, *measured)`, and its pseudo-inverse, both row by row."""
+    """A linear map of rows x `(B, *shape)` to y `(B, *measured)`, and its pseudo-inverse, both row by row."""
 
     def apply(self, x: Tensor) -> Tensor: ...
 
@@ -22,7 +22,7 @@ class Measurement(Protocol):
 
 
 def project(measurement: Measurement, x: Tensor, y: Tensor) -> Tensor:
-    """Return the point of {x1 : A x1 = y} that is nearest to x `(B, *event)`: (x - A^+ A x) + A^+ y.
+    """Return the point of {x1 : A x1 = y} that is nearest to x `(B, *shape)`: (x - A^+ A x) + A^+ y.
 
     So written, the known entries of a `Mask` are those of y to the last bit, and the others those of x.
     """
@@ -35,7 +35,7 @@ class Mask:
     """Some entries are known: A keeps them, and is 0 elsewhere. It is its own pseudo-inverse.
 
     Args:
-        known: bool, of a shape that broadcasts with x `(B, *event)`: one mask for all rows, or one each.
+        known: bool, of a shape that broadcasts with x `(B, *shape)`: one mask for all rows, or one each.
 
     Raises:
         InputError: unless it is bool.

@@ -6,7 +6,7 @@ reflow beside its parent. `pairing` measures the cost and the distances of coupl
 """
 
 from flowgen.evaluation.copying import NearestTraining, suspects
-from flowgen.evaluation.measure import Estimate, Quality, Settings, floor, geometry, kl_divergence, quality
+from flowgen.evaluation.measure import Estimate, Quality, Settings, geometry, kl_divergence, quality, real_vs_real
 from flowgen.evaluation.report import SHARES, TITLES, Evaluation, curves
 from flowgen.evaluation.rounds import Figures, Round, measure_round
 from flowgen.evaluation.subject import FEATURES, EvaluatedModel, Reference, Sound, load_sound, load_subject, subject_of
@@ -30,13 +30,13 @@ __all__ = [
     "Settings",
     "Sound",
     "curves",
-    "floor",
     "geometry",
     "kl_divergence",
     "load_sound",
     "load_subject",
     "measure_round",
     "quality",
+    "real_vs_real",
     "subject_of",
     "suspects",
 ]

@@ -29,7 +29,7 @@ def suspects(subject: EvaluatedModel, settings: Settings) -> NearestTraining | N
     """Return the samples of the first repeat, of the most steps, that are nearest to a training image relative to the
     second nearest, in the view of the subject; None unless these are images in memory.
     """
-    if subject.trained_on is None or subject.seen is None or len(subject.seen.event) != 3:
+    if subject.trained_on is None or subject.seen is None or len(subject.seen.shape) != 3:
         return None
     start, steps = draw_start(subject, settings, 0), max(settings.steps)
     drawn = follow(subject, start, steps, settings.solver, settings.spacing).x

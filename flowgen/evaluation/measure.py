@@ -30,11 +30,11 @@ __all__ = [
     "draw_truth",
     "estimate",
     "fine_steps",
-    "floor",
     "follow",
     "geometry",
     "kl_divergence",
     "quality",
+    "real_vs_real",
     "trajectories",
 ]
 
@@ -67,7 +67,7 @@ class Settings(NamedTuple):
     def named(self) -> str:
         """Return the name of its solver on the command line."""
         known = (name for name, made in SOLVERS.items() if made == self.solver)
-        return "jump" if self.solver.jumps else self.called or next(known, repr(self.solver))
+        return "jump" if self.solver.needs_flow_map else self.called or next(known, repr(self.solver))
 
     def check(self, subject: EvaluatedModel) -> None:
         """Refuse numbers that are not positive, or fewer rows than neighbours.
@@ -127,7 +127,7 @@ class Quality(NamedTuple):
     figures: dict[str, Estimate]
 
 
-def floor(subject: EvaluatedModel, settings: Settings) -> dict[str, Estimate]:
+def real_vs_real(subject: EvaluatedModel, settings: Settings) -> dict[str, Estimate]:
     """Return the figures of true rows beside other true rows: a perfect model has these."""
     settings.check(subject)
     repeats = []
@@ -155,7 +155,7 @@ def quality(subject: EvaluatedModel, settings: Settings) -> Iterator[Quality]:
             asked, classify = starts[index].cond, subject.view.classify
             if asked is not None and classify is not None:
                 compared["agreement"] = (classify(x) == asked).double().mean().item()
-            if fine is not None and not settings.solver.draws:
+            if fine is not None and not settings.solver.stochastic:
                 compared["endpoint_error"] = metrics.endpoint_error(drawn.x, fine[index])
             figures.append(compared)
         seconds = follow(subject, thousand, steps, settings.solver, settings.spacing).seconds
@@ -224,7 +224,7 @@ class _Followed(NamedTuple):
 
 def fine_steps(subject: EvaluatedModel) -> int:
     """Return the steps of RK4 that stand for the exact flow."""
-    return FINE_IMAGES if len(subject.source.law.event) == 3 else FINE
+    return FINE_IMAGES if len(subject.source.distribution.shape) == 3 else FINE
 
 
 def follow(subject: EvaluatedModel, start: Start, steps: int, solver: Solver, spacing: Spacing = even) -> _Followed:
@@ -244,7 +244,7 @@ def geometry(subject: EvaluatedModel, settings: Settings) -> dict[str, Estimate]
     """Return the geometry of 100 Euler steps, in model units: path energy, straightness, curvature; transport_cost,
     W2^2 from where trajectories start to data; transport_noise, W2^2 of two true sets, which is part of that cost too;
     normalised_path_energy, only where the noise is less than NOISE of the cost, since otherwise the cost says little of
-    the laws. Empty for a model without a velocity.
+    the distributions. Empty for a model without a velocity.
     """
     settings.check(subject)
     if not subject.fields:
@@ -282,14 +282,14 @@ def kl_divergence(subject: EvaluatedModel, settings: Settings) -> Estimate | Non
     """Return KL(data || model) = E log p_data(x) - log p_model(x) over data x, in nats; None unless the densities of
     both ends are known, and the model has a velocity.
     """
-    model, source, law = subject.model, subject.source.law, subject.reference.law
-    if not (subject.fields and isinstance(source, Density) and isinstance(law, Density)):
+    model, source, distribution = subject.model, subject.source.distribution, subject.reference.distribution
+    if not (subject.fields and isinstance(source, Density) and isinstance(distribution, Density)):
         return None
     grid, values = grids.uniform(DENSITY_STEPS, *model.span), []
     for index in range(settings.repeats):
-        x = law.sample(density_points(settings), generator(settings.seed, "likelihood", index))
+        x = distribution.sample(density_points(settings), generator(settings.seed, "likelihood", index))
         found = log_likelihood(model, source, x, grid, solvers.rk4)
-        values.append((law.log_density(x.double()) - found).mean().item())
+        values.append((distribution.log_density(x.double()) - found).mean().item())
     return estimate(values)
 
 

@@ -153,7 +153,7 @@ class Stream(NamedTuple):
     """Batches without end, and the facts known before the first."""
 
     pairs: Iterator[Pair]
-    facts: dict[str, float]
+    diagnostics: dict[str, float]
 
 
 Say = Callable[[str], None]
@@ -167,8 +167,8 @@ def stream_of(config: Config, data: LoadedData, ends: IndependentPairs, preparin
     coupling, size = config.coupling, config.train.batch_size
     if isinstance(coupling, SemidiscreteConfig):
         with preparing.running():
-            made, facts = _semidiscrete(config, data, ends, say)
-        return Stream(made.stream(size, seed=config.seed), facts)
+            made, diagnostics = _semidiscrete(config, data, ends, say)
+        return Stream(made.stream(size, seed=config.seed), diagnostics)
     watched = _Watched(coupling, preparing) if isinstance(coupling, Prepared) else coupling
     pool = Pool(config.pool.batches, 1)
     return Stream(batches(ends, size, seed=config.seed, coupling=watched, pool=pool, threads=0), {})
@@ -202,7 +202,7 @@ class Measured(NamedTuple):
     seconds: float
     cost: float
     data: Counter[int]
-    facts: dict[str, float]
+    diagnostics: dict[str, float]
     warnings: list[str]
     shown: Pair
 
@@ -219,14 +219,14 @@ def measure(
             next(stream_of(_pooled(config, 1, 1), data, ends, Clock(), say).pairs)
         stream = stream_of(config, data, ends, preparing, say)
         made = [_pool(config, stream.pairs, preparing) for _ in range(pools)]
-        facts = {**stream.facts, **_facts(trial, ends)}
+        diagnostics = {**stream.diagnostics, **_diagnostics(trial, ends)}
     return Measured(
         trial,
         preparing.seconds,
         median(pool.seconds for pool in made) / config.pool.batches,
         torch.cat([pool.squares for pool in made]).mean().item(),
         sum((pool.data for pool in made), Counter()),
-        facts,
+        diagnostics,
         _told(caught),
         made[0].shown,
     )
@@ -258,13 +258,13 @@ def _pool(config: Config, stream: Iterator[Pair], preparing: Clock) -> _Pool:
     return _Pool(seconds, squares, data, pairs[0])
 
 
-def _facts(trial: Trial, ends: IndependentPairs) -> dict[str, float]:
+def _diagnostics(trial: Trial, ends: IndependentPairs) -> dict[str, float]:
     """Return what a coupling says of its plan for ends that are not coupled yet."""
     config = trial.config
     if not isinstance(config.coupling, Reporting):
         return {}
     drawn = next(ends.stream(max(config.train.batch_size, trial.group or 0), seed=config.seed))
-    return config.coupling.facts(*drawn)
+    return config.coupling.diagnostics(*drawn)
 
 
 class Comparison(NamedTuple):
@@ -337,6 +337,6 @@ class Comparison(NamedTuple):
             "transport_cost": of.cost,
             "ratio": ratio if math.isfinite(ratio) else None,
             "data_used": self.used(of),
-            "facts": of.facts,
+            "diagnostics": of.diagnostics,
             "warnings": of.warnings,
         }

@@ -50,7 +50,7 @@ class Evaluation(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """Return everything as JSON values: what was compared, how, and the results; None for what is not finite."""
         subject, settings = self.subject, self.settings
-        law, size = subject.reference.law, subject.size(settings.num)
+        distribution, size = subject.reference.distribution, subject.size(settings.num)
         return {
             "run": subject.name,
             **(subject.facts or {}),
@@ -59,7 +59,7 @@ class Evaluation(NamedTuple):
             "device": str(subject.model.device),
             "source": subject.source.name,
             "reference": subject.reference.name,
-            "reference_rows": len(law) if isinstance(law, TensorDataset) else None,
+            "reference_rows": len(distribution) if isinstance(distribution, TensorDataset) else None,
             "compared": subject.view.name,
             "features": subject.view.features,
             "rows_per_set": size,

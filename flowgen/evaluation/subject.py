@@ -29,27 +29,29 @@ __all__ = ["FEATURES", "EvaluatedModel", "Reference", "Sound", "load_sound", "lo
 
 @final
 class Reference:
-    """A law of which independent sets can be drawn again and again.
+    """A distribution of which independent sets can be drawn again and again.
 
     Args:
         name: says in words what it is.
-        law: `TensorDataset` give disjoint random sets of their rows; any other law gives new draws.
+        distribution: `TensorDataset` give disjoint random sets of their rows; any other distribution gives new draws.
         sets: how many sets are drawn at a time: two of the truth, whose distance is the floor.
     """
 
-    def __init__(self, name: str, law: Distribution, sets: int = 2) -> None:
-        self.name, self.law, self.sets = name, law, sets
+    def __init__(self, name: str, distribution: Distribution, sets: int = 2) -> None:
+        self.name, self.distribution, self.sets = name, distribution, sets
 
     def size(self, num: int) -> int:
         """Return how many rows each set has that should have `num`."""
-        return min(num, len(self.law) // self.sets) if isinstance(self.law, TensorDataset) else num
+        return min(num, len(self.distribution) // self.sets) if isinstance(self.distribution, TensorDataset) else num
 
     def draw(self, size: int, seed: int, index: int) -> tuple[Tensor, ...]:
-        """Draw the sets, each `(size, *event)`: a function of the arguments and the number of sets alone."""
+        """Draw the sets, each `(size, *shape)`: a function of the arguments and the number of sets alone."""
         rng, total = generator(seed, f"evaluate {self.sets}", index), self.sets * size
-        if isinstance(self.law, TensorDataset):
-            return self.law.take(torch.randperm(len(self.law), generator=rng)[:total]).values.split(size)
-        return self.law.sample(total, rng).split(size)
+        if isinstance(self.distribution, TensorDataset):
+            return self.distribution.take(torch.randperm(len(self.distribution), generator=rng)[:total]).values.split(
+                size
+            )
+        return self.distribution.sample(total, rng).split(size)
 
 
 class EvaluatedModel(NamedTuple):
@@ -60,9 +62,9 @@ class EvaluatedModel(NamedTuple):
     source: where samples start, one set in model units; of a table, its held-out rows.
     reference: the truth, two sets in data units.
     view: what of samples and truth is compared.
-    trained_on: the training rows as the view has them, to find copies of; None for a law without rows.
+    trained_on: the training rows as the view has them, to find copies of; None for a distribution without rows.
     facts: what else a reader of the figures should know.
-    labels: the law of the labels that samples are asked for; None without.
+    labels: the distribution of the labels that samples are asked for; None without.
     guided: what is walked, made of the model's velocity.
     fields: whether the model has a velocity.
     jump_counts: in how many steps a flow map can jump; empty for a velocity.
@@ -95,7 +97,7 @@ class EvaluatedModel(NamedTuple):
         solver = solver or (solvers.FlowMapStep() if self.jump_counts else solvers.euler)
         if steps is None:
             adaptive = isinstance(solver, solvers.AdaptiveSolver)
-            steps = self.jump_counts or (1,) if solver.jumps else (1,) if adaptive else (1, 2, 4, 8, 16, 100)
+            steps = self.jump_counts or (1,) if solver.needs_flow_map else (1,) if adaptive else (1, 2, 4, 8, 16, 100)
         if min(steps, default=0) < 1:
             raise InputError(f"steps must be at least 1, not {min(steps, default=0)}")
         if self.sampler is not None:
@@ -164,10 +166,10 @@ def subject_of(
         InputError: for what does not apply to the run, where nothing was held out, or for a bad file.
     """
     folder, trained, data = run
-    config, event = trained.config, trained.source.event
+    config, shape = trained.config, trained.source.shape
     trained.guided(trained.model.velocity, guidance)  # what is wrong with it is said before the work
     truth = _held_out(config.data, data) if against is None else _of_file(Path(against), trained, data, header)
-    make_view = lookup("features", features or ("rows" if len(event) == 1 else "pca"), FEATURES)
+    make_view = lookup("features", features or ("rows" if len(shape) == 1 else "pca"), FEATURES)
     view = make_view(folder, trained, data, None if weights is None else Path(weights))
     facts = {
         "data": named(config.data),
@@ -183,35 +185,40 @@ def subject_of(
         _source(trained),
         truth,
         view,
-        view.apply(data.law.values) if isinstance(data.law, TensorDataset) else None,
+        view.apply(data.distribution.values) if isinstance(data.distribution, TensorDataset) else None,
         facts,
         trained.labels,
         lambda field: trained.guided(field, guidance),
         config.objective.fields,
         jump_counts(config),
         lambda solver, steps, seed: sampler(config, trained.model, trained.source, solver, steps, seed),
-        data.law if isinstance(data.law, TensorDataset) else None,
+        data.distribution if isinstance(data.distribution, TensorDataset) else None,
     )
 
 
 def _held_out(name: str, data: LoadedData) -> Reference:
-    law = data.unseen(name)
-    kind = f"the {len(law)} held-out rows" if isinstance(law, TensorDataset) else "new draws"
-    return Reference(f"{kind} of {Path(name).name}, which training did not see", law)
+    distribution = data.unseen(name)
+    kind = f"the {len(distribution)} held-out rows" if isinstance(distribution, TensorDataset) else "new draws"
+    return Reference(f"{kind} of {Path(name).name}, which training did not see", distribution)
 
 
 def _of_file(path: Path, trained: Trained, data: LoadedData, header: str | None) -> Reference:
-    law, columns = read_rows(str(path), trained.config.images, trained.config.table.asked(header))
-    if len(law.event) != len(trained.source.event) or (len(law.event) > 1 and law.event != trained.source.event):
-        raise InputError(f"{path} has rows of shape {law.event}, samples are of {trained.source.event}")
-    if len(law.event) == 1:
-        law = TensorDataset(
-            law.x[:, column_order(columns, law.event[0], trained.columns, trained.source.event[0], str(path))]
+    distribution, columns = read_rows(str(path), trained.config.images, trained.config.table.asked(header))
+    if len(distribution.shape) != len(trained.source.shape) or (
+        len(distribution.shape) > 1 and distribution.shape != trained.source.shape
+    ):
+        raise InputError(f"{path} has rows of shape {distribution.shape}, samples are of {trained.source.shape}")
+    if len(distribution.shape) == 1:
+        distribution = TensorDataset(
+            distribution.x[
+                :, column_order(columns, distribution.shape[0], trained.columns, trained.source.shape[0], str(path))
+            ]
         )
-    seen = set(_each(data.law.values)) if isinstance(data.law, TensorDataset) else set()
-    count = sum(row in seen for row in _each(law.values))
+    seen = set(_each(data.distribution.values)) if isinstance(data.distribution, TensorDataset) else set()
+    count = sum(row in seen for row in _each(distribution.values))
     return Reference(
-        f"the {len(law)} rows of {shown(path)}" + (f", {count} of which training saw" if count else ""), law
+        f"the {len(distribution)} rows of {shown(path)}" + (f", {count} of which training saw" if count else ""),
+        distribution,
     )
 
 
@@ -223,12 +230,12 @@ def _each(x: Tensor) -> Iterator[bytes]:
 def _source(trained: Trained) -> Reference:
     config, scaling = trained.config, trained.model.scaling
     if config.source == "gaussian":
-        return Reference("gaussian", Gaussian(trained.source.event), sets=1)
-    law = config.load_source(trained.source.event, trained.columns).unseen(config.source)
-    if isinstance(law, TensorDataset):
-        x = views.in_model_units(scaling, law.values)
+        return Reference("gaussian", Gaussian(trained.source.shape), sets=1)
+    distribution = config.load_source(trained.source.shape, trained.columns).unseen(config.source)
+    if isinstance(distribution, TensorDataset):
+        x = views.in_model_units(scaling, distribution.values)
         return Reference(f"the {len(x)} held-out rows of {Path(config.source).name}", TensorDataset(x), sets=1)
-    return Reference(config.source, Scaled(law, deepcopy(scaling).cpu()), sets=1)
+    return Reference(config.source, Scaled(distribution, deepcopy(scaling).cpu()), sets=1)
 
 
 Maker = Callable[[Path, Trained, LoadedData, Path | None], FeatureExtractor]
@@ -239,38 +246,44 @@ def _rows(folder: Path, trained: Trained, data: LoadedData, weights: Path | None
 
 
 def _pca(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> FeatureExtractor:
-    law = data.law
-    x = law.values if isinstance(law, TensorDataset) else law.sample(10_000, generator(0, "pca"))
+    distribution = data.distribution
+    x = (
+        distribution.values
+        if isinstance(distribution, TensorDataset)
+        else distribution.sample(10_000, generator(0, "pca"))
+    )
     return views.principal(trained.model.scaling, x)
 
 
 def _inception(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> FeatureExtractor:
-    views.check_image(trained.source.event)  # before anything is fetched
+    views.check_image(trained.source.shape)  # before anything is fetched
     return views.inception(trained.model.scaling, weights)
 
 
 def _classifier(folder: Path, trained: Trained, data: LoadedData, weights: Path | None) -> FeatureExtractor:
     """Return a classifier of the training rows, which is kept beside the run."""
     config, scaling = trained.config, trained.model.scaling
-    law, held_out = data.law, data.held_out
-    if isinstance(law, ImageFolder):
+    distribution, held_out = data.distribution, data.held_out
+    if isinstance(distribution, ImageFolder):
         raise InputError(
             f"features of a classifier need the images in memory: {config.data} is larger than images.memory"
         )
     if (
-        not (isinstance(law, TensorDataset) and isinstance(held_out, TensorDataset))
-        or law.labels is None
+        not (isinstance(distribution, TensorDataset) and isinstance(held_out, TensorDataset))
+        or distribution.labels is None
         or held_out.labels is None
     ):
         raise InputError(f"features of a classifier need labels: {data.no_labels or f'{config.data} has none'}")
     classes, path = len(data.classes), folder / "classifier.safetensors"
     if classes < 2:
         raise InputError(f"features of a classifier need two classes: {config.data} has the one {data.classes[0]}")
-    net = Classifier(trained.source.event, classes, seed=config.split.seed)
+    net = Classifier(trained.source.shape, classes, seed=config.split.seed)
     of = {"data_hash": data.hash, "split": config.split.model_dump()}
     accuracy = _kept(path, net, of)
     if accuracy is None:
-        fit_classifier(net, views.in_model_units(scaling, law.values), law.labels, seed=config.split.seed)
+        fit_classifier(
+            net, views.in_model_units(scaling, distribution.values), distribution.labels, seed=config.split.seed
+        )
         found = views.labels_by(scaling, net, held_out.values)
         accuracy = (found == held_out.labels).double().mean().item()
         checkpoints.write_tensors(path, net.state_dict(), {"flowgen": json.dumps({"of": of, "accuracy": accuracy})})

@@ -32,7 +32,7 @@ class FeatureExtractor(NamedTuple):
 
     name: says it in words.
     features: whether it makes features, for which the distances of the image papers stand.
-    apply: data units `(N, *event)` to rows `(N, F)`, on the CPU.
+    apply: data units `(N, *shape)` to rows `(N, F)`, on the CPU.
     classify: data units to labels `(N,)`; None of a view that knows none.
     """
 
@@ -92,14 +92,14 @@ def labels_by(scaling: Scaling, net: Classifier, x: Tensor) -> Tensor:
     return torch.cat([net(part).argmax(1) for part in in_model_units(scaling, x).split(4096)])
 
 
-def check_image(event: tuple[int, ...]) -> None:
+def check_image(shape: tuple[int, ...]) -> None:
     """Refuse events that are not images of 1 or 3 channels.
 
     Raises:
         InputError: unless events are images of 1 or 3 channels.
     """
-    if len(event) != 3 or event[0] not in (1, 3):
-        raise InputError(f"Inception looks at images of 1 or 3 channels, not at rows of shape {event}")
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(f"Inception looks at images of 1 or 3 channels, not at rows of shape {shape}")
 
 
 def inception(scaling: Scaling, weights: Path | None) -> FeatureExtractor:

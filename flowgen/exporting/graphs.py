@@ -30,7 +30,7 @@ class SamplerGraph(nn.Module):
         solver: of steps that are fixed.
         scaled: whether source points come in data units; else in model units, as Gaussian noise does.
 
-    Shapes: noise `(B, *event)`, labels int64 `(B,)` or None, to samples `(B, *event)` in data units.
+    Shapes: noise `(B, *shape)`, labels int64 `(B,)` or None, to samples `(B, *shape)` in data units.
     """
 
     def __init__(self, model: Model, times: Sequence[float], solver: Solver, scaled: bool = False) -> None:
@@ -51,7 +51,7 @@ class SamplerGraph(nn.Module):
 class VelocityGraph(nn.Module):
     """The velocity field of a model, in model units.
 
-    Shapes: x `(B, *event)`, t `(B,)`, labels int64 `(B,)` or None, to dx/dt `(B, *event)`.
+    Shapes: x `(B, *shape)`, t `(B,)`, labels int64 `(B,)` or None, to dx/dt `(B, *shape)`.
     """
 
     def __init__(self, model: Model) -> None:
@@ -111,7 +111,7 @@ def sampler(trained: Trained, grid: Tensor, solver: Solver) -> Graph:
         InputError: for a solver that chooses its steps by what it meets, or draws noise between them.
     """
     steps = len(grid) - 1
-    if solver.joint:
+    if solver.couples_batch:
         raise InputError("an adaptive solver has no fixed steps to export: choose euler, midpoint, heun, rk4 or ab2")
     if isinstance(solver, ConsistencySampler):
         if steps > 1:
@@ -141,4 +141,4 @@ def _scaled(trained: Trained) -> bool:
 
 
 def _facts(trained: Trained) -> dict[str, Any]:
-    return {"event": trained.source.event, "classes": trained.classes, "columns": trained.columns, "step": trained.step}
+    return {"shape": trained.source.shape, "classes": trained.classes, "columns": trained.columns, "step": trained.step}

@@ -99,7 +99,7 @@ def _graph(trained: Trained, steps: int | None, solver: str | None) -> Graph:
         raise InputError(f"{solver} is a sampler of diffusions, which are not exported: choose another, such as heun")
     given = lookup("solver", solver, SOLVERS) if solver else None
     chosen, grid = sampler(trained.config, trained.model, trained.source, given, steps)
-    name = solver or ("jump" if chosen.jumps else "heun")
+    name = solver or ("jump" if chosen.needs_flow_map else "heun")
     graph = graphs.sampler(trained, grid, chosen)
     return replace(graph, words=f"{graph.words} of {name}", facts={**graph.facts, "solver": name})
 

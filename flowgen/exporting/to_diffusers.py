@@ -42,7 +42,7 @@ def check(trained: Trained) -> dict[str, Any]:
         raise InputError("this run has learned to jump, and has no velocity for diffusers; choose onnx or torch-export")
     if not isinstance(trained.source, Gaussian):
         raise InputError("format diffusers is for flows that start from noise; onnx and torch-export take any source")
-    return arguments(net, trained.source.event, len(trained.classes))
+    return arguments(net, trained.source.shape, len(trained.classes))
 
 
 def write_diffusers(graph: Graph, folder: Path, steps: int) -> Compared:
@@ -96,7 +96,7 @@ def diffusers_parts() -> tuple[Any, Any]:
 
 def _card(trained: Trained, steps: int) -> str:
     """Return the card of an export, which says how to sample with diffusers."""
-    shape, classes = ", ".join(map(str, trained.source.event)), len(trained.classes)
+    shape, classes = ", ".join(map(str, trained.source.shape)), len(trained.classes)
     names = ", ".join(map(repr, trained.classes[:10])) + ", ..." * (classes > 10)
     labels = f"labels = torch.arange(16) % {classes}  # in order {names}; {classes} says that there is none\n"
     return f"""# A flow for diffusers

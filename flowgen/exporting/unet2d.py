@@ -34,7 +34,7 @@ TIMESTEPS = 128
 GROUPS = 32
 
 
-def arguments(net: UNetConfig, event: tuple[int, ...], classes: int) -> dict[str, Any]:
+def arguments(net: UNetConfig, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
     """Return the arguments of the UNet2DModel that has the shape of a U-Net.
 
     Raises:
@@ -57,9 +57,9 @@ def arguments(net: UNetConfig, event: tuple[int, ...], classes: int) -> dict[str
     half = net.channels // 2
     kinds = ["Attn" if attends else "" for attends in attended]
     return {
-        "sample_size": event[1:],
-        "in_channels": event[0],
-        "out_channels": event[0],
+        "sample_size": shape[1:],
+        "in_channels": shape[0],
+        "out_channels": shape[0],
         "freq_shift": half - (half - 1) * math.log2(10_000) / 7,  # 10000^(-k / (half - it)) is 2^(-7 k / (half - 1))
         "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
         "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),

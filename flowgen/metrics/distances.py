@@ -1,7 +1,8 @@
-"""Distances between two sets of samples. All are 0 for equal sets, and grow as one law moves away from the other.
+"""Distances between two sets of samples. All are 0 for equal sets, and grow as one distribution moves away from the
+other.
 
-Two sets from the same law are not at distance 0: what remains, the floor, falls with the size of the sets, and belongs
-beside every figure.
+Two sets from the same distribution are not at distance 0: what remains, the floor, falls with the size of the sets, and
+belongs beside every figure.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
     Of more than EXACT points, the first EXACT of each set are compared, and a UserWarning says so: put the rows in
     random order, or take `sliced_wasserstein2`.
 
-    Shapes: x and y `(N, *event)`. Units: those of x.
+    Shapes: x and y `(N, *shape)`. Units: those of x.
 
     Raises:
-        InputError: if the sets differ in size or event, are empty, or hold NaN or infinite values.
+        InputError: if the sets differ in size or shape, are empty, or hold NaN or infinite values.
     """
     import ot
 
@@ -61,9 +62,9 @@ def sliced_wasserstein2(x: Tensor, y: Tensor, generator: torch.Generator, projec
     SW2 = sqrt(mean over theta of W2^2(<theta, x>, <theta, y>)),  theta uniform on the unit sphere.
 
     The shadow of a line is solved by sorting, so that a million points take seconds, and the floor falls as N^(-1/2)
-    in any dimension, for laws in one piece; where modes are apart, as slowly as N^(-1/4). SW2 <= W2 / sqrt(d).
+    in any dimension, for distributions in one piece; where modes are apart, as slowly as N^(-1/4). SW2 <= W2 / sqrt(d).
 
-    Shapes: x `(N, *event)`, y `(M, *event)`. Units: those of x.
+    Shapes: x `(N, *shape)`, y `(M, *shape)`. Units: those of x.
 
     Args:
         generator: of the directions; the same directions make figures comparable.
@@ -86,9 +87,9 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
     D = sqrt(2 E|x - y| - E|x - x'| - E|y - y'|),
 
-    over all pairs of rows, a row with itself too. It is 0 only between equal laws, and needs no tuning.
+    over all pairs of rows, a row with itself too. It is 0 only between equal distributions, and needs no tuning.
 
-    Shapes: x `(N, *event)`, y `(M, *event)`. Units: the square root of those of x.
+    Shapes: x `(N, *shape)`, y `(M, *shape)`. Units: the square root of those of x.
 
     Raises:
         InputError: if the events differ, a set is empty, or holds NaN or infinite values.
@@ -113,7 +114,7 @@ def mmd(x: Tensor, y: Tensor, width: float | None = None) -> float:
 
     over all pairs of rows, a row with itself too.
 
-    Shapes: x `(N, *event)`, y `(M, *event)`. Units: none, 0 to sqrt(2).
+    Shapes: x `(N, *shape)`, y `(M, *shape)`. Units: none, 0 to sqrt(2).
 
     Args:
         width: of the middle kernel, in units of x; None for sqrt(trace of the covariance of both sets together).

@@ -18,7 +18,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     which is the FID where the features are Inception's (arXiv 1706.08500). It is biased upward, by
     the square of the number of features over the number of rows: compare only figures of equally many rows.
 
-    Shapes: x `(N, *event)`, y `(M, *event)`. Units: squared ones of x.
+    Shapes: x `(N, *shape)`, y `(M, *shape)`. Units: squared ones of x.
 
     Raises:
         InputError: for fewer than 2 rows, different events, NaN or infinite values.
@@ -41,10 +41,10 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
 
     KD = mean over i != j of k(x_i, x_j) + the same of y - 2 mean over all i, j of k(x_i, y_j),
 
-    which is the KID where the features are Inception's (arXiv 1801.01401). Its mean is 0 for equal laws, so it may come
-    out negative.
+    which is the KID where the features are Inception's (arXiv 1801.01401). Its mean is 0 for equal distributions, so it
+    may come out negative.
 
-    Shapes: x `(N, *event)`, y `(M, *event)`.
+    Shapes: x `(N, *shape)`, y `(M, *shape)`.
 
     Raises:
         InputError: for fewer than 2 rows, different events, NaN or infinite values.

@@ -14,7 +14,7 @@ __all__ = ["Geometry", "endpoint_error", "geometry", "normalised_path_energy"]
 
 
 class Geometry(NamedTuple):
-    """The geometry of trajectories: their states `(steps + 1, N, *event)`, path energy, straightness and curvature
+    """The geometry of trajectories: their states `(steps + 1, N, *shape)`, path energy, straightness and curvature
     (both 0 for lines).
     """
 
@@ -25,7 +25,7 @@ class Geometry(NamedTuple):
 
     @property
     def end(self) -> Tensor:
-        """Return where the trajectories end, `(N, *event)`."""
+        """Return where the trajectories end, `(N, *shape)`."""
         return self.states[-1]
 
 
@@ -40,7 +40,7 @@ def geometry(field: Field, x0: Tensor, grid: Tensor, cond: Tensor | None = None)
     Energy and straightness have the squared units of x0. Curvature has none, and does not see a change of speed.
     For steps that fill [0, 1], x1 - x0 = sum_k h_k v_k, and so straightness = path energy - mean |x1 - x0|^2.
 
-    Shapes: x0 `(N, *event)` at grid[0] = 0, grid `(steps + 1,)` up to 1; cond `(N, ...)`.
+    Shapes: x0 `(N, *shape)` at grid[0] = 0, grid `(steps + 1,)` up to 1; cond `(N, ...)`.
     """
     states, before = [x0], None
     energy, turned = torch.zeros(2, len(x0), dtype=torch.float64, device=x0.device)
@@ -71,7 +71,7 @@ def _angle(u: Tensor, v: Tensor) -> Tensor:
 def endpoint_error(ends: Tensor, reference: Tensor) -> float:
     """Return sqrt(mean_i |x_i - y_i|^2) between the ends of a few steps and of a fine solve from the same starts.
 
-    It is the error of the solver alone, whatever the model. Shapes: both `(N, *event)`. Units: those of x.
+    It is the error of the solver alone, whatever the model. Shapes: both `(N, *shape)`. Units: those of x.
 
     Raises:
         InputError: if the shapes differ.

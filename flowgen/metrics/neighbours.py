@@ -23,7 +23,7 @@ class Manifold(NamedTuple):
     precision: share of samples inside the ball of some data row: are they plausible? (arXiv 1904.06991)
     recall: share of data rows inside the ball of some sample: can the model make them? (arXiv 1904.06991)
     density: data balls around a sample, in the mean, over k: as precision, but not fooled by one far data row; 1 for
-        equal laws, and may exceed it (arXiv 2002.09797)
+        equal distributions, and may exceed it (arXiv 2002.09797)
     coverage: share of data rows with a sample inside their ball: are any modes left out? (arXiv 2002.09797)
     """
 
@@ -36,10 +36,10 @@ class Manifold(NamedTuple):
 def manifold(x: Tensor, data: Tensor, k: int = 5) -> Manifold:
     """Return precision, recall, density and coverage of samples x against data, by k-th nearest neighbours.
 
-    Shapes: x `(N, *event)`, data `(M, *event)`, or features of both.
+    Shapes: x `(N, *shape)`, data `(M, *shape)`, or features of both.
 
     Raises:
-        InputError: unless both sets have more than k >= 1 rows, of one event, without NaN or infinite values.
+        InputError: unless both sets have more than k >= 1 rows, of one shape, without NaN or infinite values.
     """
     if k < 1 or min(len(x), len(data)) <= k:
         raise InputError(f"{k} neighbours need more rows than that, not {len(x)} samples and {len(data)} rows of data")
@@ -87,7 +87,7 @@ def nearest(x: Tensor, data: Tensor) -> Nearest:
 
     The ratio is 0 where the nearest is met exactly. Rows of data that are equal count as one, the first.
 
-    Shapes: x `(N, *event)`, data `(M, *event)`.
+    Shapes: x `(N, *shape)`, data `(M, *shape)`.
 
     Raises:
         InputError: for fewer than 2 rows of data that differ, different events, NaN or infinite values.

@@ -30,11 +30,11 @@ def patchify(x: Tensor, patch: int) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
 
 
-def unpatchify(h: Tensor, patch: int, event: tuple[int, ...]) -> Tensor:
+def unpatchify(h: Tensor, patch: int, shape: tuple[int, ...]) -> Tensor:
     """Invert `patchify`, for images of shape (C, H, W)."""
-    channels, height, width = event
+    channels, height, width = shape
     h = h.reshape(h.shape[0], height // patch, width // patch, channels, patch, patch)
-    return h.permute(0, 3, 1, 4, 2, 5).reshape(h.shape[0], *event)
+    return h.permute(0, 3, 1, 4, 2, 5).reshape(h.shape[0], *shape)
 
 
 def positions(height: int, width: int, size: int) -> Tensor:
@@ -80,7 +80,7 @@ class DiT(nn.Module):
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     Args:
-        event: shape (C, H, W) of an image.
+        shape: (C, H, W) of an image.
         classes: number of labels; label `classes` is "no label". 0 for a net that ignores cond.
         patch: height and width of a patch.
         width: of a patch's vector, a multiple of 4 and of the heads.
@@ -99,7 +99,7 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        event: tuple[int, ...],
+        shape: tuple[int, ...],
         classes: int = 0,
         patch: int = 2,
         width: int = 384,
@@ -110,12 +110,12 @@ class DiT(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_size(event, patch, f"a DiT of patch {patch}")
+        check_size(shape, patch, f"a DiT of patch {patch}")
         if width % 4 or width % heads:
             raise InputError(f"a DiT needs a width that 4 and its {heads} heads divide, not {width}")
-        self.event, self.patch = event, patch
-        values = event[0] * patch * patch
-        self.register_buffer("position", positions(event[1] // patch, event[2] // patch, width), persistent=False)
+        self.shape, self.patch = shape, patch
+        values = shape[0] * patch * patch
+        self.register_buffer("position", positions(shape[1] // patch, shape[2] // patch, width), persistent=False)
         with seeded(seed):
             self.conditioning = Conditioning(256, width, classes)
             self.classes = classes
@@ -125,11 +125,11 @@ class DiT(nn.Module):
             self.modulation, self.out = zeroed(nn.Linear(width, 2 * width)), zeroed(nn.Linear(width, values))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        check_event(self, self.event, x)
+        check_event(self, self.shape, x)
         c = F.silu(self.conditioning(t, s, cond))
         h = self.embed(patchify(x, self.patch)) + self.position
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.modulation(c).unsqueeze(1).chunk(2, dim=2)
         h = self.out(modulate(self.norm(h), shift, scale))
-        return unpatchify(h, self.patch, self.event).to(x.dtype)
+        return unpatchify(h, self.patch, self.shape).to(x.dtype)

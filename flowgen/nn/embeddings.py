@@ -64,26 +64,26 @@ class Conditioning(nn.Module):
         self.classes = classes
         self.waves = FourierFeatures(size)
         self.time = nn.Linear(size, width)
-        self.gap = zeroed(nn.Linear(size, width, bias=False))
+        self.delta = zeroed(nn.Linear(size, width, bias=False))
         self.out = nn.Linear(width, width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
 
     def forward(self, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         dtype = self.time.weight.dtype
-        gap = torch.zeros_like(t) if s is None else s - t
-        apart = self.waves(gap) - self.waves(torch.zeros_like(t))
-        vector = self.out(F.silu(self.time(self.waves(t).to(dtype)) + self.gap(apart.to(dtype))))
+        delta = torch.zeros_like(t) if s is None else s - t
+        apart = self.waves(delta) - self.waves(torch.zeros_like(t))
+        vector = self.out(F.silu(self.time(self.waves(t).to(dtype)) + self.delta(apart.to(dtype))))
         return vector if self.label is None else vector + self.label(labels_or_null(cond, self.classes, t))
 
 
-def check_event(net: nn.Module, event: tuple[int, ...], x: Tensor) -> None:
-    """Refuse x of another shape than `(B, *event)`, for which the net was made.
+def check_event(net: nn.Module, shape: tuple[int, ...], x: Tensor) -> None:
+    """Refuse x of another shape than `(B, *shape)`, for which the net was made.
 
     Raises:
-        InputError: for x of another shape than `(B, *event)`, for which the net was made.
+        InputError: for x of another shape than `(B, *shape)`, for which the net was made.
     """
-    if tuple(x.shape[1:]) != tuple(event):
-        raise InputError(f"this {type(net).__name__} was made for rows of shape {event}, not {tuple(x.shape[1:])}")
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise InputError(f"this {type(net).__name__} was made for rows of shape {shape}, not {tuple(x.shape[1:])}")
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

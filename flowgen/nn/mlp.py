@@ -67,24 +67,24 @@ class MLP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.time, self.classes, self.event = TimeFeatures(frequencies), classes, (dim,)
+        self.time, self.classes, self.shape = TimeFeatures(frequencies), classes, (dim,)
         labels = classes + 1 if classes else 0
         sizes = [dim + self.time.size + labels, *[width] * depth]
         with seeded(seed):
             hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), activation())]
             self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], dim))
-            self.gap = zeroed(nn.Linear(self.time.size, width, bias=False)) if two_times else None
+            self.delta = zeroed(nn.Linear(self.time.size, width, bias=False)) if two_times else None
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        check_event(self, self.event, x)
+        check_event(self, self.shape, x)
         features = [x, self.time(t).to(x.dtype)]
         if self.classes:
             label = F.one_hot(labels_or_null(cond, self.classes, x), self.classes + 1)
             features.append(label.to(x.dtype))
-        if self.gap is None or s is None:
+        if self.delta is None or s is None:
             return self.layers(torch.cat(features, dim=1)).to(x.dtype)
         apart = self.time(s - t) - self.time(torch.zeros_like(t))
-        h = self.layers[0](torch.cat(features, dim=1)) + self.gap(apart.to(x.dtype))
+        h = self.layers[0](torch.cat(features, dim=1)) + self.delta(apart.to(x.dtype))
         for layer in islice(self.layers, 1, None):
             h = layer(h)
         return h.to(x.dtype)

@@ -39,14 +39,14 @@ class NoisyClassifier(nn.Module):
     until there are 4 pixels a side. All of it is smooth, since its gradient is used for guidance.
 
     Args:
-        event: shape of x: a row `(D,)` or an image `(C, H, W)`.
+        shape: of x: a row `(D,)` or an image `(C, H, W)`.
         classes: how many.
         width: of the blocks.
         depth: number of blocks.
         dropout: in the blocks, while training.
         seed: of the first weights; the output starts at zero.
 
-    Shapes: x `(B, *event)`, t `(B,)`, to `(B, classes)`; s and cond are not read.
+    Shapes: x `(B, *shape)`, t `(B,)`, to `(B, classes)`; s and cond are not read.
 
     Raises:
         InputError: for other events, or fewer than 2 classes.
@@ -54,7 +54,7 @@ class NoisyClassifier(nn.Module):
 
     def __init__(
         self,
-        event: tuple[int, ...],
+        shape: tuple[int, ...],
         classes: int,
         width: int = 128,
         depth: int = 3,
@@ -63,13 +63,13 @@ class NoisyClassifier(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if len(event) not in (1, 3):
-            raise InputError(f"a classifier reads rows or images, not events of shape {event}")
+        if len(shape) not in (1, 3):
+            raise InputError(f"a classifier reads rows or images, not events of shape {shape}")
         if classes < 2:
             raise InputError(f"a classifier needs two classes, not {classes}")
         with seeded(seed):
             self.conditioning = Conditioning(64, width, 0)
-            self.images, dim = _pyramid(event, width) if len(event) == 3 else (nn.ModuleList(), event[0])
+            self.images, dim = _pyramid(shape, width) if len(shape) == 3 else (nn.ModuleList(), shape[0])
             self.embed = nn.Linear(dim, width)
             self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
             self.norm = nn.LayerNorm(width)
@@ -85,9 +85,9 @@ class NoisyClassifier(nn.Module):
         return self.head(self.norm(h)).to(x.dtype)
 
 
-def _pyramid(event: tuple[int, ...], width: int) -> tuple[nn.ModuleList, int]:
+def _pyramid(shape: tuple[int, ...], width: int) -> tuple[nn.ModuleList, int]:
     """Return the convolutions of images, and how many numbers come out of them."""
-    channels, *size = event
+    channels, *size = shape
     layers, out, stride = [_Halved(channels, 32, 1, width)], 32, 2
     while max(size) > SIDE:
         wider = min(2 * out, 128)

@@ -30,22 +30,22 @@ class Block(nn.Module):
 
 @final
 class ResMLP(nn.Module):
-    """Residual blocks on all values of an event at once, with the adaLN-zero of arXiv 2212.09748 on times and label.
+    """Residual blocks on all values of a shape at once, with the adaLN-zero of arXiv 2212.09748 on times and label.
 
     Args:
-        event: shape of x, of any number of axes.
+        shape: of x, of any number of axes.
         classes: number of labels; label `classes` is "no label". 0 for a net that ignores cond.
         width: of all layers.
         depth: number of blocks.
         dropout: in the blocks, while training.
         seed: of the first weights; gates and output start at zero.
 
-    Shapes: x `(B, *event)`, t and s `(B,)`, cond int64 `(B,)` or None, to `(B, *event)`.
+    Shapes: x `(B, *shape)`, t and s `(B,)`, cond int64 `(B,)` or None, to `(B, *shape)`.
     """
 
     def __init__(
         self,
-        event: tuple[int, ...],
+        shape: tuple[int, ...],
         classes: int = 0,
         width: int = 256,
         depth: int = 4,
@@ -54,7 +54,7 @@ class ResMLP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.event, dim = event, math.prod(event)
+        self.shape, dim = shape, math.prod(shape)
         with seeded(seed):
             self.conditioning = Conditioning(64, width, classes)
             self.classes = classes
@@ -64,10 +64,10 @@ class ResMLP(nn.Module):
             self.modulation, self.out = zeroed(nn.Linear(width, 2 * width)), zeroed(nn.Linear(width, dim))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        check_event(self, self.event, x)
+        check_event(self, self.shape, x)
         c = F.silu(self.conditioning(t, s, cond))
         h = self.embed(x.flatten(1))
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.modulation(c).chunk(2, dim=1)
-        return self.out(modulate(self.norm(h), shift, scale)).unflatten(1, self.event).to(x.dtype)
+        return self.out(modulate(self.norm(h), shift, scale)).unflatten(1, self.shape).to(x.dtype)

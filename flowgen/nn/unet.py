@@ -41,7 +41,7 @@ class UNet(nn.Module):
     """The U-Net of arXiv 2105.05233, by torchcfm's blocks: residual blocks at each resolution, attention at some.
 
     Args:
-        event: shape (C, H, W) of an image.
+        shape: (C, H, W) of an image.
         classes: number of labels; label `classes` is "no label". 0 for a net that ignores cond.
         channels: at full resolution, a multiple of 32.
         blocks: residual blocks at each resolution on the way down, and one more on the way up.
@@ -61,7 +61,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        event: tuple[int, ...],
+        shape: tuple[int, ...],
         classes: int = 0,
         channels: int = 64,
         blocks: int = 2,
@@ -74,8 +74,8 @@ class UNet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.event = event
-        check_size(event, 2 ** (len(multipliers) - 1), "the U-Net")
+        self.shape = shape
+        check_size(shape, 2 ** (len(multipliers) - 1), "the U-Net")
         if channels % 32 or any(channels * m % heads for m in multipliers):
             raise InputError(f"the U-Net needs channels in multiples of 32 and of its {heads} heads, not {channels}")
         factors = [2**level for level in range(len(multipliers))]
@@ -85,10 +85,10 @@ class UNet(nn.Module):
 
         with seeded(seed):
             parts = UNetModel(
-                image_size=event[1],
-                in_channels=event[0],
+                image_size=shape[1],
+                in_channels=shape[0],
                 model_channels=channels,
-                out_channels=event[0],
+                out_channels=shape[0],
                 num_res_blocks=blocks,
                 attention_resolutions=tuple(attention),
                 dropout=dropout,
@@ -103,7 +103,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        check_event(self, self.event, x)
+        check_event(self, self.shape, x)
         c = self.conditioning(t, s, cond)
         h, skipped = x, []
         for block in self.down:
@@ -115,11 +115,11 @@ class UNet(nn.Module):
         return self.out(h).to(x.dtype)
 
 
-def check_size(event: tuple[int, ...], factor: int, who: str) -> None:
-    """Refuse, with InputError, an event that is not an image whose height and width `factor` divides."""
-    if len(event) != 3:
-        raise InputError(f"{who} reads images (channels, height, width), not events of shape {event}")
-    height, width = event[1:]
+def check_size(shape: tuple[int, ...], factor: int, who: str) -> None:
+    """Refuse, with InputError, a shape that is not an image whose height and width `factor` divides."""
+    if len(shape) != 3:
+        raise InputError(f"{who} reads images (channels, height, width), not events of shape {shape}")
+    height, width = shape[1:]
     if height % factor or width % factor:
         near = " or ".join(f"{size}x{size}" for size in _around(max(height, width), factor))
         raise InputError(f"{who} needs height and width divisible by {factor} (such as {near}), not {height}x{width}")

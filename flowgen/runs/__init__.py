@@ -23,6 +23,7 @@ from flowgen.runs.classifier import (
     train_classifier,
 )
 from flowgen.runs.densities import Asked, asked_rows, check_density, log_likelihoods
+from flowgen.runs.distillation import distill_config, stages
 from flowgen.runs.editing import Editor
 from flowgen.runs.folder import Run, Trained, check_vacant, load
 from flowgen.runs.guiding import Guidance, guided, load_weak
@@ -32,7 +33,6 @@ from flowgen.runs.potentials import find_potentials
 from flowgen.runs.report import describe, illustrate
 from flowgen.runs.rounds import reflow_config, round_file
 from flowgen.runs.sampler import ChosenSampler, jump_counts, sampler
-from flowgen.runs.teaching import distill_config, stages
 from flowgen.runs.train import Progress, train
 
 __all__ = [

@@ -38,7 +38,7 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 class TrainedClassifier(NamedTuple):
-    """A classifier, the names of its classes, and the law of the labels in the data."""
+    """A classifier, the names of its classes, and the distribution of the labels in the data."""
 
     posterior: Posterior
     classes: tuple[str, ...]
@@ -88,8 +88,8 @@ def train_classifier(
     Raises:
         Diverged: before the weights move, if the loss is not finite; nothing is kept then.
     """
-    config, event, classes = trained.config, trained.source.event, len(data.classes)
-    prior, start = log_prior(data.counts), NoisyClassifier(event, classes, seed=seed)
+    config, shape, classes = trained.config, trained.source.shape, len(data.classes)
+    prior, start = log_prior(data.counts), NoisyClassifier(shape, classes, seed=seed)
     state = State(_model(trained, start).to(device), LR, WEIGHT_DECAY, EMA)
     pairs = batches(config.ends(data, device), batch_size, seed=seed)
     rate = CosineRate(LR, steps, steps // 20)
@@ -117,7 +117,7 @@ def load_classifier(folder: StrPath, trained: Trained) -> TrainedClassifier:
         for key, value in _facts(trained.config, trained).items():
             if facts[key] != value:
                 raise InputError(f"{path} is of another {key} than this run: train it anew, with --overwrite")
-        model = _model(trained, NoisyClassifier(trained.source.event, len(classes)))
+        model = _model(trained, NoisyClassifier(trained.source.shape, len(classes)))
         model.load_state_dict(tensors)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, InputError):
@@ -135,7 +135,7 @@ def accuracies(known: TrainedClassifier, rows: TensorDataset, seed: int = 0) -> 
     model, labels = known.posterior.model, rows.labels
     assert labels is not None, "rows to measure by have labels"
     x1 = model.scaling.in_model_units(rows.values).to(model.device)
-    x0 = Gaussian(rows.event).sample(len(rows), generator(seed, "noise of a classifier")).to(x1)
+    x0 = Gaussian(rows.shape).sample(len(rows), generator(seed, "noise of a classifier")).to(x1)
     lo, hi = model.span
     for share in TIMES:
         t = lo + (hi - lo) * share
@@ -157,5 +157,5 @@ def _facts(config: Config, trained: Trained) -> dict[str, Any]:
         "data": trained.data_hash or config.data,
         "split": tree["split"],
         "schedule": tree["schedule"],
-        "event": list(trained.source.event),
+        "shape": list(trained.source.shape),
     }

@@ -33,17 +33,17 @@ DRAWS = 5000
 class Asked(NamedTuple):
     """Rows whose likelihood is asked.
 
-    x: in data units, `(N, *event)`.
+    x: in data units, `(N, *shape)`.
     name: says in words what they are.
     cond: the label of each, `(N,)`, or None.
-    law: that they are draws of, where its density is known.
+    distribution: that they are draws of, where its density is known.
     step: how far apart the shades of images are, which are dequantised by it; None of rows, and of continuous images.
     """
 
     x: Tensor
     name: str
     cond: Tensor | None = None
-    law: Density | None = None
+    distribution: Density | None = None
     step: float | None = None
 
 
@@ -75,39 +75,45 @@ def asked_rows(
     Raises:
         InputError: for a bad file, rows of another shape than the run's, or labels that it does not know.
     """
-    config, images, law = trained.config, len(trained.source.event) == 3, None
+    config, images, distribution = trained.config, len(trained.source.shape) == 3, None
     data = config.read_data() if images or file is None else None
     if data is not None:
         data = trained.check_data(data)
     if file is None:
         assert data is not None
-        law = data.unseen(config.data)
-        rows, name = _some(law, Path(config.data).name, num, seed)
+        distribution = data.unseen(config.data)
+        rows, name = _some(distribution, Path(config.data).name, num, seed)
     else:
         rows, name = _of_file(trained, file, num, header)
-    if rows.event != trained.source.event:
-        raise InputError(f"{name} have the shape {rows.event}, and those of this run {trained.source.event}")
-    step = _step(data.law) if data is not None and images else None
-    return Asked(rows.values, name, _labels(trained, rows, label), law if isinstance(law, Density) else None, step)
+    if rows.shape != trained.source.shape:
+        raise InputError(f"{name} have the shape {rows.shape}, and those of this run {trained.source.shape}")
+    step = _step(data.distribution) if data is not None and images else None
+    return Asked(
+        rows.values,
+        name,
+        _labels(trained, rows, label),
+        distribution if isinstance(distribution, Density) else None,
+        step,
+    )
 
 
-def _some(law: Distribution, name: str, num: int | None, seed: int) -> tuple[TensorDataset, str]:
+def _some(distribution: Distribution, name: str, num: int | None, seed: int) -> tuple[TensorDataset, str]:
     """Return rows that a run never saw: held-out ones, all or some at random, or new draws."""
     rng = generator(seed, "likelihood")
-    if not isinstance(law, TensorDataset):
-        x = law.sample(num or DRAWS, rng)
+    if not isinstance(distribution, TensorDataset):
+        x = distribution.sample(num or DRAWS, rng)
         return TensorDataset(x), f"{len(x)} new draws of {name}"
-    some = torch.randperm(len(law), generator=rng)[:num].sort().values
-    return law.take(some), f"{len(some)} held-out rows of {name}"
+    some = torch.randperm(len(distribution), generator=rng)[:num].sort().values
+    return distribution.take(some), f"{len(some)} held-out rows of {name}"
 
 
 def _of_file(trained: Trained, file: Path, num: int | None, header: str | None) -> tuple[TensorDataset, str]:
     """Read the rows of a file, with the labels that the run knows by the same names."""
-    if len(trained.source.event) == 3:
+    if len(trained.source.shape) == 3:
         found = _images(file, trained.config.images)
         x, names, labels = found.pixels, found.classes, found.labels
     else:
-        tables, width = trained.config.table.asked(header), trained.source.event[0]
+        tables, width = trained.config.table.asked(header), trained.source.shape[0]
         table = read_table(file, header=tables.named, label_column=tables.label_column, labels_needed=False)
         order = column_order(table.columns, table.x.shape[1], trained.columns, width, str(file))
         x, (labels, names) = table.x[:, order], table.numbered or (None, ())
@@ -145,11 +151,11 @@ def _labels(trained: Trained, rows: TensorDataset, label: int | None) -> Tensor 
     return torch.full((len(rows),), len(trained.classes))
 
 
-def _step(law: Distribution) -> float | None:
+def _step(distribution: Distribution) -> float | None:
     """Return the distance between the shades of the training images; None where these are more than 256, or uneven."""
-    if not isinstance(law, TensorDataset) or law.x.dtype == torch.uint8:
+    if not isinstance(distribution, TensorDataset) or distribution.x.dtype == torch.uint8:
         return 1 / 255
-    shades = law.x.unique().double()
+    shades = distribution.x.unique().double()
     if not 2 <= len(shades) <= MOST_SHADES:
         return None
     gaps = shades.diff() / shades.diff().min()
@@ -172,16 +178,16 @@ def log_likelihoods(
     Raises:
         Failure: where a trajectory is not finite.
     """
-    model, event, size = trained.model, trained.source.event, chunk_rows(trained.source.event)
+    model, shape, size = trained.model, trained.source.shape, chunk_rows(trained.source.shape)
     lo, hi = model.span
     grid = grids.uniform(steps, lo, hi) if hi == 1 else grids.log_snr(model.schedule, steps, lo, hi)
     for first in range(0, len(asked.x), size):
         rows = slice(first, first + size)
         x = asked.x[rows] if asked.step is None else dequantised(asked.x[rows], asked.step, seed, first)
         cond = None if asked.cond is None else asked.cond[rows]
-        drawn = probes(Rademacher(event), len(x), count, seed, first) if count else None
+        drawn = probes(Rademacher(shape), len(x), count, seed, first) if count else None
         assert isinstance(trained.source, Density), "check_density has seen to it"
         found = log_likelihood(model, trained.source, x, grid, solver, cond, drawn)
         if bad := (~found.isfinite()).nonzero().flatten().tolist():
             raise Failure(f"row {first + bad[0]} has no finite log-likelihood: its trajectory leaves all numbers")
-        yield found if asked.step is None else found + math.prod(event) * math.log(asked.step)
+        yield found if asked.step is None else found + math.prod(shape) * math.log(asked.step)

@@ -13,7 +13,7 @@ from flowgen.editing import Measurement, PiGDM, RePaint, from_time, inverted, no
 from flowgen.model import Model
 from flowgen.runs.folder import Trained
 from flowgen.runs.sampler import ChosenSampler
-from flowgen.sampling import chunk_rows, solve, starts
+from flowgen.sampling import chunk_rows, solve, source_rows
 
 __all__ = ["Editor"]
 
@@ -24,7 +24,7 @@ JUMP = 5
 
 
 class Editor(NamedTuple):
-    """A run, ready to edit rows x `(B, *event)` in model units.
+    """A run, ready to edit rows x `(B, *shape)` in model units.
 
     field: of its model, guided or not.
     sampler: solves it.
@@ -63,7 +63,7 @@ class Editor(NamedTuple):
         return project(measurement, self.walk(self.model.start(self._noise(num, first)), walked, field, first), y)
 
     def redraw(self, x: Tensor, strength: float, num: int = 1) -> Tensor:
-        """Redraw x `(1, *event)` by SDEdit: add noise to the time 1 - strength, and sample `num` times from there.
+        """Redraw x `(1, *shape)` by SDEdit: add noise to the time 1 - strength, and sample `num` times from there.
 
         Raises:
             InputError: as `fill`.
@@ -76,12 +76,12 @@ class Editor(NamedTuple):
         return self.walk(noised(self.model.schedule, begun, self._noise(num), t), self.sampler._replace(grid=grid))
 
     def invert(self, x: Tensor) -> Tensor:
-        """Return where the flow reaches x from, x_0 `(B, *event)` at t = 0; `back` leads from there to x.
+        """Return where the flow reaches x from, x_0 `(B, *shape)` at t = 0; `back` leads from there to x.
 
         Raises:
             InputError: for a solver that draws noise.
         """
-        if self.sampler.solver.draws:
+        if self.sampler.solver.stochastic:
             raise InputError("noise cannot be taken back: choose a solver that draws none, such as heun, rk4 or dopri5")
         solver, grid = self._there_and_back
         with torch.no_grad():
@@ -93,13 +93,13 @@ class Editor(NamedTuple):
         return self.walk(latent, self._there_and_back)
 
     def between(self, x: Tensor, frames: int) -> Tensor:
-        """Interpolate from x[0] to x[1] through their noise, `(frames, *event)`."""
+        """Interpolate from x[0] to x[1] through their noise, `(frames, *shape)`."""
         one, other = self.invert(x)
         return self.back(slerp(one, other, torch.linspace(0, 1, frames, dtype=torch.float64)))
 
-    def together(self, event: tuple[int, ...]) -> int:
+    def together(self, shape: tuple[int, ...]) -> int:
         """Return how many rows are solved together."""
-        return 1 if self.sampler.solver.joint else chunk_rows(event)
+        return 1 if self.sampler.solver.couples_batch else chunk_rows(shape)
 
     def walk(self, x: Tensor, walked: ChosenSampler, field: Field | None = None, first: int = 0) -> Tensor:
         """Return where a field, by default that of the run, takes x from the first time of a grid; a few rows at a
@@ -120,7 +120,7 @@ class Editor(NamedTuple):
         return self.sampler._replace(grid=self.sampler.grid.clamp(max=self.model.span[1]).unique())
 
     def _noise(self, num: int, first: int = 0) -> Tensor:
-        return starts(self.trained.source, first, first + num, self.seed).to(self.model.device)
+        return source_rows(self.trained.source, first, first + num, self.seed).to(self.model.device)
 
     def _labels(self, x: Tensor) -> Tensor | None:
         if isinstance(self.label, Tensor):

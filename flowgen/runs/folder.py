@@ -21,11 +21,11 @@ from flowgen.data.writing import new_file
 from flowgen.guidance import Guided, Rescale
 from flowgen.model import Model
 from flowgen.runs.card import card
-from flowgen.runs.kept import kept_by, recorded_before
+from flowgen.runs.kept import kept_by, of_this_version
 from flowgen.runs.lock import held, remove
 from flowgen.runs.log import board
 from flowgen.runs.places import found_in, has_moved, weights_hash, written_in
-from flowgen.sampling import starts
+from flowgen.sampling import source_rows
 from flowgen.settings import dump_toml, flat, override, read_toml
 
 __all__ = ["Run", "Trained", "check_vacant", "load", "parent"]
@@ -94,7 +94,7 @@ class Run:
         if not (folder / "config.toml").is_file():
             lacks = "it has no config.toml" if folder.exists() else "there is no such folder"
             raise InputError(f"{folder} is not a run folder: {lacks}")
-        tree = recorded_before(found_in(read_toml(folder / "config.toml"), folder))
+        tree = found_in(of_this_version(read_toml(folder / "config.toml"), folder / "config.toml"), folder)
         for key, place in places._asdict().items():
             tree[key] = moved(tree.get(key, "gaussian"), place, key)
         return cls(folder, make_config(tree))
@@ -124,7 +124,7 @@ class Run:
         changed = [key for key in differ if key not in EXTENSIBLE and not has_moved(key, old, new)]
         longer, risen = new["train.steps"] != old["train.steps"], self.config.train.rising == run.config.train.rising
         anneals = self.config.objective.anneals
-        if longer and not (risen and new["train.schedule"] == "constant" and not anneals):
+        if longer and not (risen and new["train.lr_schedule"] == "constant" and not anneals):
             changed.append("train.steps")  # what was done already had the rates of the old length
         if changed:
             key = min(changed, key=lambda key: (not key.endswith(".name"), key))
@@ -224,7 +224,7 @@ class Trained(NamedTuple):
     the file of its data (None of a toy).
 
     classes: the names of its labels; empty where it has none. The label after the last means that there is none.
-    labels: the law of the labels in the data; None without.
+    labels: the distribution of the labels in the data; None without.
     """
 
     model: Model
@@ -240,7 +240,7 @@ class Trained(NamedTuple):
         """Draw labels by their shares in the data, `(num,)`: label i is a function of (seed, i). None without
         labels.
         """
-        return None if self.labels is None else starts(self.labels, 0, num, seed, stream)
+        return None if self.labels is None else source_rows(self.labels, 0, num, seed, stream)
 
     def guided(
         self, field: Field, guidance: float, interval: tuple[float, float] = (0.0, 1.0), rescale: float = 0.0
@@ -281,7 +281,7 @@ class Trained(NamedTuple):
     @property
     def threads(self) -> int:
         """Return the number of CPU threads to compute the run on, unless another number is asked for."""
-        return self.config.threads_of(self.model, self.source.event)
+        return self.config.threads_of(self.model, self.source.shape)
 
     @property
     def seen(self) -> list[int]:
@@ -324,8 +324,8 @@ class Trained(NamedTuple):
         """
         if data.hash != self.data_hash:
             raise InputError(f"{self.config.data} has changed since the run began: what was held out cannot be told")
-        if data.law.event != self.source.event:
-            found = f"rows of shape {data.law.event}, and the run has learned {self.source.event}"
+        if data.distribution.shape != self.source.shape:
+            found = f"rows of shape {data.distribution.shape}, and the run has learned {self.source.shape}"
             raise InputError(f"{self.config.data} is read as {found}, by an earlier version: train it anew")
         if self.config.labels and not self.classes:  # an earlier version could not read them
             return data.unlabelled()
@@ -351,7 +351,7 @@ def load(
     run = Run.open(folder, places)
     kept = kept_by(run.averaged(ema), run.config)
     config = kept.config.model_copy(update={"threads": run.config.threads})  # as the run is computed on now
-    source = config.source_law(kept.event, deepcopy(kept.model.scaling), kept.columns)
+    source = config.source_distribution(kept.shape, deepcopy(kept.model.scaling), kept.columns)
     model = kept.model.to(find_device(device or run.config.device)).for_inference()
     labels = Categorical(kept.counts) if kept.counts else None
     return Trained(model, source, kept.columns, kept.classes, labels, config, kept.step, config.data_hash)

@@ -57,7 +57,7 @@ def guided(trained: Trained, field: Field, by: Guidance) -> Field:
     Raises:
         InputError: for guidance that the run has not what it needs for, or a bad weight, interval or share.
     """
-    if by.rescale and not (len(trained.source.event) == 3 and by.weight > 1):
+    if by.rescale and not (len(trained.source.shape) == 3 and by.weight > 1):
         raise InputError("a rescaled guidance is of images, whose weight of guidance is above 1")
     schedule = trained.model.schedule
     if by.weak is None:
@@ -107,7 +107,7 @@ def load_weak(
     weak = load(folder, device, places=places)
     if not weak.config.objective.fields:
         raise InputError(f"{folder} jumps, and has no velocity to be guided by")
-    data = [(run.data_hash or run.config.data, run.source.event, run.config.split) for run in (trained, weak)]
+    data = [(run.data_hash or run.config.data, run.source.shape, run.config.split) for run in (trained, weak)]
     units = [[x.cpu().double() for x in run.model.scaling.buffers()] for run in (trained, weak)]
     if data[0][:2] == data[1][:2] and trained.config.split.stratify != weak.config.split.stratify:
         way = f"split.stratify={str(trained.config.split.stratify).lower()}"

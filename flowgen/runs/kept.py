@@ -13,7 +13,7 @@ from flowgen.core import InputError
 from flowgen.data import Scaling
 from flowgen.model import Model
 
-__all__ = ["Kept", "kept_by", "recorded_before"]
+__all__ = ["Kept", "kept_by", "of_this_version"]
 
 
 class Kept(NamedTuple):
@@ -21,7 +21,7 @@ class Kept(NamedTuple):
 
     model: Model
     config: Config
-    event: tuple[int, ...]
+    shape: tuple[int, ...]
     columns: tuple[str, ...]
     classes: tuple[str, ...]
     counts: tuple[float, ...]
@@ -42,19 +42,21 @@ def kept_by(weights: Path, here: Config) -> Kept:
     tensors, metadata = checkpoints.read_tensors(weights)
     try:
         facts = json.loads(metadata["flowgen"])
-        config, event = _config_of(facts, here), tuple(facts["event"])
+        config, shape = _config_of(weights, facts, here), tuple(facts["shape"])
         scaling = Scaling(tensors["scaling.shift"], tensors["scaling.scale"])
         classes, counts = tuple(facts.get("classes", ())), tuple(map(float, facts.get("counts", ())))
-        model = config.model(event, scaling, len(classes))
+        model = config.model(shape, scaling, len(classes))
         model.load_state_dict(tensors)
-        return Kept(model, config, event, tuple(facts["columns"]), classes, counts, int(facts["step"]))
+        return Kept(model, config, shape, tuple(facts["columns"]), classes, counts, int(facts["step"]))
+    except InputError:
+        raise
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{weights}: not the weights of a flowgen run ({error})") from error
 
 
-def _config_of(facts: Mapping[str, Any], here: Config) -> Config:
+def _config_of(weights: Path, facts: Mapping[str, Any], here: Config) -> Config:
     """Return the configuration that is kept with weights, with the places of what it names from that of the folder."""
-    tree = recorded_before(facts["config"])
+    tree = of_this_version(facts["config"], weights)
     tree |= {"data": here.data, "source": here.source, "data_hash": here.data_hash or facts.get("data_hash")}
     for section, made in (("reflow", here.reflow), ("distill", here.distill)):
         if made and tree.get(section):
@@ -62,10 +64,12 @@ def _config_of(facts: Mapping[str, Any], here: Config) -> Config:
     return make_config(tree)
 
 
-def recorded_before(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a run with the defaults of its time: before there was a split, nothing was held out;
-    before it was by class, labels that were asked for were learned if there were any.
+def of_this_version(tree: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Return the configuration that a run has recorded.
+
+    Raises:
+        InputError: if version 0.1 recorded it, whose settings have other names.
     """
-    split = {"stratify": False, **tree.get("split", {"held_out": 0.0})}
-    before = "stratify" not in tree.get("split", {}) and tree.get("labels") is True
-    return {**tree, "split": split, **({"labels": "auto"} if before else {})}
+    if "schedule" not in tree:
+        raise InputError(f"{where} is of a run of flowgen 0.1, which this version does not read: train it anew")
+    return tree

@@ -76,7 +76,7 @@ def _followed(run: Run, plan: Trajectories, processes: Processes) -> Iterator[in
 
 def _shards(run: Run, plan: Trajectories) -> list[_Shard]:
     """Return all shards, those of generated pairs first."""
-    size = IMAGE_SHARD if len(plan.teacher.source.event) == 3 else SHARD
+    size = IMAGE_SHARD if len(plan.teacher.source.shape) == 3 else SHARD
     parts = [
         (kind, range(first, min(first + size, count)))
         for kind, count in plan.counts.items()

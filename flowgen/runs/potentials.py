@@ -46,7 +46,7 @@ def _found(run: Run, processes: Processes) -> Iterator[Potentials]:
     data, device = config.load_data(), config.device_of(processes)
     rows, labels = settings.rows(data, device, config.seed)
     for state in settings.ascend(
-        config.source_law(data.law.event, data.scaling, data.columns), rows, labels, config.seed
+        config.source_distribution(data.distribution.shape, data.scaling, data.columns), rows, labels, config.seed
     ):
         yield state
         processes.any(False)
@@ -84,5 +84,8 @@ def semidiscrete_pairs(run: Run, data: LoadedData, device: torch.device, process
     config = run.config
     rows, labels = config.coupling.rows(data, device, config.seed)
     return Semidiscrete(
-        config.source_law(data.law.event, data.scaling, data.columns), rows, solved(run, data).values.to(device), labels
+        config.source_distribution(data.distribution.shape, data.scaling, data.columns),
+        rows,
+        solved(run, data).values.to(device),
+        labels,
     )

@@ -43,13 +43,13 @@ def _illustrated(run: Run, trained: Trained) -> None:
     history = run.history()
     if history:
         plots.losses(folder / "loss.png", [line["step"] for line in history], [line["loss"] for line in history])
-    if len(trained.source.event) == 3:
+    if len(trained.source.shape) == 3:
         _draw_images(folder / "samples.png", run.config, trained.model, trained.source, trained.seen)
         return
     solver, grid = sampler(run.config, trained.model, trained.source, seed=run.config.seed)
     cond = trained.draw_labels(4000, run.config.seed)
     x = sampling.sample(trained.model, trained.source, 4000, grid, solver, cond=cond)
-    truth = run.config.load_data().law.sample(4000, generator(run.config.seed, "plot"))
+    truth = run.config.load_data().distribution.sample(4000, generator(run.config.seed, "plot"))
     plots.samples(folder / "samples.png", x, truth, trained.columns)
 
 
@@ -60,7 +60,7 @@ def preview(run: Run, model: Model, source: Distribution, classes: Sequence[int]
     folder = run.folder / "plots" / "previews"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.png"
-    if len(source.event) == 3:
+    if len(source.shape) == 3:
         _draw_images(path, run.config, model, source, classes)
     else:
         cond = torch.tensor(classes)[torch.arange(2000) % len(classes)] if classes else None

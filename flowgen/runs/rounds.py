@@ -54,7 +54,13 @@ def reflow_config(parent: StrPath, settings: Mapping[str, Any], places: Places =
         **reflow_defaults(trained.config.data),
     }
     tree = trained.config.model_dump(exclude={"pool", "objective", "distill"})
-    tree |= {"schedule": "linear", "prediction": "velocity", "times": "u-shaped", "bridge": "constant", "weight": "own"}
+    tree |= {
+        "schedule": "linear",
+        "prediction": "velocity",
+        "times": "u-shaped",
+        "bridge": "constant",
+        "weight": "unweighted",
+    }
     tree |= {"loss": {"name": "pseudo-huber", "c": FORGIVING}, "reflow": reflow}
     tree |= refitted(settings)
     for key, value in settings.items():

@@ -61,19 +61,19 @@ def sampler(
     """
     kind = config.objective
     solver = solver or (FlowMapStep() if kind.maps else heun)
-    if solver.jumps and not kind.maps:
+    if solver.needs_flow_map and not kind.maps:
         raise InputError("this run has learned a velocity, and cannot jump: choose another solver")
-    if not (solver.jumps or kind.fields):
+    if not (solver.needs_flow_map or kind.fields):
         raise InputError("this run has learned to jump, and has no velocity to solve: choose the solver jump")
-    if solver.draws and not config.scored:
+    if solver.stochastic and not config.scored:
         raise InputError(
             "only between independent pairs of Gaussian noise and data, without a bridge, can noise be drawn anew: "
             "choose a solver that draws none, such as heun, ddim or dpm++2m, or train with --coupling independent"
         )
     if steps is None:
-        steps = kind.jumps if solver.jumps else 1 if isinstance(solver, AdaptiveSolver) else STEPS
-    if solver.jumps and _only(config) and steps != kind.jumps:
+        steps = kind.jumps if solver.needs_flow_map else 1 if isinstance(solver, AdaptiveSolver) else STEPS
+    if solver.needs_flow_map and _only(config) and steps != kind.jumps:
         raise InputError(f"this run has learned to jump in {kind.jumps} step{'s' * (kind.jumps > 1)}, not in {steps}")
-    if solver.jumps and kind.to_data:
+    if solver.needs_flow_map and kind.to_data:
         solver = ConsistencySampler(model.schedule, source, seed)
     return ChosenSampler(solver, grid_of(model, solver, steps, spacing))

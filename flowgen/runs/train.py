@@ -14,11 +14,12 @@ from flowgen import __version__, checkpoints
 from flowgen.config import Config, LoadedData
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import Pair
-from flowgen.couplings import Reporting, ahead, batches, with_null_labels
+from flowgen.couplings import Reporting, batches, prefetch, with_null_labels
 from flowgen.data import Distribution
 from flowgen.data.writing import new_file
 from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
+from flowgen.runs.distillation import teaching, warm_start
 from flowgen.runs.folder import Run, load, parent
 from flowgen.runs.lock import held
 from flowgen.runs.log import opened
@@ -26,7 +27,6 @@ from flowgen.runs.pairs import stored_pairs
 from flowgen.runs.places import named_in
 from flowgen.runs.potentials import semidiscrete_pairs
 from flowgen.runs.report import preview
-from flowgen.runs.teaching import teaching, warm_start
 from flowgen.threads import computing
 from flowgen.training import State, channels_last, compile_net, fit
 
@@ -67,7 +67,7 @@ def _train(run: Run, processes: Processes) -> Generator[Progress, None, None]:
     elif config.teacher:
         data = parent(config.teacher, config.places).check_data(data)
     state, window = _resume(run, data, device)
-    with computing(config.threads_of(state.model, data.law.event)):
+    with computing(config.threads_of(state.model, data.distribution.shape)):
         yield from _stepped(run, processes, data, device, state, window)
 
 
@@ -78,9 +78,9 @@ def _stepped(
     config, settings = run.config, run.config.train
     if settings.compile:
         compile_net(state)
-    source = config.source_law(data.law.event, data.scaling, data.columns)
+    source = config.source_distribution(data.distribution.shape, data.scaling, data.columns)
     pairs = _pairs(run, data, device, state.step, processes)
-    with ahead(pairs, device) if device.type == "cuda" else nullcontext(pairs) as ready:
+    with prefetch(pairs, device) if device.type == "cuda" else nullcontext(pairs) as ready:
         seen = _Seen(ready)
         losses = fit(
             state,
@@ -156,7 +156,7 @@ def _facts(config: Config, data: LoadedData, pair: Pair) -> dict[str, float]:
         return facts
     if pair.cond is not None:  # pairs whose label was dropped were coupled with their class
         pair = pair.take(pair.cond < len(data.classes))
-    return {**facts, **config.coupling.facts(*pair)} if len(pair.x0) else facts
+    return {**facts, **config.coupling.diagnostics(*pair)} if len(pair.x0) else facts
 
 
 def _pairs(run: Run, data: LoadedData, device: torch.device, start: int, processes: Processes) -> Iterator[Pair]:
@@ -178,7 +178,7 @@ def _pairs(run: Run, data: LoadedData, device: torch.device, start: int, process
 def _resume(run: Run, data: LoadedData, device: torch.device) -> tuple[State, list[float]]:
     """Return the state of the newest checkpoint or of the start, and the losses since the last line of the log."""
     config, settings, found = run.config, run.config.train, checkpoints.find(run.checkpoints)
-    model = config.model(data.law.event, data.scaling, len(data.classes)).to(device)
+    model = config.model(data.distribution.shape, data.scaling, len(data.classes)).to(device)
     if isinstance(model.net, UNet) and not config.objective.differentiates:  # group norms have no derivative so stored
         channels_last(model)
     if not found:
@@ -205,7 +205,7 @@ def _save(run: Run, state: State, window: list[float], data: LoadedData) -> None
     facts = {
         "version": __version__,
         "config": named_in(run.config.model_dump()),
-        "event": data.law.event,
+        "shape": data.distribution.shape,
         "columns": data.columns,
         "classes": data.classes,
         "counts": data.counts,

@@ -110,14 +110,16 @@ class Trajectories:
         keeps the steps as they are.
         """
         bound, steps = CLOSE * self.reflow.tolerance, self.reflow.steps
-        first = range(min(self.counts[kind], IMAGE_PROBE if len(self.teacher.source.event) == 3 else PROBE))
+        first = range(min(self.counts[kind], IMAGE_PROBE if len(self.teacher.source.shape) == 3 else PROBE))
         while bound and 2 * steps <= MOST and self.follow(kind, first, steps)["error"].mean() > bound:
             steps *= 2
         return steps
 
     def sources(self) -> Tensor:
         """Return where generated trajectories start, in model units."""
-        return sampling.starts(self.teacher.source, 0, self.counts.get("generated", 0), self.config.seed, self._stream)
+        return sampling.source_rows(
+            self.teacher.source, 0, self.counts.get("generated", 0), self.config.seed, self._stream
+        )
 
     @property
     def _stream(self) -> str:
@@ -162,16 +164,16 @@ class Trajectories:
         shares = torch.tensor(self.teacher.labels.weights)
         dropout = self.teacher.config.train.label_dropout
         kept = (1 - dropout) * shares / shares.sum()
-        law = Categorical((*kept.tolist(), dropout))
-        return sampling.starts(law, rows.start, rows.stop, self.config.seed, f"{self._stream}: labels")
+        distribution = Categorical((*kept.tolist(), dropout))
+        return sampling.source_rows(distribution, rows.start, rows.stop, self.config.seed, f"{self._stream}: labels")
 
     @cached_property
     def _data(self) -> Distribution:
         """Return what the parent was trained on, in model units, images mirrored if they were then."""
         config = self.teacher.config
         data = self.teacher.check_data(config.load_data())
-        law = config.ends(data, self.teacher.model.device).data
-        return law
+        distribution = config.ends(data, self.teacher.model.device).data
+        return distribution
 
     def _rows(self, rows: range) -> tuple[Tensor, Tensor | None]:
         """Return rows of the data in model units, in whole blocks, all of them before one comes again; and their
@@ -183,8 +185,8 @@ class Trajectories:
         if self.teacher.labels is None:
             return torch.cat(x1), None
         dropout, null = self.teacher.config.train.label_dropout, len(self.teacher.classes)
-        law, stop = Categorical((1 - dropout, dropout)), rows.start + whole_blocks(len(rows))
-        dropped = sampling.starts(law, rows.start, stop, self.config.seed, f"{self._stream}: dropped")
+        distribution, stop = Categorical((1 - dropout, dropout)), rows.start + whole_blocks(len(rows))
+        dropped = sampling.source_rows(distribution, rows.start, stop, self.config.seed, f"{self._stream}: dropped")
         return torch.cat(x1), torch.where(dropped.bool(), null, torch.cat(labels).cpu())
 
     def _starts(self, x1: Tensor, cond: Tensor | None, steps: int) -> Tensor:
@@ -197,7 +199,7 @@ class Trajectories:
         model, solver = self.teacher.model, self.reflow.solver
         lo, hi = model.span
         grid = hi - (hi - lo) * (1 - grids.uniform(steps)) ** 2
-        size = BLOCK if solver.joint else whole_blocks(chunk_rows(self.teacher.source.event))
+        size = BLOCK if solver.couples_batch else whole_blocks(chunk_rows(self.teacher.source.shape))
         parts = x1.split(size)
         given = [None] * len(parts) if cond is None else cond.to(model.device).split(size)
         walked = (invert(model, x, grid, solver, y, self._field) for x, y in zip(parts, given, strict=True))

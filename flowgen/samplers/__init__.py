@@ -6,7 +6,7 @@ data.
 """
 
 from flowgen.samplers.ancestral import DDIM, Ancestral
-from flowgen.samplers.churned import EDMSampler
+from flowgen.samplers.edm import EDMSampler
 from flowgen.samplers.langevin import Langevin, PredictorCorrector
 from flowgen.samplers.multistep import DPMSolverPP, UniPC
 from flowgen.samplers.noise import Random

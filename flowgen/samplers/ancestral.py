@@ -37,7 +37,7 @@ class DDIM(Random):
     """
 
     order = 1
-    lands: ClassVar[bool] = True
+    denoises_last: ClassVar[bool] = True
     schedule: Schedule
     eta: float = 0.0
 
@@ -46,7 +46,7 @@ class DDIM(Random):
             raise InputError(f"DDIM needs 0 <= eta <= 1, not {self.eta}")
 
     @property
-    def draws(self) -> bool:
+    def stochastic(self) -> bool:
         return self.eta > 0
 
     def step(
@@ -79,7 +79,7 @@ class Ancestral(Random):
     """
 
     order = 1
-    lands: ClassVar[bool] = True
+    denoises_last: ClassVar[bool] = True
     schedule: Schedule
     large: bool = False
 

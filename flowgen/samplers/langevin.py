@@ -66,18 +66,18 @@ class PredictorCorrector(_Moving):
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if self.predictor.jumps:
+        if self.predictor.needs_flow_map:
             raise InputError("PredictorCorrector needs a predictor that steps a velocity field, not one that jumps")
         if not 0 < self.snr < 1 or self.steps < 0:
             raise InputError(f"PredictorCorrector needs 0 < snr < 1 and steps >= 0, not {self.snr} and {self.steps}")
 
     @property
-    def joint(self) -> bool:  # type: ignore[override]  # as the predictor's
-        return self.predictor.joint
+    def couples_batch(self) -> bool:  # type: ignore[override]  # as the predictor's
+        return self.predictor.couples_batch
 
     @property
-    def lands(self) -> bool:  # type: ignore[override]
-        return self.predictor.lands
+    def denoises_last(self) -> bool:  # type: ignore[override]
+        return self.predictor.denoises_last
 
     def at(self, row: int) -> PredictorCorrector:
         return replace(self, first=self.first + row, predictor=self.predictor.at(row))
@@ -98,8 +98,9 @@ class Langevin(_Moving):
 
     x + a / 2 score + sqrt(a) z,  a = size sigma^2,
 
-    from wherever the moves at the time before have led; nothing else takes x from one time to the next, so the law
-    follows the marginals only as far as there are moves for it. The step to sigma = 0 is to the expected data.
+    from wherever the moves at the time before have led; nothing else takes x from one time to the next, so the
+    distribution follows the marginals only as far as there are moves for it. The step to sigma = 0 is to the expected
+    data.
 
     Args:
         schedule: of the field.
@@ -111,7 +112,7 @@ class Langevin(_Moving):
     """
 
     order = 1
-    lands: ClassVar[bool] = True
+    denoises_last: ClassVar[bool] = True
     schedule: Schedule
     size: float = 0.2
     steps: int = 100

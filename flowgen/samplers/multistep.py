@@ -93,7 +93,7 @@ class DPMSolverPP(Solver):
         InputError: for another order.
     """
 
-    lands: ClassVar[bool] = True
+    denoises_last: ClassVar[bool] = True
     schedule: Schedule
     order: int = 2
 
@@ -132,7 +132,7 @@ class UniPC(Solver):
     """
 
     order = 2
-    lands: ClassVar[bool] = True
+    denoises_last: ClassVar[bool] = True
     schedule: Schedule
 
     def step(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowgen.core import InputError
 from flowgen.data import Gaussian
-from flowgen.sampling import starts
+from flowgen.sampling import source_rows
 from flowgen.schedules import Mark
 from flowgen.solvers import Solver
 
@@ -40,7 +40,7 @@ class Random(Solver):
     first: int = field(default=0, kw_only=True)
 
     @property
-    def draws(self) -> bool:
+    def stochastic(self) -> bool:
         return True
 
     def at(self, row: int) -> Self:
@@ -48,4 +48,4 @@ class Random(Solver):
 
     def normal(self, x: Tensor, stream: str) -> Tensor:
         """Draw z ~ N(0, I) of the shape of x."""
-        return starts(Gaussian(x.shape[1:]), self.first, self.first + len(x), self.seed, stream).to(x)
+        return source_rows(Gaussian(x.shape[1:]), self.first, self.first + len(x), self.seed, stream).to(x)

@@ -194,9 +194,9 @@ def torchcfm_matcher(schedule: Schedule):
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(0.1), Linear(0.9)], ids=str)
-@pytest.mark.parametrize("event", [(2,), (3, 4, 4)])
-def test_points_and_velocities_are_those_of_torchcfm(schedule, event, normal):
-    x0, x1 = normal("x0", 64, *event), normal("x1", 64, *event)
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
+def test_points_and_velocities_are_those_of_torchcfm(schedule, shape, normal):
+    x0, x1 = normal("x0", 64, *shape), normal("x1", 64, *shape)
     t = torch.linspace(0, 1, 64, dtype=torch.float64)
     matcher = torchcfm_matcher(schedule)
     x = matcher.sample_xt(x0, x1, t, x0 if blur(schedule) else torch.zeros_like(x0))

@@ -153,7 +153,7 @@ WEIGHTS: Choices[Weight] = Choices(
     "weight",
     Callable,
     {
-        "own": Unweighted,
+        "unweighted": Unweighted,
         "simple": Simple,
         "snr": TruncatedSNR,
         "min-snr": MinSNR,

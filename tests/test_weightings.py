@@ -5,23 +5,23 @@ import math
 import pytest
 import torch
 
-from flowgen import predictions, weights
+from flowgen import predictions, weightings
 from flowgen.core import InputError, Pair, generator
 from flowgen.model import Model
 from flowgen.objectives import Draws, FlowMatching, Uniform
 from flowgen.schedules import VE, VP, Linear
 
 WEIGHTS = {
-    "simple": (weights.Simple(), lambda snr: snr),
-    "truncated-snr": (weights.TruncatedSNR(), lambda snr: snr.clamp(min=1)),
-    "truncated-snr-0.1": (weights.TruncatedSNR(0.1), lambda snr: snr.clamp(min=0.1)),
-    "min-snr": (weights.MinSNR(), lambda snr: snr.clamp(max=5)),
-    "min-snr-1": (weights.MinSNR(1.0), lambda snr: snr.clamp(max=1)),
-    "edm": (weights.EDMWeight(), lambda snr: snr + 1 / 0.5**2),
-    "edm-wide": (weights.EDMWeight(2.0), lambda snr: snr + 1 / 2.0**2),
+    "simple": (weightings.Simple(), lambda snr: snr),
+    "truncated-snr": (weightings.TruncatedSNR(), lambda snr: snr.clamp(min=1)),
+    "truncated-snr-0.1": (weightings.TruncatedSNR(0.1), lambda snr: snr.clamp(min=0.1)),
+    "min-snr": (weightings.MinSNR(), lambda snr: snr.clamp(max=5)),
+    "min-snr-1": (weightings.MinSNR(1.0), lambda snr: snr.clamp(max=1)),
+    "edm": (weightings.EDMWeight(), lambda snr: snr + 1 / 0.5**2),
+    "edm-wide": (weightings.EDMWeight(2.0), lambda snr: snr + 1 / 2.0**2),
 }
 """Each weight, and what its paper gives to the error of the data at a ratio of signal to noise."""
-OF_SLOPES = [weights.Likelihood(), weights.Sigmoid(), weights.Sigmoid(-1.0)]
+OF_SLOPES = [weightings.Likelihood(), weightings.Sigmoid(), weightings.Sigmoid(-1.0)]
 INSIDE = torch.linspace(0.01, 0.99, 200, dtype=torch.float64)
 
 
@@ -39,10 +39,10 @@ def test_a_weight_of_the_data_is_that_of_the_paper(schedule, known):
 def test_weights_of_the_noise_have_half_the_slope_of_the_log_snr(schedule):
     t = INSIDE.clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(schedule.log_snr(t).sum(), t)
-    found = weights.Likelihood()(schedule.coeffs(INSIDE), predictions.noise)
+    found = weightings.Likelihood()(schedule.coeffs(INSIDE), predictions.noise)
     torch.testing.assert_close(found, slope / 2, rtol=1e-7, atol=0)
     for bias in (2.0, -1.0):
-        found = weights.Sigmoid(bias)(schedule.coeffs(INSIDE), predictions.noise)
+        found = weightings.Sigmoid(bias)(schedule.coeffs(INSIDE), predictions.noise)
         exact = torch.sigmoid(bias - schedule.log_snr(INSIDE)) * slope / 2
         torch.testing.assert_close(found, exact, rtol=1e-7, atol=0)
 
@@ -64,7 +64,7 @@ def test_the_same_errors_cost_the_same_whatever_is_predicted(usable, weight, gau
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0, 3.0])
 def test_edm_is_the_target_that_its_weight_leaves_as_it_is(schedule, sigma_data):
     """The loss of EDM is the bare squared error of its F."""
-    found = weights.EDMWeight(sigma_data)(schedule.coeffs(INSIDE), predictions.EDM(sigma_data))
+    found = weightings.EDMWeight(sigma_data)(schedule.coeffs(INSIDE), predictions.EDM(sigma_data))
     torch.testing.assert_close(found, torch.ones_like(found), rtol=1e-9, atol=0)
 
 
@@ -102,7 +102,7 @@ def test_a_weight_multiplies_the_loss(schedule, known, normal, recorder):
 def test_weights_are_finite_from_noise_to_data(usable, known):
     schedule, prediction = usable
     lo, hi = predictions.span(schedule, prediction)
-    for weight in (known[0], weights.Sigmoid()):
+    for weight in (known[0], weightings.Sigmoid()):
         found = weight(schedule.coeffs(torch.tensor([lo, hi], dtype=torch.float64)), prediction)
         assert found.isfinite().all()
         assert (found >= 0).all()
@@ -116,7 +116,7 @@ def test_ddpm_is_trained_by_the_simplified_loss(normal, recorder):
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-@pytest.mark.parametrize("made", [weights.TruncatedSNR, weights.MinSNR, weights.EDMWeight, predictions.EDM])
+@pytest.mark.parametrize("made", [weightings.TruncatedSNR, weightings.MinSNR, weightings.EDMWeight, predictions.EDM])
 def test_a_parameter_that_makes_no_weight_is_refused(made, value):
     with pytest.raises(InputError, match="positive"):
         made(value)
@@ -125,8 +125,8 @@ def test_a_parameter_that_makes_no_weight_is_refused(made, value):
 @pytest.mark.parametrize("bias", [math.nan, math.inf])
 def test_a_bias_that_is_not_finite_is_refused(bias):
     with pytest.raises(InputError, match="finite"):
-        weights.Sigmoid(bias)
+        weightings.Sigmoid(bias)
 
 
 def test_a_weight_of_likelihood_is_infinite_at_the_data():
-    assert weights.Likelihood()(Linear().coeffs(torch.ones(1)), predictions.velocity).isinf().all()
+    assert weightings.Likelihood()(Linear().coeffs(torch.ones(1)), predictions.velocity).isinf().all()

@@ -17,7 +17,7 @@ __all__ = ["from_time", "inverted", "noised", "slerp"]
 
 
 def noised(schedule: Schedule, x1: Tensor, x0: Tensor, t: float) -> Tensor:
-    """Return data at time t of the path, alpha(t) x1 + sigma(t) x0, `(B, *event)`: where SDEdit (arXiv 2108.01073)
+    """Return data at time t of the path, alpha(t) x1 + sigma(t) x0, `(B, *shape)`: where SDEdit (arXiv 2108.01073)
     starts.
 
     At t = 0 it is where sampling starts, sigma(0) x0, though a diffusion has alpha(0) > 0: nothing is left of x1.
@@ -41,7 +41,7 @@ def from_time(grid: Tensor, t: float) -> Tensor:
 
 
 def inverted(field: Field, x1: Tensor, grid: Tensor, solver: Solver | str, cond: Tensor | None = None) -> Tensor:
-    """Return where the flow reaches data x1 `(B, *event)` from, at grid[0]: its ODE solved backwards along an
+    """Return where the flow reaches data x1 `(B, *shape)` from, at grid[0]: its ODE solved backwards along an
     increasing grid.
 
     `solve` on the same grid leads back to x1, to the solver's precision. On diffusions, whose velocity is infinite at
@@ -52,8 +52,8 @@ def inverted(field: Field, x1: Tensor, grid: Tensor, solver: Solver | str, cond:
 
 
 def slerp(x: Tensor, y: Tensor, shares: Tensor) -> Tensor:
-    """Return the great circle from x to y, rows of noise `(*event)`, at shares u `(frames,)` of the arc, `(frames,
-    *event)`:
+    """Return the great circle from x to y, rows of noise `(*shape)`, at shares u `(frames,)` of the arc, `(frames,
+    *shape)`:
 
         sin((1 - u) w) / sin(w) x + sin(u w) / sin(w) y,  w the angle between x and y
 

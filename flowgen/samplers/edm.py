@@ -39,7 +39,7 @@ class EDMSampler(Random):
     """
 
     order = 2
-    lands: ClassVar[bool] = True
+    denoises_last: ClassVar[bool] = True
     schedule: Schedule
     churn: float = 0.0
     lo: float = 0.0
@@ -54,7 +54,7 @@ class EDMSampler(Random):
             )
 
     @property
-    def draws(self) -> bool:
+    def stochastic(self) -> bool:
         return self.churn > 0
 
     def step(

@@ -1,7 +1,8 @@
 """Couplings that keep the source and relax the data: rows that cost too much are used less, or not at all.
 
-They are for data with outliers. They are the only couplings that may drop data rows and use others twice: the law of
-the data ends is not that of the data. Every source row is kept, since sampling starts from the law of the source.
+They are for data with outliers. They are the only couplings that may drop data rows and use others twice: the
+distribution of the data ends is not that of the data. Every source row is kept, since sampling starts from the
+distribution of the source.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Partial:
         return rematched(pair, self.group, lambda x0, x1: _drawn(self.plan(x0, x1), generator))
 
     def plan(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """Return the plan of all rows as one group, `(B, B)`; x0 and x1 `(B, *event)`."""
+        """Return the plan of all rows as one group, `(B, B)`; x0 and x1 `(B, *shape)`."""
         return partial_plan(transport_cost(x0, x1), self.mass)
 
 
@@ -178,7 +179,7 @@ def _matched(log_plan: Tensor, generator: torch.Generator) -> Tensor:
     groups, n, _ = log_plan.shape
     used = _counts(n * log_plan.exp().sum(1).cpu(), generator)
     columns = torch.arange(n).repeat(groups).repeat_interleave(used.flatten()).view(groups, n)
-    # factors of columns, as the number of times that each is used, change nothing in the law of a permutation
+    # factors of columns, as the number of times that each is used, change nothing in the distribution of a permutation
     order = permutation(log_plan.cpu().gather(2, columns.unsqueeze(1).expand(-1, n, -1)), generator)
     return columns.gather(1, order)
 

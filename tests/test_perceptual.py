@@ -10,7 +10,7 @@ from flowgen.losses import PseudoHuber, Squared
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import Draws, FlowMatching, Splittable, UShaped
-from flowgen.premetric import LATEST, PerceptualLoss
+from flowgen.perceptual import LATEST, PerceptualLoss
 from flowgen.schedules import Linear
 
 ABSOLUTE = PseudoHuber(1e-9)

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 
 from flowgen.core import InputError, Pair, generator
 from flowgen.couplings import ExactOT, sinkhorn
-from flowgen.couplings.relaxed import Partial, Unbalanced
+from flowgen.couplings.unbalanced import Partial, Unbalanced
 
 LAWS = {
     "partial": Partial(),
@@ -25,7 +25,7 @@ NEAR_WHOLE = 1e-9
 
 
 @pytest.fixture(params=list(LAWS.values()), ids=list(LAWS))
-def law(request):
+def relaxed(request):
     return request.param
 
 
@@ -36,10 +36,10 @@ def rng():
 
 @pytest.fixture
 def made(normal):
-    """made(n, *event): a pair of unlike clouds, each row with its own number, no label, as condition."""
+    """made(n, *shape): a pair of unlike clouds, each row with its own number, no label, as condition."""
 
-    def make(n, *event):
-        return Pair(normal("x0", n, *event), 2 * normal("x1", n, *event) + 1, torch.arange(n).double())
+    def make(n, *shape):
+        return Pair(normal("x0", n, *shape), 2 * normal("x1", n, *shape) + 1, torch.arange(n).double())
 
     return make
 
@@ -65,28 +65,28 @@ def total(pair):
     return float((pair.x0.double() - pair.x1.double()).square().sum())
 
 
-def soft(law, pair):
+def soft(relaxed, pair):
     """The plan of all rows."""
-    plan = law.plan(pair.x0, pair.x1)
-    return plan if isinstance(law, Partial) else plan.log_plan.exp()
+    plan = relaxed.plan(pair.x0, pair.x1)
+    return plan if isinstance(relaxed, Partial) else plan.log_plan.exp()
 
 
 # every relaxed coupling
 
 
-@pytest.mark.parametrize("event", [(1,), (3,), (2, 4, 4)])
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 4, 4)])
 @pytest.mark.parametrize("n", [1, 4, 23])
-def test_sources_stay_and_data_come_with_their_conditions(law, made, rng, n, event):
-    pair = made(n, *event)
-    coupled = law(pair, rng)
+def test_sources_stay_and_data_come_with_their_conditions(relaxed, made, rng, n, shape):
+    pair = made(n, *shape)
+    coupled = relaxed(pair, rng)
     assert torch.equal(coupled.x0, pair.x0)
     assert torch.equal(coupled.x1, pair.x1[coupled.cond.long()])
-    assert law(pair._replace(cond=None), rng).cond is None
+    assert relaxed(pair._replace(cond=None), rng).cond is None
 
 
-def test_rows_with_labels_stay_in_their_class(law, made, rng):
+def test_rows_with_labels_stay_in_their_class(relaxed, made, rng):
     pair, labels = made(60, 2), torch.arange(60) % 3
-    coupled = law(pair._replace(cond=labels), rng)
+    coupled = relaxed(pair._replace(cond=labels), rng)
     assert torch.equal(coupled.cond, labels)
     came_from = squares(coupled.x1, pair.x1).argmin(1)
     assert torch.equal(labels[came_from], labels)
@@ -98,25 +98,25 @@ def test_rows_stay_in_their_group_and_the_last_may_be_short(make, made, rng):
     assert torch.equal(cond // 10, torch.arange(25).double() // 10)
 
 
-def test_pairs_are_a_function_of_the_pair_and_the_generator(law, made, global_state_untouched):
+def test_pairs_are_a_function_of_the_pair_and_the_generator(relaxed, made, global_state_untouched):
     pair, again = made(23, 2), made(23, 2)
-    first, second = (law(pair, generator(5, "same")) for _ in range(2))
+    first, second = (relaxed(pair, generator(5, "same")) for _ in range(2))
     assert torch.equal(first.cond, second.cond)
     assert torch.equal(pair.x1, again.x1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_ends_keep_their_type(law, made, rng, dtype):
+def test_ends_keep_their_type(relaxed, made, rng, dtype):
     pair = made(23, 2)
-    coupled = law(Pair(pair.x0.to(dtype), pair.x1.to(dtype), pair.cond), rng)
+    coupled = relaxed(Pair(pair.x0.to(dtype), pair.x1.to(dtype), pair.cond), rng)
     assert coupled.x1.dtype == dtype
     assert torch.equal(coupled.x1, pair.x1.to(dtype)[coupled.cond.long()])
 
 
 @pytest.mark.parametrize("place", [1.0, 3.0])
-def test_points_that_are_all_equal_are_coupled(law, rng, place):
+def test_points_that_are_all_equal_are_coupled(relaxed, rng, place):
     pair = Pair(torch.ones(9, 2), torch.full((9, 2), place), torch.arange(9).double())
-    assert torch.equal(law(pair, rng).x1, pair.x1)
+    assert torch.equal(relaxed(pair, rng).x1, pair.x1)
 
 
 def test_equal_points_do_not_take_the_unit_from_costs(made):
@@ -130,16 +130,16 @@ def test_equal_points_do_not_take_the_unit_from_costs(made):
 
 @pytest.mark.parametrize("end", ["x0", "x1"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_rows_that_are_not_finite_are_refused(law, made, rng, end, bad):
+def test_rows_that_are_not_finite_are_refused(relaxed, made, rng, end, bad):
     pair = made(8, 2)
     getattr(pair, end)[3, 1] = bad
     with pytest.raises(InputError, match="NaN or infinite"):
-        law(pair, rng)
+        relaxed(pair, rng)
 
 
-def test_ends_of_different_length_are_refused(law, made, rng):
+def test_ends_of_different_length_are_refused(relaxed, made, rng):
     with pytest.raises(InputError, match="8 and 7"):
-        law(Pair(made(8, 2).x0, made(7, 2).x1), rng)
+        relaxed(Pair(made(8, 2).x0, made(7, 2).x1), rng)
 
 
 @pytest.mark.parametrize(
@@ -297,9 +297,11 @@ def test_without_a_penalty_each_source_draws_by_its_own_costs_alone(made):
     torch.testing.assert_close(soft(Unbalanced(0.3, 1e-9), pair), alone, rtol=0, atol=1e-6)
 
 
-def test_plans_have_no_unit_but_that_of_the_data(law, made):
+def test_plans_have_no_unit_but_that_of_the_data(relaxed, made):
     pair = made(30, 2)
-    torch.testing.assert_close(soft(law, pair), soft(law, Pair(1000 * pair.x0, 1000 * pair.x1)), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        soft(relaxed, pair), soft(relaxed, Pair(1000 * pair.x0, 1000 * pair.x1)), rtol=1e-7, atol=1e-9
+    )
 
 
 def test_outliers_do_not_blur_the_others(with_outliers):
@@ -315,9 +317,9 @@ def test_a_plan_that_has_not_converged_is_used_with_a_warning(made, rng):
 
 
 def test_facts_are_the_worst_error_and_the_mean_entropy_of_the_groups(made):
-    pair, law = made(25, 2), Unbalanced(group=10, tolerance=1e-8)
-    plans = [law.plan(pair.x0[rows], pair.x1[rows]) for rows in torch.arange(25).split(10)]
-    facts = law.facts(pair.x0, pair.x1)
+    pair, relaxed = made(25, 2), Unbalanced(group=10, tolerance=1e-8)
+    plans = [relaxed.plan(pair.x0[rows], pair.x1[rows]) for rows in torch.arange(25).split(10)]
+    facts = relaxed.diagnostics(pair.x0, pair.x1)
     assert facts["plan_entropy"] == pytest.approx(np.mean([float(plan.entropy) for plan in plans]), abs=1e-6)
     assert 0 < facts["marginal_error"] < 1e-8
 
@@ -327,10 +329,10 @@ def test_facts_are_the_worst_error_and_the_mean_entropy_of_the_groups(made):
 DRAWS = 600
 
 
-def counted(law, pair, rng):
+def counted(relaxed, pair, rng):
     """How often each pair came up, `(draws, n, n)`."""
     n = len(pair.x0)
-    index = torch.stack([law(pair, rng).cond.long() for _ in range(DRAWS)])
+    index = torch.stack([relaxed(pair, rng).cond.long() for _ in range(DRAWS)])
     return torch.nn.functional.one_hot(index, n).double()
 
 

@@ -105,13 +105,13 @@ def rows_of(labels: Tensor | None, n: int) -> dict[int, Tensor]:
     return {int(label): (labels == label).nonzero().squeeze(1).cpu() for label in labels.unique()}
 
 
-def check_rows(event: tuple[int, ...], data: Tensor, labels: Tensor | None) -> None:
+def check_rows(shape: tuple[int, ...], data: Tensor, labels: Tensor | None) -> None:
     if not len(data):
         raise InputError("the data has no rows")
     if not data.is_floating_point():
         raise InputError(f"the data must be floats in model units, not {data.dtype}")
-    if tuple(data.shape[1:]) != tuple(event):
-        raise InputError(f"the source has shape {event}, the data {tuple(data.shape[1:])}: they must agree")
+    if tuple(data.shape[1:]) != tuple(shape):
+        raise InputError(f"the source has shape {shape}, the data {tuple(data.shape[1:])}: they must agree")
     if not data.isfinite().all():
         raise InputError("the data holds NaN or infinite values")
     if labels is not None and (labels.shape != (len(data),) or labels.is_floating_point()):

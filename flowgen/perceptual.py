@@ -32,7 +32,7 @@ class PerceptualLoss:
     1 - t, the features see an error of the velocity alike at all times.
 
     Args:
-        embed: data in model units `(B, *event)` to features `(B, ...)`; differentiable, and not trained here.
+        embed: data in model units `(B, *shape)` to features `(B, ...)`; differentiable, and not trained here.
         weight: of the features.
         times: where to look.
         distance: of both errors; one that grows in proportion to large errors fits the weight of times.

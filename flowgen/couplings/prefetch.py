@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowgen.core import Pair
 
-__all__ = ["ahead", "in_order"]
+__all__ = ["in_order", "prefetch"]
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ PATIENCE = 0.1
 
 
 @contextmanager
-def ahead(pairs: Iterator[Pair], device: torch.device, depth: int = 2) -> Iterator[Iterator[Pair]]:
+def prefetch(pairs: Iterator[Pair], device: torch.device, depth: int = 2) -> Iterator[Iterator[Pair]]:
     """Yield the same pairs in the same order, on a device, made by a thread up to `depth` batches before they are asked
     for.
 

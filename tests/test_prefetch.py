@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowgen.core import Failure, Pair
-from flowgen.couplings import ExactOT, IndependentPairs, Pool, ahead, batches, in_order
+from flowgen.couplings import ExactOT, IndependentPairs, Pool, batches, in_order, prefetch
 from flowgen.data import Gaussian, moons
 
 CPU = torch.device("cpu")
@@ -22,20 +22,20 @@ def stream():
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_pairs_made_ahead_are_the_pairs(depth, global_state_untouched):
-    with ahead(stream(), CPU, depth) as pairs:
+    with prefetch(stream(), CPU, depth) as pairs:
         for got, pair in zip(islice(pairs, 20), stream(), strict=False):
             assert torch.equal(got.x0, pair.x0)
             assert torch.equal(got.x1, pair.x1)
 
 
 def test_a_stream_that_ends_ends():
-    with ahead(islice(stream(), 3), CPU) as pairs:
+    with prefetch(islice(stream(), 3), CPU) as pairs:
         assert len(list(pairs)) == 3
 
 
 def test_conditions_come_along():
     x = torch.zeros(4, 2)
-    with ahead(iter([Pair(x, x, torch.arange(4))]), CPU) as pairs:
+    with prefetch(iter([Pair(x, x, torch.arange(4))]), CPU) as pairs:
         assert torch.equal(next(pairs).cond, torch.arange(4))
 
 
@@ -45,7 +45,7 @@ def broken():
 
 
 def test_what_is_raised_there_is_raised_here_and_in_its_place():
-    with ahead(broken(), CPU, depth=5) as pairs:
+    with prefetch(broken(), CPU, depth=5) as pairs:
         assert len(list(islice(pairs, 2))) == 2
         with pytest.raises(Failure, match="the third pair"):
             next(pairs)
@@ -60,7 +60,7 @@ def test_no_more_is_made_than_is_asked_for_and_the_thread_ends():
             yield pair
 
     before = threading.active_count()
-    with ahead(counted(), CPU, depth=2) as pairs:
+    with prefetch(counted(), CPU, depth=2) as pairs:
         for _ in islice(pairs, 5):
             pass
     assert threading.active_count() == before

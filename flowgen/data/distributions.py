@@ -1,4 +1,4 @@
-"""Laws to sample from: toys in the plane with exact samplers and, where it is known, their density."""
+"""Distributions to sample from: toys in the plane with exact samplers and, where it is known, their density."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ __all__ = [
 
 
 class Distribution(Protocol):
-    """A probability law on tensors of shape `event`."""
+    """A probability distribution on tensors of this shape."""
 
     @property
-    def event(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]: ...
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return n independent draws, `(n, *event)` float32 on the CPU; float64 of a table in data units."""
+        """Return n independent draws, `(n, *shape)` float32 on the CPU; float64 of a table in data units."""
         ...
 
 
 @final
 @dataclass(frozen=True)
 class Gaussian:
-    """The standard normal law N(0, I) on tensors of shape `event`."""
+    """The standard normal distribution N(0, I) on tensors of this shape."""
 
-    event: tuple[int, ...] = (2,)
+    shape: tuple[int, ...] = (2,)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.event, tuple):
-            raise InputError(f"event is the shape of a row, a tuple such as (2,), not {self.event!r}")
+        if not isinstance(self.shape, tuple):
+            raise InputError(f"shape is that of a row, a tuple such as (2,), not {self.shape!r}")
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, *self.event, generator=generator)
+        return torch.randn(n, *self.shape, generator=generator)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Return log p(x) in nats: `(B, *event)` to `(B,)`."""
+        """Return log p(x) in nats: `(B, *shape)` to `(B,)`."""
         return -0.5 * (x.flatten(1).square() + math.log(2 * math.pi)).sum(1)
 
 
@@ -70,7 +70,7 @@ class Categorical:
     weights: tuple[float, ...]
 
     @property
-    def event(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         return ()
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -102,7 +102,7 @@ class Blurred:
             raise InputError(f"std must be positive, not {self.std}")
 
     @property
-    def event(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         return (2,)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -128,7 +128,7 @@ class Checkerboard:
     size: float = 4.0
 
     @property
-    def event(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         return (2,)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -156,7 +156,7 @@ class Pinwheel:
     scale: float = 2.0
 
     @property
-    def event(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         return (2,)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -273,4 +273,4 @@ TOYS: dict[str, Callable[[], Distribution]] = {
     "rings": rings,
     "gaussian": Gaussian,
 }
-"""The laws that have a name."""
+"""The distributions that have a name."""

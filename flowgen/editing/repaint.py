@@ -12,7 +12,7 @@ from torch import Tensor
 from flowgen.core import Field, InputError
 from flowgen.data.streams import DistributionField
 from flowgen.editing.measurements import Measurement, project
-from flowgen.sampling import starts
+from flowgen.sampling import source_rows
 from flowgen.schedules import Schedule
 from flowgen.solvers import Solver
 
@@ -41,7 +41,7 @@ class RePaint(Solver):
         schedule: of the field.
         measurement: A.
         y: what was measured, in model units: a row each, or one for all.
-        source: the law of x0, in model units; steps back need it to be Gaussian.
+        source: the distribution of x0, in model units; steps back need it to be Gaussian.
         seed: of x0.
         first: the number of the first row of a batch.
     """
@@ -59,16 +59,16 @@ class RePaint(Solver):
         return self.solver.order
 
     @property
-    def joint(self) -> bool:  # type: ignore[override]
-        return self.solver.joint
+    def couples_batch(self) -> bool:  # type: ignore[override]
+        return self.solver.couples_batch
 
     @property
-    def draws(self) -> bool:
+    def stochastic(self) -> bool:
         return True
 
     @property
-    def lands(self) -> bool:  # type: ignore[override]
-        return self.solver.lands
+    def denoises_last(self) -> bool:  # type: ignore[override]
+        return self.solver.denoises_last
 
     def at(self, row: int) -> RePaint:
         return replace(self, solver=self.solver.at(row), first=self.first + row)
@@ -77,7 +77,7 @@ class RePaint(Solver):
         self, field: Field, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, tuple[int, Any]]:
         count, inner = carry or (0, None)
-        noise = starts(self.source, self.first, self.first + len(x), self.seed, f"replaced at step {count}").to(x)
+        noise = source_rows(self.source, self.first, self.first + len(x), self.seed, f"replaced at step {count}").to(x)
         if s < t:
             return self._back(x, t, s, noise), (count + 1, None)
         # a solver with noise of its own has other noise where a step is walked again: that of rows which are not there
