@@ -39,7 +39,7 @@ COMMUTE = {"isinstance", "min", "max", "isclose", "allclose", "equal", "array_eq
 OF_ONE_WORD = {"comparison", "arithmetic", "logic", "off by one"}
 """Kinds of faults that no renaming touches."""
 
-ALIKE = 0.65
+ALIKE = 0.6
 """How alike a statement and its place must be to count as the same under other names, from 0 to 1."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -263,7 +263,7 @@ def _likeness(old: Fault, new: Fault) -> float:
         return 0.0
     statement, before = _ratio(old.statement, new.statement), _ratio(old.before, new.before)
     mean = (statement + before + _ratio(old.function, new.function) + _ratio(old.file, new.file)) / 4
-    return mean if min(statement, before, mean) >= ALIKE else 0.0
+    return mean if min(statement, mean) >= ALIKE else 0.0
 
 
 def _ratio(a: str, b: str) -> float:

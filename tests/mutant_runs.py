@@ -28,7 +28,7 @@ LIBRARY = ROOT / "flowgen"
 PROBE = "__seen__"
 """The name under which the changed code finds what notes a statement."""
 
-ENOUGH = 15.0
+ENOUGH = 30.0
 """Seconds for the cases of one test function: the rest of them are not mapped, and would be the last to be run."""
 
 Changed = Callable[[Path], ast.Module | bytes]

@@ -40,10 +40,10 @@ HELPERS = [file for file in ROOT.glob("tests/*.py") if not file.name.startswith(
 TIERS = ("not slow and not journey", "journey and not slow")
 """The marks of the tests that are run first, and of those that are run for what the first do not notice."""
 
-MOST = 60
+MOST = 40
 """Tests that are run for one fault, at most."""
 
-SECONDS = 60.0
+SECONDS = 30.0
 """Their time together when the library is whole, at most."""
 
 PATIENCE = 300.0
