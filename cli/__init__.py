@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.abc import InspectLoader
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
+
+from flowgen import __version__
 
 from . import (
     bench,
@@ -44,15 +43,10 @@ app = typer.Typer(
 
 
 def _print_version(asked: bool) -> None:
-    """Print the version of the code that would run, without importing it, since that imports torch."""
-    if not asked:
-        return
-    found = find_spec("flowgen")
-    code = found.loader.get_source("flowgen") if found and isinstance(found.loader, InspectLoader) else None
-    for line in ast.parse(code or "").body:
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "__version__":
-            print("flowgen", ast.literal_eval(line.value))
-    raise typer.Exit()
+    """Print the version of the code that would run."""
+    if asked:
+        print("flowgen", __version__)
+        raise typer.Exit()
 
 
 @app.callback()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import flowgen
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("flowgen/**/*.py"), *ROOT.glob("cli/**/*.py")])
 HEAVY = {"matplotlib", "ot", "pandas", "pyarrow", "pydantic", "scipy", "sklearn", "torchdiffeq", "torchvision", "rich"}
@@ -71,12 +73,41 @@ def test_what_is_never_imported(file: Path) -> None:
     assert not tops & {"cli", "flowgen_cli"} or file.name == "__main__.py"
 
 
-def test_import_flowgen_is_light() -> None:
-    script = "import sys, torch; before = set(sys.modules); import flowgen; print(*sorted(set(sys.modules) - before))"
+def loaded_by(code: str) -> set[str]:
+    """The packages that some code loads."""
+    script = f"import sys; before = set(sys.modules); {code}; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_import_flowgen_loads_nothing() -> None:
+    loaded = loaded_by("import flowgen")
+    assert "flowgen" in loaded
+    assert not loaded & (HEAVY | {"torch", "numpy"})
+
+
+def test_what_flowgen_shows_is_light() -> None:
+    """Its classes and functions, and all modules below the configuration."""
+    low = {module for module, floor in documented_floors().items() if floor < documented_floors()["config"]}
+    code = f"import torch; before |= set(sys.modules); from flowgen import {', '.join(flowgen._PLACES)}"
+    loaded = loaded_by(f"{code}; import flowgen.{', flowgen.'.join(low)}")
     assert "flowgen" in loaded
     assert not loaded & HEAVY
+
+
+def test_type_checkers_see_what_flowgen_shows() -> None:
+    (block,) = [node for node in ast.parse(Path(flowgen.__file__).read_text()).body if isinstance(node, ast.If)][:1]
+    shown = {name for statement in block.body for name in names(statement)}
+    assert shown == {f"flowgen.{flowgen._PLACES[name]}.{name}" for name in flowgen._PLACES} | {
+        f"flowgen.{name}" for name in flowgen._MODULES.split()
+    }
+
+
+def test_flowgen_shows_its_modules_and_names() -> None:
+    assert set(flowgen._MODULES.split()) == documented_floors().keys() - {"cli", "extras", "threads"}
+    assert set(flowgen.__all__) <= set(dir(flowgen))
+    with pytest.raises(AttributeError, match="no attribute 'premetric'"):
+        flowgen.premetric  # noqa: B018
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
