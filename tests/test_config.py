@@ -1,6 +1,7 @@
 """Names become objects in one place, and every mistake is told in one line."""
 
 import re
+from typing import Any, get_type_hints
 
 import flowgen_cli
 import pytest
@@ -16,9 +17,11 @@ from flowgen.config import (
     SOLVERS,
     TIMES,
     WEIGHTS,
+    Config,
     make_config,
     sampling_by,
 )
+from flowgen.config.fields import Section
 from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Pool
 from flowgen.data import TOYS
 from flowgen.settings import dump_toml, override, parse_setting, read_toml
@@ -37,6 +40,12 @@ def test_a_target_that_is_singular_where_sampling_starts_is_refused(schedule, pr
             make_config(tree)
     else:
         assert make_config(tree).prediction == (predictions.EDM() if prediction == "edm" else PREDICTIONS[prediction])
+
+
+@pytest.mark.parametrize("section", [Config, *Section.__subclasses__()], ids=lambda section: section.__name__)
+def test_every_setting_has_a_type(section):
+    # tests/typed.py holds that mypy sees it
+    assert Any not in get_type_hints(section).values()
 
 
 @pytest.mark.parametrize(

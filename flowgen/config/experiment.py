@@ -13,16 +13,26 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, m
 from flowgen import losses, objectives, predictions, schedules, weightings
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, data_hash, kind, load_data
 from flowgen.config.devices import find_device
-from flowgen.config.fields import Section, choice, explain, named, record
-from flowgen.config.names import BRIDGES, COUPLINGS, LOSSES, LR_SCHEDULES, PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
-from flowgen.config.nets import NETS, MLPConfig, sized
-from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, Parts, Teaching
+from flowgen.config.fields import Choice, Record, Section, explain
+from flowgen.config.names import (
+    BRIDGES,
+    COUPLINGS,
+    LOSSES,
+    LR_SCHEDULES,
+    PREDICTIONS,
+    SCHEDULES,
+    TIMES,
+    WEIGHTS,
+    LRSchedule,
+)
+from flowgen.config.nets import NETS, MLPConfig, NetConfig, sized
+from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, ObjectiveConfig, Parts, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 from flowgen.config.places import Places, absolute, check_same, check_there, is_place, places_of
 from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, note
-from flowgen.couplings import Independent, IndependentPairs, MultiscaleOT, Pool, SchroedingerBridge
+from flowgen.couplings import Coupling, Independent, IndependentPairs, MultiscaleOT, Pool, SchroedingerBridge
 from flowgen.couplings.exact import LARGEST
 from flowgen.data import Distribution, Flipped, Gaussian, Scaled, Scaling, TensorDataset
 from flowgen.distributed import Processes
@@ -66,7 +76,7 @@ class TrainConfig(Section):
     accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(0, ge=0)
-    lr_schedule: named("lr_schedule", LR_SCHEDULES) = LR_SCHEDULES["constant"]  # type: ignore[valid-type]
+    lr_schedule: Annotated[LRSchedule, Choice("lr_schedule", LR_SCHEDULES)] = LR_SCHEDULES["constant"]
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(10.0, gt=0)
     ema: Widths = (0.05,)
@@ -113,16 +123,18 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     threads: int | None = Field(None, ge=1, le=1024)
-    schedule: choice("schedule", SCHEDULES) = schedules.Linear()  # type: ignore[valid-type]
-    prediction: choice("prediction", PREDICTIONS)  # type: ignore[valid-type]
-    coupling: choice("coupling", COUPLINGS) = MultiscaleOT()  # type: ignore[valid-type]
-    pool: record("pool", Pool)  # type: ignore[valid-type]
-    bridge: choice("bridge", BRIDGES) = schedules.ConstantBridge()  # type: ignore[valid-type]
-    objective: choice("objective", OBJECTIVES) = FlowMatchingConfig()  # type: ignore[valid-type]
-    times: choice("time distribution", TIMES) = objectives.Uniform()  # type: ignore[valid-type]
-    loss: choice("loss", LOSSES) = losses.Squared()  # type: ignore[valid-type]
-    weight: choice("weight", WEIGHTS) = weightings.Unweighted()  # type: ignore[valid-type]
-    net: choice("net", NETS) = MLPConfig()  # type: ignore[valid-type]
+    schedule: Annotated[schedules.Schedule, Choice("schedule", SCHEDULES)] = schedules.Linear()
+    prediction: Annotated[predictions.Prediction, Choice("prediction", PREDICTIONS)]
+    coupling: Annotated[Coupling | SemidiscreteConfig, Choice("coupling", COUPLINGS)] = MultiscaleOT()
+    pool: Annotated[Pool, Record("pool", Pool)]
+    bridge: Annotated[schedules.ConstantBridge | schedules.BrownianBridge, Choice("bridge", BRIDGES)] = (
+        schedules.ConstantBridge()
+    )
+    objective: Annotated[ObjectiveConfig, Choice("objective", OBJECTIVES)] = FlowMatchingConfig()
+    times: Annotated[objectives.TimeDistribution, Choice("time distribution", TIMES)] = objectives.Uniform()
+    loss: Annotated[losses.Loss, Choice("loss", LOSSES)] = losses.Squared()
+    weight: Annotated[weightings.Weight, Choice("weight", WEIGHTS)] = weightings.Unweighted()
+    net: Annotated[NetConfig, Choice("net", NETS)] = MLPConfig()
     images: ImagesConfig = ImagesConfig()
     table: TableConfig = TableConfig()
     split: SplitConfig = SplitConfig()

@@ -4,67 +4,78 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final, get_args
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import core_schema
 
 from flowgen.core import InputError, lookup
 
-__all__ = ["Section", "choice", "explain", "named", "record"]
+__all__ = ["Choice", "Record", "Section", "explain"]
 
 
-def record(kind: str, made: type) -> Any:
-    """Declare a field given as a table of the parameters of the dataclass `made`, which holds the object itself."""
+@final
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Metadata of a field that holds an object of the dataclass `made`, and is given as a table of its parameters."""
 
-    def build(value: Any) -> Any:
-        if isinstance(value, made):
+    kind: str
+    made: type
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, self.made):
             return value
         if not isinstance(value, Mapping):
-            raise InputError(f"{kind} is a table of {', '.join(field.name for field in dataclasses.fields(made))}")
-        return _construct(kind, made, value)
+            names = ", ".join(field.name for field in dataclasses.fields(self.made))
+            raise InputError(f"{self.kind} is a table of {names}")
+        return _construct(self.kind, self.made, value)
 
-    return Annotated[Any, PlainValidator(build), PlainSerializer(dataclasses.asdict)]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return _schema(self.read, dataclasses.asdict)
 
 
-def choice(kind: str, table: Mapping[str, Any]) -> Any:
-    """Declare a field that is given as a name, or as a table {name = ..., parameters}, and holds the object itself.
+@final
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Metadata of a field that holds an object of a table, and is given by its name or as {name = ..., parameters}.
 
     What the table has is a class, whose parameters those are, or an object without any.
     """
-    classes = tuple(made for made in table.values() if isinstance(made, type))
 
-    def build(value: Any) -> Any:
-        if isinstance(value, classes) or any(value is made for made in table.values()):
+    kind: str
+    table: Mapping[str, Any]
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, self._classes) or value in self.table.values():
             return value
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise InputError(f"{kind} needs a name: choose from {', '.join(table)}")
+            raise InputError(f"{self.kind} needs a name: choose from {', '.join(self.table)}")
         parameters = {key: x for key, x in value.items() if key != "name"}
-        made, title = lookup(kind, value["name"], table), f"{kind} {value['name']}"
-        if made in classes:
+        made, title = lookup(self.kind, value["name"], self.table), f"{self.kind} {value['name']}"
+        if isinstance(made, type):
             return _construct(title, made, parameters)
         _check_none(title, parameters)
         return made
 
-    def dump(value: Any) -> Any:
-        name = next(name for name, made in table.items() if made in (value, type(value)))
-        return {"name": name, **dataclasses.asdict(value)} if type(value) in classes else name
+    def write(self, value: Any) -> Any:
+        name = next(name for name, made in self.table.items() if made in (value, type(value)))
+        return {"name": name, **dataclasses.asdict(value)} if type(value) in self._classes else name
 
-    return Annotated[Any, PlainValidator(build), PlainSerializer(dump)]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return _schema(self.read, self.write)
+
+    @property
+    def _classes(self) -> tuple[type, ...]:
+        return tuple(made for made in self.table.values() if isinstance(made, type))
 
 
-def named(kind: str, table: Mapping[str, Any]) -> Any:
-    """Declare a field that is given as a name, and holds the object of that name."""
-
-    def build(value: Any) -> Any:
-        return value if value in table.values() else lookup(kind, str(value), table)
-
-    def dump(value: Any) -> str:
-        return next(name for name, made in table.items() if made is value)
-
-    return Annotated[Any, PlainValidator(build), PlainSerializer(dump)]
+def _schema(read: Callable[[Any], Any], write: Callable[[Any], Any]) -> core_schema.CoreSchema:
+    written = core_schema.plain_serializer_function_ser_schema(write)
+    return core_schema.no_info_plain_validator_function(read, serialization=written)
 
 
 def _construct(kind: str, made: type, parameters: Mapping[str, Any]) -> Any:

@@ -17,7 +17,9 @@ from flowgen.weightings import WEIGHTS
 __all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "LR_SCHEDULES", "PREDICTIONS", "SCHEDULES", "SOLVERS", "TIMES", "WEIGHTS"]
 
 COUPLINGS: dict[str, Any] = {**couplings.COUPLINGS, "semidiscrete": SemidiscreteConfig}
-LR_SCHEDULES: dict[str, Callable[[float, int, int], optim.Rate]] = {
+LRSchedule = Callable[[float, int, int], optim.Rate]
+"""The learning rate at its highest, the steps of training and those of the warm-up, to the rate of each step."""
+LR_SCHEDULES: dict[str, LRSchedule] = {
     "constant": lambda lr, steps, warmup: optim.ConstantRate(lr, warmup),
     "cosine": lambda lr, steps, warmup: optim.CosineRate(lr, steps, warmup),
 }

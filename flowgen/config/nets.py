@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 from torch import nn
 
-from flowgen.config.fields import lookup
-from flowgen.core import InputError
+from flowgen.core import InputError, lookup
 from flowgen.nn import DIT_SIZES, MLP, UNET_SIZES, DiT, ResMLP, UNet
 
-__all__ = ["NETS", "sized"]
+__all__ = ["NETS", "NetConfig", "sized"]
 
 Width = Annotated[int, Field(ge=1, le=16384)]
 Depth = Annotated[int, Field(ge=1, le=64)]
 DropoutShare = Annotated[float, Field(ge=0, lt=1)]
+
+
+class NetConfig(Protocol):
+    """The settings of a network."""
+
+    def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        """Return the network for events of a shape, with so many labels; its first weights are a function of the seed.
+
+        Raises:
+            InputError: if the network cannot read such events.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class DiTConfig:
         return DiT(shape, classes, self.patch, self.width, self.depth, self.heads, self.dropout, seed=seed)
 
 
-NETS: dict[str, type] = {"mlp": MLPConfig, "resmlp": ResMLPConfig, "unet": UNetConfig, "dit": DiTConfig}
+NETS: dict[str, type[NetConfig]] = {"mlp": MLPConfig, "resmlp": ResMLPConfig, "unet": UNetConfig, "dit": DiTConfig}
 SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "unet": {**UNET_SIZES, "custom": {}},
     "dit": {**DIT_SIZES, "custom": {}},

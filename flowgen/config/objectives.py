@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -48,7 +49,7 @@ class Parts(NamedTuple):
         return flowmaps.OfTeacher(self.teaching.velocity) if self.teaching else flowmaps.OfPairs(guidance, self.null)
 
 
-class ObjectiveConfig:
+class ObjectiveConfig(ABC):
     """The kind of model that an objective trains.
 
     maps: whether that is a flow map, sampled by jumps.
@@ -72,6 +73,10 @@ class ObjectiveConfig:
     fixed: ClassVar[bool] = False
     jumps: int = 1
     guidance: float = 1.0
+
+    @abstractmethod
+    def build(self, parts: Parts) -> Objective | StepwiseObjective:
+        """Return the objective of these parts."""
 
 
 @dataclass(frozen=True)

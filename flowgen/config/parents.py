@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from flowgen import solvers
-from flowgen.config.fields import Section, named
+from flowgen.config.fields import Choice, Section
 from flowgen.config.names import SOLVERS
 
 __all__ = ["DistillConfig", "ReflowConfig", "Teacher"]
@@ -29,7 +31,7 @@ class ReflowConfig(Teacher):
     inverted: float = Field(0.0, ge=0, le=1)
     steps: int = Field(50, ge=1)
     tolerance: float = Field(0.01, ge=0)
-    solver: named("solver", SOLVERS) = solvers.heun  # type: ignore[valid-type]
+    solver: Annotated[solvers.Solver, Choice("solver", SOLVERS)] = solvers.heun
 
 
 class DistillConfig(Teacher):

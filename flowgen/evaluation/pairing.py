@@ -167,7 +167,7 @@ def stream_of(config: Config, data: LoadedData, ends: IndependentPairs, preparin
     coupling, size = config.coupling, config.train.batch_size
     if isinstance(coupling, SemidiscreteConfig):
         with preparing.running():
-            made, diagnostics = _semidiscrete(config, data, ends, say)
+            made, diagnostics = _semidiscrete(config, coupling, data, ends, say)
         return Stream(made.stream(size, seed=config.seed), diagnostics)
     watched = _Watched(coupling, preparing) if isinstance(coupling, Prepared) else coupling
     pool = Pool(config.pool.batches, 1)
@@ -175,10 +175,9 @@ def stream_of(config: Config, data: LoadedData, ends: IndependentPairs, preparin
 
 
 def _semidiscrete(
-    config: Config, data: LoadedData, ends: IndependentPairs, say: Say
+    config: Config, settings: SemidiscreteConfig, data: LoadedData, ends: IndependentPairs, say: Say
 ) -> tuple[Semidiscrete, dict[str, float]]:
     """Return the pairs of potentials that are found first, and the chi-square of these."""
-    settings: SemidiscreteConfig = config.coupling
     rows, labels = settings.rows(data, find_device(config.device), config.seed)
     for state in settings.ascend(ends.source, rows, labels, config.seed):
         say(f"chi-square {state.chi_square:.3g}")

@@ -81,8 +81,9 @@ def semidiscrete_pairs(run: Run, data: LoadedData, device: torch.device, process
     """
     for _ in _found(run, processes):
         pass
-    config = run.config
-    rows, labels = config.coupling.rows(data, device, config.seed)
+    config, settings = run.config, run.config.coupling
+    assert isinstance(settings, SemidiscreteConfig)
+    rows, labels = settings.rows(data, device, config.seed)
     return Semidiscrete(
         config.source_distribution(data.distribution.shape, data.scaling, data.columns),
         rows,
