@@ -187,13 +187,13 @@ def test_a_warning_is_told_once_and_counted(scripted):
 
 
 def test_facts_are_of_ends_that_are_not_coupled_yet(scripted):
-    facts = scripted.measured[1].facts
+    facts = scripted.measured[1].diagnostics
     assert facts["rows"] == 64
     assert facts["distance"] > 5  # independent pairs: 6.2 in the mean
     wide = compared({**small("moons"), "coupling": {"group": 256}}, ("sinkhorn",)).measured[1]
     config = wide.trial.config
     drawn = next(ends_of(config).stream(256, seed=config.seed))
-    assert wide.facts == Sinkhorn(group=256).diagnostics(*drawn)
+    assert wide.diagnostics == Sinkhorn(group=256).diagnostics(*drawn)
 
 
 def test_rows_that_are_drawn_often_are_not_counted_once(tmp_path, normal):

@@ -108,6 +108,16 @@ def test_another_net_has_its_own_defaults(named, net):
     assert make_config({"data": "pictures", "net": net}).net == (small if net == "unet" else NETS[net]())
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_a_net_without_settings_is_that_of_its_class(name):
+    shape = (2,) if name == "mlp" else (2, 8, 8)
+    made = NETS[name]().build(shape, 3, 5)
+    alone = type(made)(2 if name == "mlp" else shape, classes=3, seed=5)
+    theirs = alone.state_dict()
+    assert str(alone) == str(made)
+    assert all(torch.equal(weights, theirs[key]) for key, weights in made.state_dict().items())
+
+
 def test_a_folder_of_the_name_of_the_digits_is_not_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = make_config({"data": "digits"})

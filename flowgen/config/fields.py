@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final, get_args
@@ -13,7 +14,7 @@ from pydantic_core import core_schema
 
 from flowgen.core import InputError, lookup
 
-__all__ = ["Choice", "Record", "Section", "explain"]
+__all__ = ["Choice", "Record", "Section", "default", "explain"]
 
 
 @final
@@ -71,6 +72,11 @@ class Choice:
     @property
     def _classes(self) -> tuple[type, ...]:
         return tuple(made for made in self.table.values() if isinstance(made, type))
+
+
+def default(made: Callable[..., Any], argument: str) -> Any:
+    """Return the default of an argument of what a setting is for, so that it is written once."""
+    return inspect.signature(made).parameters[argument].default
 
 
 def _schema(read: Callable[[Any], Any], write: Callable[[Any], Any]) -> core_schema.CoreSchema:

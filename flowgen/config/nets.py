@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 from torch import nn
 
+from flowgen.config.fields import default
 from flowgen.core import InputError, lookup
 from flowgen.nn import DIT_SIZES, MLP, UNET_SIZES, DiT, ResMLP, UNet
 
@@ -35,10 +36,10 @@ class NetConfig(Protocol):
 class MLPConfig:
     """A perceptron for rows."""
 
-    width: Width = 64
-    depth: Depth = 3
-    frequencies: Annotated[int, Field(ge=0, le=256)] = 4
-    two_times: bool = False
+    width: Width = default(MLP, "width")
+    depth: Depth = default(MLP, "depth")
+    frequencies: Annotated[int, Field(ge=0, le=256)] = default(MLP, "frequencies")
+    two_times: bool = default(MLP, "two_times")
 
     def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         if len(shape) != 1:
@@ -52,9 +53,9 @@ class MLPConfig:
 class ResMLPConfig:
     """A residual perceptron, for rows and for the smallest images."""
 
-    width: Width = 256
-    depth: Depth = 4
-    dropout: DropoutShare = 0.0
+    width: Width = default(ResMLP, "width")
+    depth: Depth = default(ResMLP, "depth")
+    dropout: DropoutShare = default(ResMLP, "dropout")
 
     def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         return ResMLP(shape, classes, self.width, self.depth, self.dropout, seed=seed)
@@ -65,13 +66,13 @@ class UNetConfig:
     """The U-Net; where a size is named, the other fields are those of the size but for what is given."""
 
     size: str = "custom"
-    channels: Width = 64
-    blocks: Depth = 2
-    multipliers: tuple[Depth, ...] = (1, 2, 2)
-    attention: tuple[Depth, ...] = (4,)
-    heads: Depth = 2
-    dropout: DropoutShare = 0.0
-    scale: bool = True
+    channels: Width = default(UNet, "channels")
+    blocks: Depth = default(UNet, "blocks")
+    multipliers: tuple[Depth, ...] = default(UNet, "multipliers")
+    attention: tuple[Depth, ...] = default(UNet, "attention")
+    heads: Depth = default(UNet, "heads")
+    dropout: DropoutShare = default(UNet, "dropout")
+    scale: bool = default(UNet, "scale")
 
     def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         return UNet(
@@ -93,11 +94,11 @@ class DiTConfig:
     """The diffusion transformer; sizes as of the U-Net."""
 
     size: str = "custom"
-    patch: Depth = 2
-    width: Width = 128
-    depth: Depth = 4
-    heads: Depth = 4
-    dropout: DropoutShare = 0.0
+    patch: Depth = default(DiT, "patch")
+    width: Width = default(DiT, "width")
+    depth: Depth = default(DiT, "depth")
+    heads: Depth = default(DiT, "heads")
+    dropout: DropoutShare = default(DiT, "dropout")
 
     def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
         return DiT(shape, classes, self.patch, self.width, self.depth, self.heads, self.dropout, seed=seed)

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, NamedTuple
 from pydantic import Field as Bounds
 
 from flowgen import flowmaps, intervals, objectives
+from flowgen.config.fields import default
 from flowgen.core import Field, FlowMap
 from flowgen.losses import Loss
 from flowgen.objectives import Objective, StepwiseObjective, TimeDistribution
@@ -93,8 +94,8 @@ class FlowMatchingConfig(ObjectiveConfig):
 class _Between(ObjectiveConfig):
     """A flow map between any two times, a share of which are the same."""
 
-    diagonal: Share = 0.5
-    guidance: float = 1.0
+    diagonal: Share = default(intervals.Intervals, "diagonal")
+    guidance: float = default(flowmaps.OfPairs, "guidance")
 
     def intervals(self, parts: Parts) -> intervals.Intervals:
         return intervals.Intervals(parts.times, self.diagonal)
@@ -123,7 +124,7 @@ class AlphaFlowConfig(_Between):
     """A flow map by a first share of the interval that falls during training: `flowmaps.AlphaFlow`."""
 
     anneals: ClassVar[bool] = True
-    last: Positive = 2.0**-7
+    last: Positive = default(flowmaps.Annealed, "last")
 
     def build(self, parts: Parts) -> StepwiseObjective:
         made = flowmaps.AlphaFlow(self.intervals(parts), parts.velocity(self.guidance), parts.loss)

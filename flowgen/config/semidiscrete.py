@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowgen.config.data import LoadedData
+from flowgen.config.fields import default
 from flowgen.core import InputError, generator
 from flowgen.couplings import Potentials, ascend
 from flowgen.data import Distribution, TensorDataset
@@ -31,8 +32,8 @@ class SemidiscreteConfig:
     """
 
     points: int = 10_000
-    tolerance: float = 0.02
-    draws_per_row: float = 1000.0
+    tolerance: float = default(ascend, "tolerance")
+    draws_per_row: float = default(ascend, "draws_per_row")
 
     def __post_init__(self) -> None:
         if self.points < 1 or not (0 < self.tolerance < math.inf and 0 < self.draws_per_row < math.inf):

@@ -67,7 +67,7 @@ class UNet(nn.Module):
         blocks: int = 2,
         multipliers: Sequence[int] = (1, 2, 2),
         attention: Sequence[int] = (4,),
-        heads: int = 4,
+        heads: int = 2,
         dropout: float = 0.0,
         scale: bool = True,
         *,
