@@ -50,7 +50,8 @@ class Fault:
     """A change of one place in a function.
 
     `statement` is the text of the innermost statement around the place, without the blocks that hang on it, and `nth`
-    tells faults apart that read the same. The line is where the statement begins: it is not part of what the fault is.
+    tells faults apart that read the same. The lines are where the statement and its block begin: they are not part of
+    what the fault is.
     """
 
     file: str
@@ -61,6 +62,7 @@ class Fault:
     after: str
     nth: int
     line: int
+    block: int | None
     start: int
     """The bytes `start:end` of the file become `after`."""
     end: int
@@ -98,10 +100,11 @@ def faults(file: str, text: bytes) -> list[Fault]:
     source, found, seen = Source(file, text), [], defaultdict(int)
     for name, function in functions(source.tree):
         for statement in statements(function):
-            header = _header(source, statement)
+            block = _block(statement)
+            header = _header(source, statement, block)
             for kind, start, end, after in _places(source, statement, function):
                 before = text[start:end].decode()
-                fault = Fault(file, name, kind, header, before, after, 0, statement.lineno, start, end)
+                fault = Fault(file, name, kind, header, before, after, 0, statement.lineno, block, start, end)
                 if before != after:
                     seen[fault.identity] += 1
                     found.append(replace(fault, nth=seen[fault.identity] - 1))
@@ -177,12 +180,21 @@ def from_json(record: dict) -> Fault:
     return Fault(**{name: record[name] for name in Fault.__dataclass_fields__})
 
 
-def _header(source: Source, statement: ast.stmt) -> str:
+def _block(statement: ast.stmt) -> int | None:
+    """The line where the block that hangs on a statement begins, as of an `if` or a loop."""
+    match statement:
+        case ast.Match(cases=[first, *_]):
+            return first.pattern.lineno
+        case ast.stmt(body=[first, *_]):
+            return first.lineno
+    return None
+
+
+def _header(source: Source, statement: ast.stmt, block: int | None) -> str:
     """The text of a statement on one line, up to where its own block begins."""
-    body = getattr(statement, "body", None) or getattr(statement, "cases", None)
     lines = source.of(statement).splitlines()
-    if body and (first := getattr(body[0], "lineno", None) or body[0].pattern.lineno) > statement.lineno:
-        lines = lines[: first - statement.lineno]
+    if block and block > statement.lineno:
+        lines = lines[: block - statement.lineno]
     return " ".join(" ".join(lines).split())
 
 

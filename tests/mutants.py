@@ -75,19 +75,28 @@ class Map:
     def chosen(self, fault: Fault) -> list[str]:
         """Return the tests to run: the cheapest case of each test, then the second ones, until they are enough.
 
+        Where a block hangs on the line, the first half are tests that run it: of many that come by, few may enter.
         Where no test runs the line, the tests that run other lines of its file may still see it.
         """
-        tests = self.covering(fault) or set().union(*self.lines[fault.file].values())
-        cases, rounds = Counter[str](), []
+        lines = self.lines[fault.file]
+        tests = self.covering(fault) or set().union(*lines.values())
+        inside = tests & lines[fault.block] if fault.block else set()
+        first = self.cheapest(inside, MOST // 2, SECONDS / 2)
+        return first + self.cheapest(tests.difference(first), MOST - len(first), SECONDS - self.cost(first))
+
+    def cheapest(self, tests: Iterable[str], most: int, seconds: float) -> list[str]:
+        cases, ranked = Counter[str](), []
         for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
-            rounds.append((cases[function_of(test)], self.seconds[test], test))
+            ranked.append((cases[function_of(test)], self.seconds[test], test))
             cases[function_of(test)] += 1
-        taken, total = [], 0.0
-        for _, seconds, test in sorted(rounds):
-            if len(taken) < MOST and (not taken or total + seconds <= SECONDS):
+        taken = []
+        for _, own, test in sorted(ranked):
+            if len(taken) < most and (not taken or self.cost(taken) + own <= seconds):
                 taken.append(test)
-                total += seconds
         return taken
+
+    def cost(self, tests: Iterable[str]) -> float:
+        return sum(self.seconds[test] for test in tests)
 
 
 def main() -> None:
@@ -180,7 +189,7 @@ def planted(fault: Fault, known: Map) -> tuple[str | None, int, str | None]:
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         text, result = Path(folder, "text.py"), Path(folder, "result.json")
         text.write_bytes(fault.planted((ROOT / fault.file).read_bytes()))
-        timeout = PATIENCE + sum(known.seconds[test] for test in tests)
+        timeout = PATIENCE + known.cost(tests)
         told = call(["plant", fault.file, str(text), str(result), *tests], timeout)
         if told is None:
             return "hangs", len(tests), None
@@ -236,14 +245,14 @@ def save(records: list[dict], out: Path) -> None:
 
 def table(records: list[dict]) -> str:
     """Return the survivors of now and of then as a table of Markdown."""
-    counted = Counter(record["outcome"] for record in records)
+    counted = Counter(record["outcome"] or "open" for record in records)
     lines = [f"{len(records)} faults: " + ", ".join(f"{number} {name}" for name, number in counted.most_common()) + "."]
     if any("was" in record for record in records):
         lines.append(f"Before: {sum(record['was'] == 'survives' for record in records)} survive.")
     lines += ["", "| where | line | fault | tests | outcome | note |", "|---|---|---|---|---|---|"]
     for record in records:
         if "survives" in (record["outcome"], record.get("was")):
-            outcome = " → ".join(filter(None, (record.get("was"), record["outcome"])))
+            outcome = " → ".join(filter(None, (record.get("was"), record["outcome"] or "open")))
             change = f"`{_cell(record['before'])}` → `{_cell(record['after'])}`"
             cells = [f"`{record['file']}` {record['function']}", f"`{_cell(record['statement'])}`", change]
             cells += [f"{record.get('ran')} of {record.get('covering')}", outcome, record.get("note", "")]

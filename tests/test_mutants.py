@@ -5,7 +5,7 @@ import ast
 import pytest
 from mutant_faults import again, draw, faults, from_json, to_json
 from mutant_runs import LIBRARY, PROBE, Probes
-from mutants import Map, table
+from mutants import MOST, Map, table
 
 TEXT = '''
 LEFT_ALONE = 1 + 2
@@ -109,12 +109,22 @@ def test_probes_see_the_statements_that_are_run():
 
 
 def test_the_cheapest_case_of_each_test_comes_first():
-    fault = FOUND[0]
+    fault = next(fault for fault in FOUND if not fault.block)
     seconds = {"t.py::a[1]": 0.1, "t.py::a[2]": 0.2, "t.py::b": 3.0, "t.py::long": 99.0, "t.py::c": 1.0}
     known = Map([{"tests": seconds, "lines": {fault.file: {str(fault.line): [0, 1, 2, 3], "999": [4]}}}])
     assert known.chosen(fault) == ["t.py::a[1]", "t.py::b", "t.py::a[2]"]
     assert Map([{"tests": seconds, "lines": {fault.file: {"999": [4]}}}]).chosen(fault) == ["t.py::c"]
     assert Map([]).chosen(fault) == []
+
+
+def test_half_of_the_tests_enter_the_block_of_a_fault():
+    fault = next(fault for fault in FOUND if fault.kind == "branch never taken")
+    names = [f"t.py::t{index:03}" for index in range(3 * MOST)]
+    inside = list(range(2 * MOST, 3 * MOST))
+    lines = {str(fault.line): list(range(3 * MOST)), str(fault.block): inside}
+    known = Map([{"tests": dict.fromkeys(names, 0.01), "lines": {fault.file: lines}}])
+    entering = {names[index] for index in inside}
+    assert [test in entering for test in known.chosen(fault)] == [True] * (MOST // 2) + [False] * (MOST // 2)
 
 
 def test_the_table_holds_the_survivors_of_both_times():
