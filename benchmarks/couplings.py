@@ -44,7 +44,7 @@ from flowgen.couplings import Coupling, Semidiscrete
 from flowgen.couplings.semidiscrete import potentials
 from flowgen.data import Scaled
 from flowgen.nn import MLP
-from flowgen.schedules import ConstantBridge
+from flowgen.paths.bridge import ConstantBridge
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULT = Pool(100, 10)

@@ -34,16 +34,17 @@ from torch import Tensor
 
 from flowgen import FlowMatching, Model, Pair, State, batches, euler, fit, grids
 from flowgen.bench.report import quartiles
-from flowgen.couplings import StoredPairs
 from flowgen.data import Gaussian, Scaling
-from flowgen.data.pictures import to_uint8
-from flowgen.data.streams import floats
-from flowgen.flowmaps import EndPoint
+from flowgen.data.images.pictures import to_uint8
+from flowgen.data.streams import floats, source_rows
 from flowgen.objectives import Objective
-from flowgen.optim import ConstantRate
-from flowgen.sampling import pair_chunks, sample_chunks, source_rows
-from flowgen.solvers import FlowMapStep, Solver
-from flowgen.training import channels_last, compile_net
+from flowgen.objectives.flow_maps import EndPoint
+from flowgen.pairs import StoredPairs
+from flowgen.samplers.flow_map import FlowMapStep
+from flowgen.samplers.ode import Solver
+from flowgen.sampling import pair_chunks, sample_chunks
+from flowgen.training.loop import channels_last, compile_net
+from flowgen.training.optim import ConstantRate
 
 TEACHER = "teacher.pt"
 EXAMINED = 15.0

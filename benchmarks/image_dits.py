@@ -21,7 +21,7 @@ from flowgen.bench.speed import measure
 from flowgen.core import generator
 from flowgen.data import Gaussian, Scaled, Scaling, TensorDataset
 from flowgen.nn import DIT_SIZES, DiT
-from flowgen.training import compile_net
+from flowgen.training.loop import compile_net
 
 CLASSES = 10
 MOST, PROBE = 1024, 16

@@ -17,12 +17,12 @@ import torch
 
 from flowgen import FlowMatching, IndependentPairs, InputError, Model, Pair, State, batches, fit
 from flowgen.bench.speed import ChunkTimes
-from flowgen.couplings import prefetch
 from flowgen.data import Gaussian, Scaled, Scaling, TensorDataset, read_images
 from flowgen.data.streams import floats
 from flowgen.nn import UNET_SIZES, UNet
-from flowgen.optim import ConstantRate
-from flowgen.training import channels_last, compile_net
+from flowgen.pairs import prefetch
+from flowgen.training.loop import channels_last, compile_net
+from flowgen.training.optim import ConstantRate
 
 LR, CLIP, DECAY = 2e-4, 1.0, 0.9999
 """Of torchcfm's CIFAR-10 example: learning rate, norm of the gradient, decay of the average."""

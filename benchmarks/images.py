@@ -45,7 +45,7 @@ from flowgen.bench.report import machine, quartiles, spread, table
 from flowgen.bench.speed import StepTimes, measure, ratios
 from flowgen.core import generator
 from flowgen.data import Gaussian, Scaling, TensorDataset
-from flowgen.data.pictures import to_uint8
+from flowgen.data.images.pictures import to_uint8
 from flowgen.data.streams import floats
 from flowgen.nn import DIT_SIZES, UNET_SIZES, Classifier, fit_classifier, seeded
 

@@ -25,7 +25,7 @@ from flowgen import FlowMatching, Model, Pair, State, fit
 from flowgen.bench.report import machine, table
 from flowgen.core import generator
 from flowgen.data import Scaling
-from flowgen.data.folder import ImageFolder, open_folder
+from flowgen.data.images.folder import ImageFolder, open_folder
 from flowgen.nn import UNET_SIZES, UNet
 
 RESULTS = Path(__file__).parent / "results" / "loader.md"

@@ -21,10 +21,11 @@ from statistics import fmean
 
 from torch import Tensor
 
-from flowgen import metrics, runs, sampling, solvers
+from flowgen import metrics, runs, sampling
 from flowgen.bench.report import machine, table
 from flowgen.core import InputError, generator
 from flowgen.data import TOYS
+from flowgen.samplers import ode
 
 RESULTS = Path(__file__).parent / "results" / "one-step.md"
 DATA = ("8gaussians", "moons", "checkerboard", "pinwheel")
@@ -98,7 +99,7 @@ def distance(root: Path, name: str, data: str, seed: int, many: bool = False) ->
     kept = folder.with_suffix(".many" if many else ".one")
     if not kept.exists():
         trained = runs.load(folder, "cpu")
-        solver = solvers.heun if many else None if trained.config.objective.maps else solvers.euler
+        solver = ode.heun if many else None if trained.config.objective.maps else ode.euler
         way = runs.sampler(trained.config, trained.model, trained.source, solver, 100 if many else 1)
         x = sampling.sample(trained.model, trained.source, NUM, way.grid, way.solver, seed=1000 + seed)
         kept.write_text(json.dumps(metrics.energy_distance(x, truth(data, seed))))

@@ -33,12 +33,12 @@ from flowgen import (
 )
 from flowgen.bench.report import machine, table, verdict
 from flowgen.core import generator
-from flowgen.couplings import StoredPairs
 from flowgen.data import Gaussian, eight_gaussians, moons
 from flowgen.data.distributions import Distribution
 from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.nn import MLP
-from flowgen.objectives import UShaped
+from flowgen.pairs import StoredPairs
+from flowgen.times import UShaped
 
 SOURCE, LAWS = Gaussian(), {"8gaussians": eight_gaussians(), "moons": moons()}
 BATCH, POINTS, SEEDS = 512, 4096, (0, 1, 2)

@@ -23,7 +23,7 @@ from flowgen.couplings.exact import Coupling
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend, assigned
 from flowgen.data import TOYS, Gaussian, TensorDataset
 from flowgen.data.distributions import Distribution
-from flowgen.data.images import read_images
+from flowgen.data.images.reading import read_images
 from flowgen.data.streams import chunks
 
 RESULTS = Path(__file__).parent / "results" / "semidiscrete.md"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from flowgen.config import Config
     from flowgen.core import Field
-    from flowgen.distributed import Processes
     from flowgen.runs import EndpointError, Run
+    from flowgen.training.distributed import Processes
 
 DATA_HELP = (
     "moons, circles, 8gaussians, 25gaussians, checkerboard, spirals, pinwheel, swissroll, s-curve, rings, gaussian; "
@@ -175,7 +175,7 @@ def train_run(run: Run, title: str, group: Processes | None = None) -> None:
         group: the processes that train together; an interrupt of one is one of all.
     """
     from flowgen import runs
-    from flowgen.distributed import ALONE
+    from flowgen.training.distributed import ALONE
 
     group, total, step = group or ALONE, run.config.train.steps, 0
     use_threads(run.config.threads)  # also for what is drawn and measured afterwards
@@ -202,7 +202,7 @@ def train_run(run: Run, title: str, group: Processes | None = None) -> None:
 def pair_run(run: Run, title: str, group: Processes | None = None) -> None:
     """Make the missing pairs of a reflow run with a bar, and print how accurate they are."""
     from flowgen import runs
-    from flowgen.distributed import ALONE
+    from flowgen.training.distributed import ALONE
 
     group = group or ALONE
     assert run.config.reflow is not None
@@ -274,7 +274,7 @@ def use_threads(threads: int | None) -> None:
 def together(device: str) -> Iterator[Processes]:
     """Yield the processes that a launcher started for this command, or this one alone."""
     from flowgen.config import find_device
-    from flowgen.distributed import processes
+    from flowgen.training.distributed import processes
 
     with processes(find_device(device)) as group:
         yield group

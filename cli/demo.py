@@ -20,9 +20,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
 ) -> None:
     """Train a flow from noise to two moons, straighten it, and compare both at few steps."""
-    from flowgen import data, grids, metrics, plots, runs, sampling
+    from flowgen import data, metrics, plots, runs
     from flowgen.config import make_config
     from flowgen.core import generator
+    from flowgen.data import streams
+    from flowgen.samplers import grids
 
     config = make_config({"data": "moons", "seed": seed, "train": {"steps": TRAINING}})
     flow = runs.Run.create(out / "flow", config, "flowgen demo", overwrite=True)
@@ -39,7 +41,7 @@ def demo(
     with bar("4/4 measuring", 2 * len(STEPS), "walks") as move:
         for title, run in {"OT flow": flow, "reflowed": straight}.items():
             trained = runs.load(run.folder)
-            x0 = trained.model.start(sampling.source_rows(trained.source, 0, POINTS, seed))
+            x0 = trained.model.start(streams.source_rows(trained.source, 0, POINTS, seed))
             measured[title] = []
             for steps in STEPS:
                 followed = metrics.geometry(trained.model.velocity, x0, grids.uniform(steps))

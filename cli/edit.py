@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowgen.data.labels import Labels
-    from flowgen.editing import Measurement
+    from flowgen.guidance import Measurement
     from flowgen.runs import Editor, Trained
     from flowgen.sampling import Counted
 
@@ -167,7 +167,7 @@ class _Asked(NamedTuple):
 
 def _check_out(out: Path, job: str) -> None:
     from flowgen.core import InputError
-    from flowgen.data.pictures import check_empty
+    from flowgen.data.images.pictures import check_empty
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import WRITERS
 
@@ -249,7 +249,7 @@ def _read(file: Path, editor: Editor, *size: int, channels: int | None = None) -
     """Read an image file as `(1, C, H, W)` in model units, black at -1 and white at 1, in the run's size or `size`."""
     import torch
 
-    from flowgen.data.decoding import read_image
+    from flowgen.data.images.decoding import read_image
 
     own, height, width = editor.trained.source.shape
     height, width = size or (height, width)
@@ -259,7 +259,7 @@ def _read(file: Path, editor: Editor, *size: int, channels: int | None = None) -
 
 def _size(file: Path) -> tuple[int, int]:
     """Return the height and the width of an image file."""
-    from flowgen.data.decoding import read_image
+    from flowgen.data.images.decoding import read_image
 
     _, height, width = read_image(file).shape
     return height, width
@@ -280,7 +280,7 @@ def _masked(editor: Editor, asked: _Asked) -> _Known:
     import torch
 
     from flowgen.core import InputError
-    from flowgen.editing import Mask
+    from flowgen.guidance import Mask
 
     assert asked.mask is not None
     (height, width), other = _size(asked.image), _size(asked.mask)
@@ -299,7 +299,7 @@ def _framed(editor: Editor, asked: _Asked) -> _Known:
     import torch
 
     from flowgen.core import InputError
-    from flowgen.editing import framed
+    from flowgen.guidance import framed
 
     own, (_, height, width) = _size(asked.image), editor.trained.source.shape
     if own == (height, width):
@@ -310,7 +310,7 @@ def _framed(editor: Editor, asked: _Asked) -> _Known:
 
 def _enlarged(editor: Editor, asked: _Asked) -> _Known:
     from flowgen.core import InputError
-    from flowgen.editing import Downsampled
+    from flowgen.guidance import Downsampled
 
     assert asked.upscale is not None
     (_, height, width), factor, own = editor.trained.source.shape, asked.upscale, _size(asked.image)
@@ -361,7 +361,7 @@ def _invert(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
 def _go_on(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
     import torch
 
-    from flowgen.data.pictures import write_grid
+    from flowgen.data.images.pictures import write_grid
 
     assert asked.toward is not None
     frames = asked.frames or FRAMES
@@ -377,7 +377,7 @@ def _fill_cells(editor: Editor, asked: _Asked, out: Path) -> dict[str, Any]:
     from flowgen.core import InputError
     from flowgen.data.tables import column_order, read_table
     from flowgen.data.writing import write_rows
-    from flowgen.editing import Mask
+    from flowgen.guidance import Mask
 
     from .labels import kept_labels
 
@@ -427,7 +427,7 @@ def _write(out: Path, x: Tensor, shown: Tensor) -> None:
     """Write edited images: one as it is, several after what they were made of, or a folder of them."""
     import torch
 
-    from flowgen.data.pictures import write_folder, write_grid
+    from flowgen.data.images.pictures import write_folder, write_grid
 
     if not out.suffix:
         write_folder(out, [_pixels(x)])

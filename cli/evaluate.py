@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from flowgen.evaluation import Estimate, EvaluatedModel, Evaluation, Settings
-    from flowgen.solvers import Solver
+    from flowgen.samplers.ode import Solver
 
 
 def evaluate(

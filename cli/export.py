@@ -27,9 +27,9 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export that is there.")] = False,
 ) -> None:
     """Write a run for ONNX, torch.export or diffusers, compared with the model before it is there."""
-    from flowgen import exporting
+    from flowgen import interop
     from flowgen.config import Places
 
-    made = exporting.export_run(run, to, out, steps, solver, ema, overwrite, Places(None, source))
+    made = interop.export_run(run, to, out, steps, solver, ema, overwrite, Places(None, source))
     print(f"{made.path}: {made.words}, {made.bytes / 2**20:.3g} MiB")
     print(f"largest difference from the model: {made.compared.difference:.2g}, of {made.compared.largest:.3g}")

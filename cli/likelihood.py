@@ -73,7 +73,7 @@ def likelihood(
     from flowgen.core import InputError
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
-    from flowgen.solvers import AdaptiveSolver
+    from flowgen.samplers.ode import AdaptiveSolver
 
     from .labels import label_number
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from flowgen.core import Field
     from flowgen.runs import Trained, TrainedClassifier
-    from flowgen.solvers import Solver
+    from flowgen.samplers.ode import Solver
 
 PLOTTED, TRACED = 20_000, 300  # more points than that make a picture blacker, not clearer
 IMAGES, STRIPS, MOST_STRIPS = 64, 8, 128
@@ -84,6 +84,7 @@ def sample(
     from flowgen import sampling
     from flowgen.config import Places, sampling_by
     from flowgen.core import InputError
+    from flowgen.data import streams
     from flowgen.data.suffixes import suffix
     from flowgen.runs import Guidance, Run, guided, load, load_classifier, load_weak, sampler
 
@@ -134,7 +135,7 @@ def sample(
             return
         write = _write_images if images else _write_rows
         write(out, labelled, _followed(chunks, num, f"sampling {run}"), num, cond, per_label if labels else None)
-        rows = sampling.whole_blocks(num)
+        rows = streams.whole_blocks(num)
         each = f", {evaluations(counted.rows / rows)}" if group.part.of == 1 else ""
         say(out, f"{out}: {num} samples in {way}{each}")
 
@@ -196,8 +197,8 @@ def _write_images(
     import torch
 
     from flowgen.core import InputError
+    from flowgen.data.images.pictures import write_folder, write_grid, write_npz
     from flowgen.data.labels import Labels, own_labels
-    from flowgen.data.pictures import write_folder, write_grid, write_npz
     from flowgen.data.suffixes import suffix
     from flowgen.data.writing import write_rows
 
@@ -232,11 +233,12 @@ def _draw_trajectories(
     import torch
 
     from flowgen import plots, sampling
-    from flowgen.data.pictures import write_strip
+    from flowgen.data import streams
+    from flowgen.data.images.pictures import write_strip
 
     model, images = trained.model, len(trained.source.shape) == 3
     num = min(num, MOST_STRIPS if images else TRACED)
-    x0 = model.start(sampling.source_rows(trained.source, 0, num, seed))
+    x0 = model.start(streams.source_rows(trained.source, 0, num, seed))
     cond = None if cond is None else cond[:num].to(model.device)
     states = [x0]
     with torch.no_grad(), bar("following trajectories", len(grid) - 1, "steps") as move:

@@ -31,10 +31,11 @@ from flowgen import (
     sampling,
 )
 from flowgen.core import generator
-from flowgen.objectives import Discrete
+from flowgen.data import streams
 from flowgen.repath import repath
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP
 from flowgen.schedules import DDPM, Linear
+from flowgen.times import Discrete
 
 
 def main(steps: int = 10_000, points: int = 2000, picture: Path | None = None) -> dict[str, float]:
@@ -63,7 +64,7 @@ def main(steps: int = 10_000, points: int = 2000, picture: Path | None = None) -
     }
     walked = {}
     for name, (read, solver, grid) in ways.items():
-        x0 = read.start(sampling.source_rows(source, 0, points, seed=0))
+        x0 = read.start(streams.source_rows(source, 0, points, seed=0))
         with torch.no_grad():
             states = [x0, *sampling.trajectory(read.velocity, x0, grid, solver)]
         numbers[name] = metrics.wasserstein2(states[-1], truth)

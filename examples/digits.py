@@ -26,9 +26,9 @@ from flowgen import (
     heun,
     metrics,
     nn,
-    objectives,
     optim,
     sample,
+    times,
     with_null_labels,
 )
 
@@ -49,7 +49,7 @@ def main(steps: int = 2500, num: int = 500, picture: Path | None = None) -> dict
     net = nn.UNet(rows.shape, CLASSES, **nn.UNET_SIZES["tiny"], dropout=0.1)
     state = State(Model(net, scaling=scaling), ema=0.07)
     rate = optim.CosineRate(2e-3, steps, warmup=steps // 20)
-    for loss in fit(state, pairs, FlowMatching(objectives.Stratified()), steps, seed=0, rate=rate):
+    for loss in fit(state, pairs, FlowMatching(times.Stratified()), steps, seed=0, rate=rate):
         if state.step % 100 == 0:
             print(f"step {state.step}, loss {loss:.3f}")
 

@@ -34,6 +34,7 @@ from flowgen import (
     with_null_labels,
 )
 from flowgen.core import Field, generator, like
+from flowgen.data import streams
 from flowgen.guidance import AutoGuided, ClassifierGuided, Guided
 
 CLASSES, RADIUS, STD, WANTED = 8, 2.0, 0.5, 2
@@ -88,7 +89,7 @@ def main(steps: int = 10_000, points: int = 1000, picture: Path | None = None) -
         "classifier, 3": ClassifierGuided(without, classifier, model.schedule, weight=3.0),
         "autoguidance, 2": AutoGuided(model.velocity, weak.velocity, weight=2.0),
     }
-    x0, label = sampling.source_rows(source, 0, points, seed=0), torch.full((points,), WANTED)
+    x0, label = streams.source_rows(source, 0, points, seed=0), torch.full((points,), WANTED)
     ends = {name: sampling.flow(model, x0, grids.uniform(50), heun, label, field) for name, field in ways.items()}
     sets = {"the data": x[labels == WANTED][:points], **ends}
     numbers = {name: classifier.right(points) for name, points in sets.items()}

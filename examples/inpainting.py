@@ -19,15 +19,16 @@ from flowgen import (
     State,
     batches,
     data,
-    editing,
     euler,
     fit,
     grids,
+    guidance,
     nn,
-    objectives,
     optim,
     sampling,
+    times,
 )
+from flowgen.data import streams
 
 BATCH = 64
 
@@ -42,19 +43,19 @@ def main(steps: int = 2500, num: int = 16, picture: Path | None = None) -> dict[
     pairs = batches(IndependentPairs(noise, data.Scaled(seen, scaling)), BATCH, seed=0)
     state = State(Model(nn.UNet(rows.shape, **nn.UNET_SIZES["tiny"]), scaling=scaling), ema=0.07)
     rate = optim.CosineRate(2e-3, steps, warmup=steps // 20)
-    for loss in fit(state, pairs, FlowMatching(objectives.Stratified()), steps, seed=0, rate=rate):
+    for loss in fit(state, pairs, FlowMatching(times.Stratified()), steps, seed=0, rate=rate):
         if state.step % 100 == 0:
             print(f"step {state.step}, loss {loss:.3f}")
 
     model, truth = state.ema.requires_grad_(False), scaling.apply_to(unseen.values[:num])
     upper = torch.arange(8).unsqueeze(1).expand(8, 8) < 4
-    known = {"lower half": editing.Mask(upper), "enlarged": editing.Downsampled(2)}
+    known = {"lower half": guidance.Mask(upper), "enlarged": guidance.Downsampled(2)}
     numbers, shown = {}, [truth]
     for task, measurement in known.items():
         y = measurement.apply(truth)
         shown.append(measurement.inverse(y))
         for way, x in ways(model, noise, measurement, y).items():
-            x = editing.project(measurement, x, y)  # what is known, exactly
+            x = guidance.project(measurement, x, y)  # what is known, exactly
             numbers[f"{task}, {way}"] = (x - truth).square().mean().sqrt().item()
             print(f"{task}, {way:10} {numbers[f'{task}, {way}']:.3f}")
             shown.append(x)
@@ -64,14 +65,14 @@ def main(steps: int = 2500, num: int = 16, picture: Path | None = None) -> dict[
 
 
 def ways(
-    model: Model, noise: data.Gaussian, measurement: editing.Measurement, y: torch.Tensor
+    model: Model, noise: data.Gaussian, measurement: guidance.Measurement, y: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """What is drawn from the same noise, not knowing y and by three ways to know it."""
     schedule, grid = model.schedule, grids.uniform(30, *model.span)
-    guided = editing.PiGDM(model.velocity, schedule, measurement, y, since=0.2)
-    replaced = editing.RePaint(euler, schedule, measurement, y, noise)
-    again = editing.resampled(grid, times=5, jump=5)
-    x = model.start(sampling.source_rows(noise, 0, len(y), seed=0))
+    guided = guidance.PiGDM(model.velocity, schedule, measurement, y, since=0.2)
+    replaced = guidance.RePaint(euler, schedule, measurement, y, noise)
+    again = guidance.resampled(grid, times=5, jump=5)
+    x = model.start(streams.source_rows(noise, 0, len(y), seed=0))
     with torch.no_grad():
         return {
             "unknowing": sampling.solve(model.velocity, x, grid, euler),

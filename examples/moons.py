@@ -26,11 +26,12 @@ from flowgen import (
     heun,
     metrics,
     nn,
-    objectives,
     plots,
     sampling,
+    times,
 )
 from flowgen.core import generator
+from flowgen.data import streams
 
 
 def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> dict[str, float]:
@@ -50,12 +51,12 @@ def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> 
     student = State(teacher.ema)
     coupling = Reflow(teacher.ema, grids.uniform(50), heun)
     pairs = batches(ends, 512, seed=1, coupling=coupling, pool=Pool(batches=20, reuse=50))
-    for _ in fit(student, pairs, FlowMatching(objectives.UShaped()), steps, seed=1):
+    for _ in fit(student, pairs, FlowMatching(times.UShaped()), steps, seed=1):
         pass
 
     # Two sets of true points are not at distance 0 either: that distance is the noise floor of the measure.
     truth, other = moons.sample(2 * points, generator(0, "truth")).split(points)
-    x0 = sampling.source_rows(source, 0, points, seed=0)
+    x0 = streams.source_rows(source, 0, points, seed=0)
     numbers = {"noise floor": metrics.wasserstein2(other, truth), "source": metrics.wasserstein2(x0, truth)}
     walked = {}
     for name, model in {"OT flow": teacher.ema, "reflowed": student.ema}.items():

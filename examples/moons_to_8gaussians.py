@@ -26,15 +26,15 @@ from flowgen import (
     metrics,
     nn,
     plots,
-    sampling,
 )
 from flowgen.core import generator
+from flowgen.data import streams
 
 
 def main(steps: int = 5000, points: int = 2000, picture: Path | None = None) -> dict[str, float]:
     """The path energy of both flows and their W2 distance to the data, in two steps and in 100."""
     source, prediction = data.moons(), data.eight_gaussians()
-    x0 = sampling.source_rows(source, 0, points, seed=0)
+    x0 = streams.source_rows(source, 0, points, seed=0)
     truth = prediction.sample(points, generator(0, "truth"))
     numbers = {"W2^2(source, data)": metrics.wasserstein2(x0, truth) ** 2}
 

@@ -27,11 +27,11 @@ from flowgen import (
     sample,
 )
 from flowgen.core import generator
-from flowgen.flowmaps import MeanFlow, OfTeacher, Shortcut
-from flowgen.intervals import Intervals
 from flowgen.losses import Squared
-from flowgen.objectives import FlowMatching, Objective, Uniform
-from flowgen.solvers import FlowMapStep
+from flowgen.objectives import FlowMatching, Objective
+from flowgen.objectives.flow_maps import MeanFlow, OfTeacher, Shortcut
+from flowgen.samplers.flow_map import FlowMapStep
+from flowgen.times import Intervals, Uniform
 
 
 def main(steps: int = 5000, points: int = 4000, picture: Path | None = None) -> dict[str, float]:

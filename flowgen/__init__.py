@@ -14,41 +14,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same for type checkers, which do not run what follows
     from flowgen import (  # noqa: F401
         bench,
-        checkpoints,
-        classifying,
         config,
         core,
         couplings,
         data,
-        distill,
-        distributed,
-        editing,
-        ema,
         evaluation,
-        exporting,
-        flowmaps,
-        grids,
         guidance,
-        intervals,
+        interop,
         likelihood,
         losses,
         metrics,
         model,
         nn,
         objectives,
-        optim,
-        perceptual,
+        pairs,
         plots,
         predictions,
-        reflow,
         repath,
         runs,
         samplers,
         sampling,
         schedules,
-        sde,
         settings,
-        solvers,
+        times,
         training,
         weightings,
     )
@@ -57,20 +45,36 @@ if TYPE_CHECKING:  # the same for type checkers, which do not run what follows
     from flowgen.core import Point as Point
     from flowgen.couplings import ExactOT as ExactOT
     from flowgen.couplings import Independent as Independent
-    from flowgen.couplings import IndependentPairs as IndependentPairs
     from flowgen.couplings import MultiscaleOT as MultiscaleOT
-    from flowgen.couplings import Pool as Pool
     from flowgen.couplings import Sinkhorn as Sinkhorn
-    from flowgen.couplings import batches as batches
-    from flowgen.couplings import loader_pairs as loader_pairs
-    from flowgen.couplings import with_null_labels as with_null_labels
     from flowgen.guidance import AutoGuided as AutoGuided
     from flowgen.guidance import ClassifierGuided as ClassifierGuided
     from flowgen.guidance import Guided as Guided
     from flowgen.model import Model as Model
     from flowgen.objectives import FlowMatching as FlowMatching
-    from flowgen.reflow import Inversion as Inversion
-    from flowgen.reflow import Reflow as Reflow
+    from flowgen.objectives import classifier as classifier
+    from flowgen.objectives import flow_maps as flow_maps
+    from flowgen.objectives import perceptual as perceptual
+    from flowgen.pairs import IndependentPairs as IndependentPairs
+    from flowgen.pairs import Pool as Pool
+    from flowgen.pairs import batches as batches
+    from flowgen.pairs import loader_pairs as loader_pairs
+    from flowgen.pairs import reflow as reflow
+    from flowgen.pairs import with_null_labels as with_null_labels
+    from flowgen.pairs.reflow import Inversion as Inversion
+    from flowgen.pairs.reflow import Reflow as Reflow
+    from flowgen.paths import bridge as bridge
+    from flowgen.samplers import flow_map as flow_map
+    from flowgen.samplers import grids as grids
+    from flowgen.samplers import ode as ode
+    from flowgen.samplers import sde as sde
+    from flowgen.samplers.ode import AdamsBashforth2 as AdamsBashforth2
+    from flowgen.samplers.ode import AdaptiveSolver as AdaptiveSolver
+    from flowgen.samplers.ode import RungeKutta as RungeKutta
+    from flowgen.samplers.ode import euler as euler
+    from flowgen.samplers.ode import heun as heun
+    from flowgen.samplers.ode import midpoint as midpoint
+    from flowgen.samplers.ode import rk4 as rk4
     from flowgen.sampling import sample as sample
     from flowgen.sampling import sample_chunks as sample_chunks
     from flowgen.sampling import solve as solve
@@ -81,38 +85,39 @@ if TYPE_CHECKING:  # the same for type checkers, which do not run what follows
     from flowgen.schedules import Cosine as Cosine
     from flowgen.schedules import Linear as Linear
     from flowgen.schedules import OffsetCosine as OffsetCosine
-    from flowgen.solvers import AdamsBashforth2 as AdamsBashforth2
-    from flowgen.solvers import AdaptiveSolver as AdaptiveSolver
-    from flowgen.solvers import RungeKutta as RungeKutta
-    from flowgen.solvers import euler as euler
-    from flowgen.solvers import heun as heun
-    from flowgen.solvers import midpoint as midpoint
-    from flowgen.solvers import rk4 as rk4
-    from flowgen.training import Diverged as Diverged
-    from flowgen.training import State as State
-    from flowgen.training import fit as fit
+    from flowgen.training import checkpoints as checkpoints
+    from flowgen.training import distributed as distributed
+    from flowgen.training import ema as ema
+    from flowgen.training import loop as loop
+    from flowgen.training import optim as optim
+    from flowgen.training.loop import Diverged as Diverged
+    from flowgen.training.loop import State as State
+    from flowgen.training.loop import fit as fit
 
 _NAMES = {
     "core": "InputError Pair Point",
-    "couplings": "ExactOT Independent IndependentPairs MultiscaleOT Pool Sinkhorn "
-    "batches loader_pairs with_null_labels",
+    "couplings": "ExactOT Independent MultiscaleOT Sinkhorn",
     "guidance": "AutoGuided ClassifierGuided Guided",
     "model": "Model",
     "objectives": "FlowMatching",
-    "reflow": "Inversion Reflow",
+    "pairs": "IndependentPairs Pool batches loader_pairs with_null_labels",
+    "pairs.reflow": "Inversion Reflow",
+    "samplers.ode": "AdamsBashforth2 AdaptiveSolver RungeKutta euler heun midpoint rk4",
     "sampling": "sample sample_chunks solve trajectory",
     "schedules": "DDPM VE VP Cosine Linear OffsetCosine",
-    "solvers": "AdamsBashforth2 AdaptiveSolver RungeKutta euler heun midpoint rk4",
-    "training": "Diverged State fit",
+    "training.loop": "Diverged State fit",
 }
 _MODULES = (
-    "bench checkpoints classifying config core couplings data distill distributed editing ema evaluation exporting "
-    "flowmaps grids guidance intervals likelihood losses metrics model nn objectives optim perceptual plots "
-    "predictions reflow repath runs samplers sampling schedules sde settings solvers training weightings "
+    "bench config core couplings data evaluation guidance interop likelihood losses metrics model nn objectives "
+    "objectives.classifier objectives.flow_maps objectives.perceptual pairs pairs.reflow paths.bridge plots "
+    "predictions repath runs samplers samplers.flow_map samplers.grids samplers.ode samplers.sde sampling schedules "
+    "settings times training training.checkpoints training.distributed training.ema training.loop training.optim "
+    "weightings"
 )
 _PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
+_FOUND = {module.rpartition(".")[2]: module for module in _MODULES.split()}
 
-__all__ = [*_PLACES, *_MODULES.split()]
+__all__ = [*_PLACES, *_FOUND]
 
 if not TYPE_CHECKING:
 
@@ -120,7 +125,7 @@ if not TYPE_CHECKING:
         """Import a public name or a module of the package (PEP 562)."""
         if name not in __all__:
             raise AttributeError(f"module 'flowgen' has no attribute {name!r}")
-        found = import_module(f"flowgen.{_PLACES.get(name, name)}")
+        found = import_module(f"flowgen.{_PLACES.get(name) or _FOUND[name]}")
         return globals().setdefault(name, getattr(found, name) if name in _PLACES else found)
 
 

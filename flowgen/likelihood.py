@@ -11,10 +11,11 @@ from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time, fixed, gradients, shaped
 from flowgen.data.distributions import Distribution
-from flowgen.grids import checked
+from flowgen.data.streams import source_rows
 from flowgen.model import Model
-from flowgen.sampling import solve, source_rows
-from flowgen.solvers import Solver
+from flowgen.samplers.grids import checked
+from flowgen.samplers.ode import Solver
+from flowgen.sampling import solve
 
 __all__ = [
     "Density",

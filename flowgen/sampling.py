@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from flowgen.core import (
     Evaluated,
-    FlowMap,
+    Field,
     InputError,
     Pair,
-    expand_time,
-    generator,
+    like,
     numbers,
     shaped,
     whole,
 )
 from flowgen.data.distributions import Distribution
-from flowgen.data.streams import DistributionField, as_distribution
-from flowgen.distributed import ALONE, Processes
-from flowgen.grids import checked, uniform
+from flowgen.data.streams import BLOCK, as_distribution, source_rows, whole_blocks
 from flowgen.model import Model, check_model
+from flowgen.samplers.grids import checked, uniform
+from flowgen.samplers.ode import SOLVERS, Solver
 from flowgen.schedules import Schedule
-from flowgen.solvers import SOLVERS, Solver
+from flowgen.training.distributed import ALONE, Processes
 
 __all__ = [
-    "ConsistencySampler",
     "Counted",
+    "SolverFlowMap",
     "Spacing",
     "asked",
     "chunk_rows",
@@ -44,9 +43,7 @@ __all__ = [
     "sample",
     "sample_chunks",
     "solve",
-    "source_rows",
     "trajectory",
-    "whole_blocks",
 ]
 
 
@@ -138,74 +135,9 @@ class Counted:
         return self.field(*args, **named)
 
 
-@final
-@dataclass(frozen=True)
-class ConsistencySampler(Solver):
-    """The steps of a consistency model (arXiv 2303.01469): to the data, and back along the path with a new source,
-
-    x1 = x_t + (1 - t) u(x_t, t, 1),  x_s = alpha(s) x1 + sigma(s) x0,
-
-    with what the path leaves of x0 in x1 (sigma(1), 0 but for a Gaussian source) taken off the new one, in quadrature.
-
-    The source of a row is a function of the seed, the number of the row and the time s, and of nothing else.
-
-    Args:
-        schedule: of the model.
-        source: the distribution of x0, in model units.
-        seed: of x0.
-        first: the number of the first row of a batch.
-    """
-
-    order = 1
-    needs_flow_map: ClassVar[bool] = True
-    schedule: Schedule
-    source: DistributionField = DistributionField()
-    seed: int = 0
-    first: int = 0
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    def at(self, row: int) -> ConsistencySampler:
-        return replace(self, first=self.first + row)
-
-    def step(  # type: ignore[override]  # its field is of two times
-        self, field: FlowMap, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
-    ) -> tuple[Tensor, None]:
-        x1 = torch.add(x, field(x, expand_time(t, x), expand_time(1.0, x), cond), alpha=1 - t)
-        there, end = self.schedule.mark(s), self.schedule.mark(1.0)
-        sigma = math.sqrt(max(0.0, there.sigma**2 - (there.alpha * end.sigma / end.alpha) ** 2))
-        if s == 1:
-            return x1, None
-        x0 = source_rows(self.source, self.first, self.first + len(x), self.seed, f"source at {s!r}")
-        return there.alpha / end.alpha * x1 + sigma * x0.to(x), None
-
-
-BLOCK = 64
-"""Rows that share a generator. Networks are always run on whole blocks: on fewer rows than that, matrix kernels sum in
-another order, and the last bit of a sample would depend on how many were asked for."""
-
-
-def whole_blocks(rows: int) -> int:
-    """Return the least multiple of BLOCK that holds so many rows."""
-    return -(-rows // BLOCK) * BLOCK
-
-
 def chunk_rows(shape: tuple[int, ...]) -> int:
     """Return how many rows of a shape to follow at a time: 8192 points, a few hundred small images."""
     return max(BLOCK, min(8192, 2**18 // math.prod(shape)))
-
-
-def source_rows(
-    distribution: Distribution | Tensor, start: int, stop: int, seed: int, stream: str = "sample"
-) -> Tensor:
-    """Return draws start..stop-1 of a distribution, `(stop - start, *shape)`: draw i is a function of (seed, stream,
-    i)."""
-    distribution, first = as_distribution(distribution), start // BLOCK
-    blocks = range(first, whole_blocks(stop) // BLOCK)
-    rows = torch.cat([distribution.sample(BLOCK, generator(seed, stream, block)) for block in blocks])
-    return rows[start - first * BLOCK : stop - first * BLOCK]
 
 
 def pair_chunks(
@@ -347,7 +279,8 @@ def sample(
     Args:
         source: the distribution of x0 that the model was trained from, in model units; a tensor stands for the
             distribution of its rows, of which each sample starts at a random one (`flow` starts at each).
-        grid: the times of the steps, see `flowgen.grids`; a whole number for so many even steps over the model's span.
+        grid: the times of the steps, see `flowgen.samplers.grids`; a whole number for so many even steps over the
+            model's span.
         solver: an object, or its name as on the command line, such as "heun".
         seed: of the source points, and of the noise of a solver that draws some.
         chunk: the most rows on the device at a time; None for as many as `chunk_rows` says.
@@ -397,3 +330,30 @@ def sample_chunks(
                 yield rows
 
     return chunks()
+
+
+@final
+@dataclass(frozen=True)
+class SolverFlowMap:
+    """The average velocity of a field from t to s, (x_s - x_t) / (s - t), by a few steps of a solver: a FlowMap.
+
+    Each row has times of its own: with t_r = t + r (s - t), all walk dx/dr = (s - t) v(x, t_r) from r = 0 to 1.
+
+    Args:
+        field: the velocity v.
+        solver: one whose steps are fixed.
+        steps: from t to s.
+    """
+
+    field: Field
+    solver: Solver | str
+    steps: int
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        delta = s - t
+
+        def rescaled(x: Tensor, r: Tensor, cond: Tensor | None = None) -> Tensor:
+            return like(delta, x) * self.field(x, t + r * delta, cond)
+
+        end = solve(rescaled, x, uniform(self.steps), self.solver, cond)
+        return (end - x) / like(delta, x)

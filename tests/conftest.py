@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
+from flowgen import times
+
 # before torch: small networks on several threads wait for each other, and workers of xdist for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,27 +25,18 @@ import torch
 from tiers import pytest_addoption, pytest_collection_modifyitems  # noqa: F401  # hooks
 from torch import Tensor, nn
 
-from flowgen import objectives, predictions, runs, solvers
+from flowgen import predictions, runs
 from flowgen.config import make_config
 from flowgen.core import FlowMap, Pair, generator, like
 from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import TOYS
 from flowgen.metrics import pairwise
 from flowgen.model import Model
+from flowgen.paths.bridge import Bridge, BrownianBridge, ConstantBridge
 from flowgen.predictions import Prediction
 from flowgen.runs import Run
-from flowgen.schedules import (
-    DDPM,
-    VE,
-    VP,
-    Bridge,
-    BrownianBridge,
-    ConstantBridge,
-    Cosine,
-    Linear,
-    OffsetCosine,
-    Schedule,
-)
+from flowgen.samplers import ode
+from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine, Schedule
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": Linear(),
@@ -86,11 +79,11 @@ COUPLINGS = {
     "sinkhorn-groups": Sinkhorn(epsilon=0.2, group=7),
 }
 FIXED_STEP = {
-    "euler": (solvers.euler, 1),
-    "midpoint": (solvers.midpoint, 2),
-    "heun": (solvers.heun, 2),
-    "rk4": (solvers.rk4, 4),
-    "ab2": (solvers.AdamsBashforth2(), 1),
+    "euler": (ode.euler, 1),
+    "midpoint": (ode.midpoint, 2),
+    "heun": (ode.heun, 2),
+    "rk4": (ode.rk4, 4),
+    "ab2": (ode.AdamsBashforth2(), 1),
 }
 """Solvers and the evaluations of one step."""
 ADAPTIVE = {"dopri5": 20, "dopri8": 20, "bosh3": 20, "adaptive_heun": 20}
@@ -101,7 +94,7 @@ ADAPTIVE = {"dopri5": 20, "dopri8": 20, "bosh3": 20, "adaptive_heun": 20}
 class KnownTimes:
     """A time law and its distribution function."""
 
-    law: objectives.TimeDistribution
+    law: times.TimeDistribution
     cdf: Callable[[np.ndarray], np.ndarray]
 
 
@@ -124,15 +117,15 @@ def u_shaped_cdf(a: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 TIMES = {
-    "uniform": KnownTimes(objectives.Uniform(), uniform_cdf),
-    "stratified": KnownTimes(objectives.Stratified(), uniform_cdf),
-    "discrete": KnownTimes(objectives.Discrete(), uniform_cdf),
-    "log-normal, its quantiles": KnownTimes(objectives.LogNormal(), uniform_cdf),
-    "logit-normal": KnownTimes(objectives.LogitNormal(), logit_normal_cdf(0, 1)),
-    "logit-normal-low": KnownTimes(objectives.LogitNormal(-0.8, 1.6), logit_normal_cdf(-0.8, 1.6)),
-    "u-shaped": KnownTimes(objectives.UShaped(), u_shaped_cdf(4)),
-    "u-shaped-flat": KnownTimes(objectives.UShaped(0.1), u_shaped_cdf(0.1)),
-    "u-shaped-steep": KnownTimes(objectives.UShaped(60), u_shaped_cdf(60)),
+    "uniform": KnownTimes(times.Uniform(), uniform_cdf),
+    "stratified": KnownTimes(times.Stratified(), uniform_cdf),
+    "discrete": KnownTimes(times.Discrete(), uniform_cdf),
+    "log-normal, its quantiles": KnownTimes(times.LogNormal(), uniform_cdf),
+    "logit-normal": KnownTimes(times.LogitNormal(), logit_normal_cdf(0, 1)),
+    "logit-normal-low": KnownTimes(times.LogitNormal(-0.8, 1.6), logit_normal_cdf(-0.8, 1.6)),
+    "u-shaped": KnownTimes(times.UShaped(), u_shaped_cdf(4)),
+    "u-shaped-flat": KnownTimes(times.UShaped(0.1), u_shaped_cdf(0.1)),
+    "u-shaped-steep": KnownTimes(times.UShaped(60), u_shaped_cdf(60)),
 }
 
 
@@ -184,7 +177,7 @@ def coupling(request):
 
 
 @pytest.fixture(**each(FIXED_STEP))
-def fixed_step(request) -> tuple[solvers.Solver, int]:
+def fixed_step(request) -> tuple[ode.Solver, int]:
     return request.param
 
 

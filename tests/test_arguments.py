@@ -27,17 +27,17 @@ from flowgen import (
     heun,
     likelihood,
     nn,
-    objectives,
     predictions,
     sample,
     sample_chunks,
-    sampling,
     schedules,
     solve,
-    solvers,
+    times,
 )
 from flowgen.config import COUPLINGS, LOSSES, PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
+from flowgen.data import streams
 from flowgen.repath import repath
+from flowgen.samplers import ode
 
 SOURCE = data.Gaussian()
 ENDS = IndependentPairs(SOURCE, data.moons())
@@ -67,7 +67,7 @@ def test_a_solver_may_be_given_by_name(model):
     assert torch.equal(sample(model, SOURCE, 5, grid, "heun"), sample(model, SOURCE, 5, grid, heun))
     x0 = torch.ones(3, 2)
     with torch.no_grad():
-        assert torch.equal(solve(model.velocity, x0, grid, "rk4"), solve(model.velocity, x0, grid, solvers.rk4))
+        assert torch.equal(solve(model.velocity, x0, grid, "rk4"), solve(model.velocity, x0, grid, ode.rk4))
     pair = Pair(x0, x0)
     rng = torch.Generator()
     assert torch.equal(Reflow(model, grid, "heun")(pair, rng).x1, Reflow(model, grid, heun)(pair, rng).x1)
@@ -107,7 +107,7 @@ def test_parts_of_an_objective_may_be_given_by_name():
         assert FlowMatching(distance=name) == FlowMatching(distance=LOSSES[name]())
     for name in WEIGHTS:
         assert FlowMatching(weight=name) == FlowMatching(weight=WEIGHTS[name]())
-    assert isinstance(FlowMatching().times, objectives.Uniform)
+    assert isinstance(FlowMatching().times, times.Uniform)
     assert couplings.Conditioned("sinkhorn").coupling == couplings.Sinkhorn()
 
 
@@ -133,9 +133,9 @@ def test_an_unknown_name_is_told_the_nearest(model, call, words):
         (lambda m: Model(nn.MLP), ["the net", "class MLP"]),
         (lambda m: Model(m.net, schedules.VP), ["schedule", "class VP", "give VP()"]),
         (lambda m: Model(m.net, "ve", predictions.EDM), ["prediction", "give EDM()"]),
-        (lambda m: sample(m, SOURCE, 5, 4, solvers.AdamsBashforth2), ["solver", "give AdamsBashforth2()"]),
+        (lambda m: sample(m, SOURCE, 5, 4, ode.AdamsBashforth2), ["solver", "give AdamsBashforth2()"]),
         (lambda m: batches(ENDS, 8, seed=0, coupling=ExactOT), ["coupling", "give ExactOT()"]),
-        (lambda m: FlowMatching(objectives.UShaped), ["time distribution", "give UShaped()"]),
+        (lambda m: FlowMatching(times.UShaped), ["time distribution", "give UShaped()"]),
     ],
 )
 def test_a_class_in_place_of_its_object_is_refused(model, call, words):
@@ -169,7 +169,7 @@ def test_a_class_in_place_of_its_object_is_refused(model, call, words):
         (lambda m: batches(ENDS, 8, seed=0, start=-1), ["first batch", "-1"]),
         (lambda m: batches(torch.zeros(3, 2), 8, seed=0), ["IndependentPairs(source, data)"]),
         (lambda m: batches(ENDS, 8, seed=0, coupling=3), ["coupling", "an int"]),
-        (lambda m: sampling.source_rows(SOURCE, 0, 5, seed=0.5), ["seed", "0.5"]),
+        (lambda m: streams.source_rows(SOURCE, 0, 5, seed=0.5), ["seed", "0.5"]),
     ],
 )
 def test_a_number_of_another_kind_is_refused(model, call, words):

@@ -12,18 +12,9 @@ import pytest
 import torch
 
 from flowgen.core import InputError, Pair, Part, generator
-from flowgen.couplings import (
-    ExactOT,
-    Independent,
-    IndependentPairs,
-    MultiscaleOT,
-    Pool,
-    Prepared,
-    Sinkhorn,
-    StoredPairs,
-    batches,
-)
+from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import Gaussian, moons
+from flowgen.pairs import IndependentPairs, Pool, Prepared, StoredPairs, batches
 
 THREADS = [0, 1, 3]
 POOLS = [Pool(), Pool(batches=3), Pool(reuse=4), Pool(batches=3, reuse=2)]

@@ -20,9 +20,9 @@ from flowgen.bench import cells, peers, report, speed, summary, table2d
 from flowgen.bench.table2d import METHODS, PROBLEMS, Cell, Protocol, Result
 from flowgen.bench.torchcfm import matchers, torchcfm_loop
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import IndependentPairs, batches
 from flowgen.model import Model
 from flowgen.nn import MLP
+from flowgen.pairs import IndependentPairs, batches
 
 pytestmark = pytest.mark.journey
 

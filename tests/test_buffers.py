@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from flowgen.core import InputError
-from flowgen.couplings import IndependentPairs, batches
 from flowgen.data import Gaussian, moons
 from flowgen.model import Model
 from flowgen.objectives import FlowMatching
-from flowgen.training import State, fit
+from flowgen.pairs import IndependentPairs, batches
+from flowgen.training.loop import State, fit
 
 
 class Running(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 
 from flowgen import checkpoints
-from flowgen.checkpoints import file_hash, find, load, read_tensors, save, write_tensors
 from flowgen.core import InputError
+from flowgen.training.checkpoints import file_hash, find, load, read_tensors, save, write_tensors
 
 
 @pytest.fixture

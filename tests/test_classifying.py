@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from flowgen.classifying import Labelling, Posterior, log_prior
 from flowgen.core import InputError, Pair, generator, like
 from flowgen.model import Model
 from flowgen.nn import NoisyClassifier
+from flowgen.objectives.classifier import Labelling, Posterior, log_prior
 from flowgen.repath import repath
 from flowgen.schedules import VE, VP, Cosine, Linear
-from flowgen.training import State, fit
+from flowgen.training.loop import State, fit
 
 MEANS = torch.tensor([[2.0, 0.0], [-2.0, 1.0], [0.0, -3.0]])
 STD, COUNTS = 0.7, (200.0, 100.0, 100.0)

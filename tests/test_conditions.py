@@ -9,10 +9,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import ExactOT, Independent, Sinkhorn, batches
+from flowgen.couplings import ExactOT, Independent, Sinkhorn
 from flowgen.couplings.bridge import SchroedingerBridge
-from flowgen.couplings.conditions import Conditioned, found_weight
+from flowgen.couplings.conditional import Conditioned, found_weight
 from flowgen.couplings.unbalanced import Partial, Unbalanced
+from flowgen.pairs import batches
 
 INNER = {
     "exact": ExactOT(),

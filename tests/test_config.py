@@ -22,8 +22,10 @@ from flowgen.config import (
     sampling_by,
 )
 from flowgen.config.fields import Section
-from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Pool
+from flowgen.couplings import ExactOT, Independent, MultiscaleOT
 from flowgen.data import TOYS
+from flowgen.pairs import Pool
+from flowgen.paths import bridge
 from flowgen.settings import dump_toml, override, parse_setting, read_toml
 
 
@@ -152,11 +154,11 @@ def test_a_pool_holds_the_group_unless_its_size_is_given(settings, pool):
 
 
 def test_the_bridge_coupling_has_the_noise_of_its_path():
-    assert make_config({"data": "moons", "coupling": "bridge"}).bridge == schedules.BrownianBridge(1.0)
+    assert make_config({"data": "moons", "coupling": "bridge"}).bridge == bridge.BrownianBridge(1.0)
     config = make_config({"data": "moons", "coupling": {"name": "bridge", "sigma": 0.3}})
     assert (config.bridge, config.make_objective().bridge) == (
-        schedules.BrownianBridge(0.3),
-        schedules.BrownianBridge(0.3),
+        bridge.BrownianBridge(0.3),
+        bridge.BrownianBridge(0.3),
     )
     still = make_config({"data": "moons", "coupling": "bridge", "bridge": {"sigma": 0.0}})
     assert still.make_objective().bridge is None

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from flowgen.data.decoding import MAX_BYTES, Broken, Form, Misfit, decode, inspect, quiet, read_bytes
+from flowgen.data.images.decoding import (
+    MAX_BYTES,
+    Broken,
+    Form,
+    Misfit,
+    decode,
+    inspect,
+    quiet,
+    read_bytes,
+)
 
 HEIGHT, WIDTH = 6, 9
 

@@ -9,11 +9,11 @@ import torch
 
 from flowgen import grids, predictions
 from flowgen.core import Failure, expand_time, generator, like
-from flowgen.exporting.to_diffusers import diffusers_parts
+from flowgen.interop.to_diffusers import diffusers_parts
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Random, UniPC
+from flowgen.samplers.ode import euler
 from flowgen.sampling import trajectory
 from flowgen.schedules import DDPM, VE, Linear
-from flowgen.solvers import euler
 
 try:
     diffusers_parts()  # before all else of diffusers, which then does without a torchvision of another torch

@@ -9,13 +9,13 @@ from flowgen.config import make_config
 from flowgen.core import InputError
 from flowgen.data import Scaled, Scaling, TensorDataset, read_table
 from flowgen.evaluation.measure import Settings, real_vs_real
-from flowgen.exporting import graphs as exporting
-from flowgen.grids import uniform
+from flowgen.interop import graphs as exporting
 from flowgen.likelihood import log_likelihood
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.runs import Run
-from flowgen.solvers import euler
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import euler
 
 pytestmark = pytest.mark.journey
 

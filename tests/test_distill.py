@@ -7,15 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowgen import checkpoints, flowmaps, grids, runs, sampling
+from flowgen import checkpoints, grids, runs, sampling
 from flowgen.config import make_config
 from flowgen.core import InputError
-from flowgen.distill import SolverFlowMap
 from flowgen.guidance import Guided
+from flowgen.objectives import flow_maps
 from flowgen.runs import Run, distill_config
 from flowgen.runs.distillation import METHODS, teaching, warm_start
 from flowgen.runs.places import found_in
-from flowgen.solvers import FlowMapStep, heun, rk4
+from flowgen.samplers.flow_map import FlowMapStep
+from flowgen.samplers.ode import heun, rk4
+from flowgen.sampling import SolverFlowMap
 
 pytestmark = pytest.mark.journey
 
@@ -135,7 +137,7 @@ def test_what_teaches_is_the_velocity_of_the_run(student, store):
     near = SolverFlowMap(teacher.model.velocity, rk4, 20)(x, t, s)
     torch.testing.assert_close(taught.jump(x, t, s), near, rtol=0.05, atol=0.05)
     objective = config.make_objective(0, taught)
-    assert objective.velocity == flowmaps.OfTeacher(taught.velocity)
+    assert objective.velocity == flow_maps.OfTeacher(taught.velocity)
     assert teaching(student("endpoint").config, torch.device("cpu")) is None
 
 
@@ -258,7 +260,7 @@ def test_a_guided_teacher_is_learned_from_as_it_is_guided(labelled, tmp_path):
 def test_guidance_from_scratch_is_of_the_pairs(table, tmp_path):
     objective = {"name": "shortcut", "guidance": 1.5}
     config = made(tmp_path / "run", 8, data=str(table), labels=True, objective=objective).config
-    assert config.make_objective(2).velocity == flowmaps.OfPairs(1.5, null=2)
+    assert config.make_objective(2).velocity == flow_maps.OfPairs(1.5, null=2)
     for settings in ({"labels": False}, {"labels": True, "train": {"label_dropout": 0.0}}):
         with pytest.raises(InputError, match="guidance needs labels"):
             made(tmp_path / "none", data=str(table), objective=objective, **settings)

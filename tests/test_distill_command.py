@@ -15,8 +15,8 @@ from flowgen.data import read_table
 from flowgen.runs import Run
 from flowgen.runs.pairs import stored_pairs
 from flowgen.runs.sampler import sampler
-from flowgen.sampling import ConsistencySampler
-from flowgen.solvers import FlowMapStep, heun
+from flowgen.samplers.flow_map import ConsistencySampler, FlowMapStep
+from flowgen.samplers.ode import heun
 
 pytestmark = pytest.mark.journey
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from flowgen import distributed
 from flowgen.core import Failure, InputError, Pair, Part, generator
-from flowgen.distributed import ALONE, Processes
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
-from flowgen.training import Diverged, State, fit
+from flowgen.training.distributed import ALONE, Processes
+from flowgen.training.loop import Diverged, State, fit
 
 SIZE = 24
 

@@ -12,12 +12,12 @@ from PIL import Image
 from flowgen import runs
 from flowgen.config import make_config
 from flowgen.core import generator
-from flowgen.data.pictures import GAP
+from flowgen.data.images.pictures import GAP
 from flowgen.data.tables import read_table
-from flowgen.editing import Downsampled, Mask
+from flowgen.guidance import Downsampled, Mask
 from flowgen.runs import Run
+from flowgen.samplers.ode import AdaptiveSolver, heun
 from flowgen.sampling import sample
-from flowgen.solvers import AdaptiveSolver, heun
 
 pytestmark = pytest.mark.journey
 

@@ -7,23 +7,23 @@ from itertools import pairwise
 import pytest
 import torch
 
-from flowgen import editing
+from flowgen import guidance
 from flowgen.core import InputError, Pair
 from flowgen.data import Gaussian
-from flowgen.grids import uniform
 from flowgen.guidance import Guided
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import AdamsBashforth2, AdaptiveSolver, Solver, euler
+from flowgen.samplers.sde import EulerMaruyama
 from flowgen.sampling import solve
 from flowgen.schedules import VP, Cosine, Linear, OffsetCosine
-from flowgen.sde import EulerMaruyama
-from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, Solver, euler
 
 HALF = torch.tensor([True, False, True, True, False, False])
 MEASUREMENTS = {
-    "mask": (editing.Mask(HALF), (6,)),
-    "mask-image": (editing.Mask(HALF.reshape(1, 2, 3)), (1, 2, 3)),
-    "means": (editing.Downsampled(2), (1, 4, 2)),
-    "means-of-three": (editing.Downsampled(3), (2, 3, 6)),
-    "grey": (editing.Grey(3), (3, 2, 2)),
+    "mask": (guidance.Mask(HALF), (6,)),
+    "mask-image": (guidance.Mask(HALF.reshape(1, 2, 3)), (1, 2, 3)),
+    "means": (guidance.Downsampled(2), (1, 4, 2)),
+    "means-of-three": (guidance.Downsampled(3), (2, 3, 6)),
+    "grey": (guidance.Grey(3), (3, 2, 2)),
 }
 
 
@@ -73,7 +73,7 @@ def test_the_pseudo_inverse_is_that_of_the_matrix(measured, normal):
 def test_a_projection_is_the_nearest_point_that_is_measured_so(measured, normal):
     measurement, shape = measured
     a, x, y = matrix(measurement, shape), normal("x", 5, *shape), measurement.apply(normal("other", 5, *shape))
-    made = editing.project(measurement, x, y)
+    made = guidance.project(measurement, x, y)
     torch.testing.assert_close(measurement.apply(made), y)
     null = torch.eye(a.shape[1], dtype=a.dtype) - torch.linalg.pinv(a) @ a
     assert (((made - x).flatten(1) @ null).abs() < 1e-12).all()  # what is not measured does not move
@@ -81,7 +81,7 @@ def test_a_projection_is_the_nearest_point_that_is_measured_so(measured, normal)
 
 def test_what_a_mask_knows_is_kept_to_the_last_bit(normal):
     x, y = (normal(name, 50, 6).float() * 1e3 for name in "xy")
-    made = editing.project(editing.Mask(HALF), x, y)
+    made = guidance.project(guidance.Mask(HALF), x, y)
     assert torch.equal(made, torch.where(HALF, y, x))
 
 
@@ -94,7 +94,7 @@ def test_every_byte_comes_back_from_model_units():
 @pytest.mark.parametrize(("height", "width"), [(6, 9), (5, 8), (3, 4)])
 def test_a_frame_holds_the_image_in_its_middle(normal, height, width):
     x = normal("image", 2, 3, 3, 4)
-    y, mask = editing.framed(x, height, width)
+    y, mask = guidance.framed(x, height, width)
     rows, columns = mask.known.nonzero().T
     assert torch.equal(y[..., mask.known].reshape(x.shape), x)
     assert not y[..., ~mask.known].any()
@@ -107,13 +107,13 @@ def test_a_frame_holds_the_image_in_its_middle(normal, height, width):
 @pytest.mark.parametrize(
     "mistake",
     [
-        lambda: editing.Mask(torch.ones(3)),
-        lambda: editing.Downsampled(0),
-        lambda: editing.Downsampled(2).apply(torch.zeros(1, 1, 4, 3)),
-        lambda: editing.framed(torch.zeros(1, 1, 4, 4), 8, 3),
-        lambda: editing.resampled(uniform(3), 0),
-        lambda: editing.resampled(uniform(3), 2, 0),
-        lambda: editing.from_time(uniform(3), 1.2),
+        lambda: guidance.Mask(torch.ones(3)),
+        lambda: guidance.Downsampled(0),
+        lambda: guidance.Downsampled(2).apply(torch.zeros(1, 1, 4, 3)),
+        lambda: guidance.framed(torch.zeros(1, 1, 4, 4), 8, 3),
+        lambda: guidance.resampled(uniform(3), 0),
+        lambda: guidance.resampled(uniform(3), 2, 0),
+        lambda: guidance.from_time(uniform(3), 1.2),
     ],
 )
 def test_mistakes_are_told(mistake):
@@ -139,16 +139,16 @@ def test_the_guided_field_is_that_of_the_conditional_law(schedule, measured, nor
     prior = Normal(schedule, normal("mean", size), std**2 * torch.eye(size, dtype=torch.float64))
     y = measurement.apply(normal("truth", 1, *shape))
     x = (schedule.coeffs(TIMES[:1]).sigma + 1) * normal("points", len(TIMES), *shape)
-    spread = editing.unit_variance if std == 1 else of_variance(std**2)
-    found = editing.PiGDM(prior, schedule, measurement, y, spread)(x, TIMES)
+    spread = guidance.unit_variance if std == 1 else of_variance(std**2)
+    found = guidance.PiGDM(prior, schedule, measurement, y, spread)(x, TIMES)
     torch.testing.assert_close(found, prior.given(a, y.flatten())(x, TIMES), rtol=1e-7, atol=1e-7)
 
 
 def test_behind_a_mask_each_entry_may_have_a_variance_of_its_own(schedule, normal):
     variance = normal("variances", 6).exp()
-    prior, measurement = Normal(schedule, normal("mean", 6), variance.diag()), editing.Mask(HALF)
+    prior, measurement = Normal(schedule, normal("mean", 6), variance.diag()), guidance.Mask(HALF)
     y, x = measurement.apply(normal("truth", 1, 6)), normal("points", len(TIMES), 6)
-    found = editing.PiGDM(prior, schedule, measurement, y, of_variance(variance))(x, TIMES)
+    found = guidance.PiGDM(prior, schedule, measurement, y, of_variance(variance))(x, TIMES)
     exact = prior.given(matrix(measurement, (6,)), y[0])(x, TIMES)
     torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-7)
 
@@ -156,11 +156,11 @@ def test_behind_a_mask_each_entry_may_have_a_variance_of_its_own(schedule, norma
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=["linear", "cosine"])
 def test_the_guided_flow_ends_where_the_conditional_one_does(schedule, normal):
     """What is measured comes out, and the rest is the map of the prior: at the first order of Euler's method."""
-    mean, measurement = normal("mean", 6), editing.Mask(HALF)
+    mean, measurement = normal("mean", 6), guidance.Mask(HALF)
     prior = Normal(schedule, mean, torch.eye(6, dtype=torch.float64))
     y, x0 = measurement.apply(normal("truth", 1, 6)), normal("noise", 20, 6)
     exact = torch.where(HALF, y, mean + x0)
-    guided = editing.PiGDM(prior, schedule, measurement, y)
+    guided = guidance.PiGDM(prior, schedule, measurement, y)
     errors = [(solve(guided, x0, uniform(n), euler) - exact).abs().max().item() for n in (20, 40, 80)]
     assert errors[0] < 0.3
     for coarse, fine in pairwise(errors):
@@ -170,7 +170,7 @@ def test_the_guided_flow_ends_where_the_conditional_one_does(schedule, normal):
 def test_where_there_is_no_noise_the_field_stands(normal):
     schedule, x = Linear(), normal("points", 3, 6)
     prior = Normal(schedule, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    guided = editing.PiGDM(prior, schedule, editing.Mask(HALF), normal("y", 1, 6))
+    guided = guidance.PiGDM(prior, schedule, guidance.Mask(HALF), normal("y", 1, 6))
     t = torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64)
     found, bare = guided(x, t), prior(x, t)
     assert torch.equal(found[[0, 2]], bare[[0, 2]])
@@ -181,7 +181,7 @@ def test_where_there_is_no_noise_the_field_stands(normal):
 def test_before_its_time_the_field_stands(normal):
     schedule, x = VP(), normal("points", len(TIMES), 6)
     prior = Normal(schedule, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    whole = editing.PiGDM(prior, schedule, editing.Mask(HALF), normal("y", 1, 6))
+    whole = guidance.PiGDM(prior, schedule, guidance.Mask(HALF), normal("y", 1, 6))
     late = replace(whole, since=0.2)(x, TIMES)
     assert torch.equal(late[:2], prior(x, TIMES)[:2])
     assert torch.equal(late[2:], whole(x, TIMES)[2:])
@@ -191,9 +191,9 @@ def test_before_its_time_the_field_stands(normal):
 def test_rows_are_guided_alone_and_each_by_its_own_y(normal):
     schedule, x, y = Cosine(), normal("points", len(TIMES), 6), normal("y", len(TIMES), 6)
     prior = Normal(schedule, normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    whole = editing.PiGDM(prior, schedule, editing.Mask(HALF), y)(x, TIMES)
+    whole = guidance.PiGDM(prior, schedule, guidance.Mask(HALF), y)(x, TIMES)
     for row in range(len(TIMES)):
-        alone = editing.PiGDM(prior, schedule, editing.Mask(HALF), y[row : row + 1])
+        alone = guidance.PiGDM(prior, schedule, guidance.Mask(HALF), y[row : row + 1])
         torch.testing.assert_close(alone(x[row : row + 1], TIMES[row : row + 1])[0], whole[row])
 
 
@@ -207,9 +207,9 @@ def test_guidance_by_labels_and_by_a_measurement_go_together(normal):
             [Normal(schedule, means[k], eye)(x[i : i + 1], t[:1])[0] for i, k in enumerate(cond.tolist())]
         )
 
-    y, mask = normal("y", 1, 6), editing.Mask(HALF)
+    y, mask = normal("y", 1, 6), guidance.Mask(HALF)
     with torch.no_grad():
-        made = editing.PiGDM(Guided(field, 1, 3.0), schedule, mask, y)(x, t, torch.zeros(4, dtype=torch.int64))
+        made = guidance.PiGDM(Guided(field, 1, 3.0), schedule, mask, y)(x, t, torch.zeros(4, dtype=torch.int64))
     mean = means[1] + 3 * (means[0] - means[1])
     exact = Normal(schedule, mean, eye).given(matrix(mask, (6,)), mask.apply(y)[0])
     torch.testing.assert_close(made, exact(x, t))
@@ -224,7 +224,7 @@ def still(x, t, cond=None):
 
 
 def replaced(schedule, y, solver=euler, shape=(6,), **given):
-    return editing.RePaint(solver, schedule, editing.Mask(HALF), y, Gaussian(shape), **given)
+    return guidance.RePaint(solver, schedule, guidance.Mask(HALF), y, Gaussian(shape), **given)
 
 
 def test_after_a_step_the_known_part_is_that_of_the_path(schedule, normal):
@@ -248,7 +248,7 @@ def test_at_the_data_the_known_part_is_exact(normal):
 
 @pytest.mark.parametrize("solver", [euler, EulerMaruyama(lambda t: 0.3)], ids=["still", "noise"])
 def test_noise_belongs_to_the_seed_the_row_and_the_step(normal, solver):
-    y, x, grid = normal("y", 1, 6), normal("points", 200, 6), editing.resampled(uniform(3, 0, 0.9), 2)
+    y, x, grid = normal("y", 1, 6), normal("points", 200, 6), guidance.resampled(uniform(3, 0, 0.9), 2)
     whole = solve(still, x, grid, replaced(Linear(), y, solver, seed=3))
     part = solve(still, x[70:150], grid, replaced(Linear(), y, solver, seed=3).at(70))
     assert torch.equal(whole[70:150], part)
@@ -289,7 +289,7 @@ def test_from_the_data_back_to_the_source_nothing_is_left(normal):
     ],
 )
 def test_steps_are_gone_over(steps, times, jump, walked):
-    grid = editing.resampled(torch.arange(steps + 1, dtype=torch.float64), times, jump)
+    grid = guidance.resampled(torch.arange(steps + 1, dtype=torch.float64), times, jump)
     assert grid.tolist() == [float(step) for step in walked]
 
 
@@ -312,7 +312,7 @@ class Spy(Solver):
 def test_a_solver_within_has_other_noise_on_every_visit_and_forgets_at_a_step_back(normal):
     seen = []
     solve(
-        still, normal("x", 2, 6), editing.resampled(uniform(4), 2, 2), replaced(Linear(), normal("y", 1, 6), Spy(seen))
+        still, normal("x", 2, 6), guidance.resampled(uniform(4), 2, 2), replaced(Linear(), normal("y", 1, 6), Spy(seen))
     )
     rows, carried = zip(*seen, strict=True)
     assert len(set(rows)) == len(rows) == 8
@@ -323,7 +323,7 @@ def test_a_solver_within_has_other_noise_on_every_visit_and_forgets_at_a_step_ba
 def test_solvers_that_carry_or_draw_can_be_gone_over(solver, normal):
     y, x0 = normal("y", 1, 6), normal("noise", 10, 6)
     field = Normal(Linear(), normal("mean", 6), torch.eye(6, dtype=torch.float64))
-    made = solve(field, x0, editing.resampled(uniform(8, 0, 0.99), 3, 2), replaced(Linear(), y, solver))
+    made = solve(field, x0, guidance.resampled(uniform(8, 0, 0.99), 3, 2), replaced(Linear(), y, solver))
     assert made.isfinite().all()
     assert replaced(Linear(), y, solver).order == solver.order
     assert replaced(Linear(), y, AdaptiveSolver()).couples_batch
@@ -334,12 +334,12 @@ def correlated(normal, times=1, guided=False, schedule=None):
     """Mean and deviation of the unknown of two correlated numbers, from 2000 fillings."""
     schedule = schedule or Linear()
     cov = torch.tensor([[1.0, 0.95], [0.95, 1.0]], dtype=torch.float64)
-    prior, mask = Normal(schedule, torch.zeros(2, dtype=torch.float64), cov), editing.Mask(torch.tensor([True, False]))
+    prior, mask = Normal(schedule, torch.zeros(2, dtype=torch.float64), cov), guidance.Mask(torch.tensor([True, False]))
     y = torch.tensor([[1.5, 0.0]], dtype=torch.float64)
-    field = editing.PiGDM(prior, schedule, mask, y) if guided else prior
-    solver = editing.RePaint(euler, schedule, mask, y, Gaussian((2,)))
+    field = guidance.PiGDM(prior, schedule, mask, y) if guided else prior
+    solver = guidance.RePaint(euler, schedule, mask, y, Gaussian((2,)))
     with torch.no_grad():
-        x = solve(field, normal("noise", 2000, 2), editing.resampled(uniform(30, 0, 0.999), times, 5), solver)
+        x = solve(field, normal("noise", 2000, 2), guidance.resampled(uniform(30, 0, 0.999), times, 5), solver)
     return x[:, 1].mean().item(), x[:, 1].std().item()
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from flowgen.config import load_data, make_config
 from flowgen.core import InputError
-from flowgen.data.folder import open_folder
+from flowgen.data.images.folder import open_folder
 
 CALLS = [
     ("DATA", ["train", ""]),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from flowgen.core import InputError
-from flowgen.data.folder import open_folder
+from flowgen.data.images.folder import open_folder
 from flowgen.settings import read_toml
 
 pytestmark = pytest.mark.journey

@@ -7,11 +7,12 @@ import torch
 from scipy import stats
 from torch import nn
 
-from flowgen import VE, InputError, Model, checkpoints, evaluation, solvers
+from flowgen import VE, InputError, Model, checkpoints, evaluation
 from flowgen.core import generator
 from flowgen.data import Gaussian, Scaling, TensorDataset, eight_gaussians
 from flowgen.evaluation import Estimate, EvaluatedModel, Reference, Settings, views
 from flowgen.evaluation.measure import estimate
+from flowgen.samplers import ode
 
 SMALL = Settings(steps=(1, 3), num=400, repeats=3)
 
@@ -145,7 +146,7 @@ def test_no_divergence_without_a_density():
 
 @pytest.mark.parametrize(("name", "each"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
 def test_evaluations_are_those_of_the_solver(name, each):
-    settings = SMALL._replace(solver=getattr(solvers, name), steps=(1, 5), num=100, repeats=2)
+    settings = SMALL._replace(solver=getattr(ode, name), steps=(1, 5), num=100, repeats=2)
     assert [q.nfe for q in evaluation.quality(subject(), settings)] == [each, 5 * each]
 
 

@@ -12,15 +12,16 @@ import onnxruntime
 import pytest
 import torch
 
-from flowgen import checkpoints, exporting, runs, sampling
+from flowgen import checkpoints, interop, runs, sampling
 from flowgen.config import SOLVERS, make_config
 from flowgen.config.nets import UNetConfig
 from flowgen.core import Failure, InputError, generator
-from flowgen.exporting import comparing, to_diffusers, unet2d, writers
-from flowgen.grids import uniform
+from flowgen.data.streams import source_rows
+from flowgen.interop import comparing, to_diffusers, unet2d, writers
 from flowgen.nn import UNET_SIZES, UNet
 from flowgen.runs import Run
-from flowgen.sampling import source_rows
+from flowgen.samplers import flow_map
+from flowgen.samplers.grids import uniform
 
 pytestmark = pytest.mark.journey
 
@@ -86,7 +87,7 @@ def made_of(run_of, tmp_path_factory):
         key = name, form, steps, solver
         if key not in made:
             path = home / f"{'-'.join(map(str, key))}{FORMATS[form]}"
-            made[key] = exporting.export_run(run_of(name), form, path, steps, solver)
+            made[key] = interop.export_run(run_of(name), form, path, steps, solver)
         return made[key], made[key].path
 
     return export
@@ -175,7 +176,7 @@ def test_a_source_of_data_is_given_in_data_units(run_of, tmp_path):
     trained, path = runs.load(run_of("between"), "cpu"), tmp_path / "x.pt2"
     trained.model.scaling.shift.fill_(3.0)
     trained.model.scaling.scale.fill_(2.0)
-    graph = exporting.sampler(trained, uniform(2), SOLVERS["euler"])
+    graph = interop.sampler(trained, uniform(2), SOLVERS["euler"])
     writers.write_torch(graph, path)
     close(loaded(path)(noise=2 * noise_of(trained, 5) + 3), sampled(trained, 5, 2, "euler"))
 
@@ -184,7 +185,7 @@ def test_a_source_of_data_is_given_in_data_units(run_of, tmp_path):
 def test_the_velocity_and_its_facts_are_enough_to_sample(name, form, run_of, tmp_path):
     """Euler's loop, as a reader of the file would write it."""
     trained, path = runs.load(run_of(name), "cpu"), tmp_path / f"v{FORMATS[form]}"
-    assert exporting.export_run(run_of(name), form, path).words == "the velocity"
+    assert interop.export_run(run_of(name), form, path).words == "the velocity"
     if form == "onnx":
         facts = json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["flowgen"])
     else:
@@ -203,7 +204,7 @@ def test_the_velocity_and_its_facts_are_enough_to_sample(name, form, run_of, tmp
 
 @pytest.mark.parametrize(("name", "facts"), [("map", (1, "jump")), ("consistency", (1, "jump"))])
 def test_a_flow_map_is_exported_as_it_is_sampled(name, facts, run_of, tmp_path):
-    made = exporting.export_run(run_of(name), "torch-export", tmp_path / "x.pt2")
+    made = interop.export_run(run_of(name), "torch-export", tmp_path / "x.pt2")
     texts = {"flowgen.json": ""}
     torch.export.load(made.path, extra_files=texts)
     found = json.loads(texts["flowgen.json"])
@@ -216,10 +217,10 @@ def test_a_flow_map_is_exported_as_it_is_sampled(name, facts, run_of, tmp_path):
 
 def test_noise_between_jumps_cannot_be_exported(run_of, tmp_path):
     trained = runs.load(run_of("consistency"), "cpu")
-    solver = sampling.ConsistencySampler(trained.model.schedule, trained.source)
+    solver = flow_map.ConsistencySampler(trained.model.schedule, trained.source)
     with pytest.raises(InputError, match="export it with --steps 1"):
-        exporting.sampler(trained, uniform(2), solver)
-    writers.write_torch(exporting.sampler(trained, uniform(1), solver), tmp_path / "x.pt2")
+        interop.sampler(trained, uniform(2), solver)
+    writers.write_torch(interop.sampler(trained, uniform(1), solver), tmp_path / "x.pt2")
     own = sampling.sample(trained.model, trained.source, 5, uniform(1), solver, seed=5)
     close(loaded(tmp_path / "x.pt2")(noise=noise_of(trained, 5)), own)
 
@@ -241,7 +242,7 @@ def test_an_onnx_file_names_its_inputs_and_the_batch(made_of):
 def test_diffusers_own_euler_steps_make_the_samples_of_flowgen(name, run_of, tmp_path, monkeypatch):
     """By the words of the folder's README: a time or a sign that were turned would lead elsewhere."""
     trained, folder = runs.load(run_of(name), "cpu"), tmp_path / "d"
-    made = exporting.export_run(run_of(name), "diffusers", folder, steps=3)
+    made = interop.export_run(run_of(name), "diffusers", folder, steps=3)
     x0 = noise_of(trained, 16)
     monkeypatch.chdir(folder)
     (code,) = re.findall(r"^```python\n(.*?)^```$", Path("README.md").read_text(), re.M | re.S)
@@ -296,7 +297,7 @@ def test_the_named_sizes_are_the_nets_of_diffusers(name):
 
 def test_diffusers_is_imported_without_torchvision(monkeypatch):
     script = (
-        "import sys; from flowgen.exporting.to_diffusers import diffusers_parts; diffusers_parts(); print(*sys.modules)"
+        "import sys; from flowgen.interop.to_diffusers import diffusers_parts; diffusers_parts(); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "diffusers" in done.stdout.split()
@@ -311,7 +312,7 @@ def test_diffusers_is_imported_without_torchvision(monkeypatch):
 
 @pytest.fixture
 def graph(run_of):
-    return exporting.velocity(runs.load(run_of("mlp"), "cpu"))
+    return interop.velocity(runs.load(run_of("mlp"), "cpu"))
 
 
 def wrong_by(share):
@@ -339,7 +340,7 @@ def test_what_differs_by_more_than_rounding_is_refused(graph, other):
 
 
 def test_what_is_rounded_otherwise_is_the_model(graph, run_of):
-    exact = exporting.velocity(runs.load(run_of("mlp"), "cpu")).module.double()
+    exact = interop.velocity(runs.load(run_of("mlp"), "cpu")).module.double()
     found = comparing.compare(graph, lambda x, t, labels: exact(x.double(), t.double(), labels))
     assert 0 < found.difference == found.rounding < 1e-5 * found.largest
 

@@ -13,9 +13,10 @@ from flowgen import checkpoints
 from flowgen.core import InputError, Pair, generator
 from flowgen.model import Model
 from flowgen.nn import MLP, ResMLP
-from flowgen.objectives import FlowMatching, Stratified
-from flowgen.optim import ConstantRate, CosineRate
-from flowgen.training import Diverged, State, channels_last, compile_net, fit
+from flowgen.objectives import FlowMatching
+from flowgen.times import Stratified
+from flowgen.training.loop import Diverged, State, channels_last, compile_net, fit
+from flowgen.training.optim import ConstantRate, CosineRate
 
 
 def model(seed=0):

@@ -7,21 +7,14 @@ import pytest
 import torch
 
 from flowgen.core import Pair, generator, like
-from flowgen.flowmaps import (
-    AlphaFlow,
-    EndPoint,
-    MeanFlow,
-    OfPairs,
-    OfTeacher,
-    Shortcut,
-)
 from flowgen.guidance import Guided
-from flowgen.intervals import TimePairs
 from flowgen.losses import AdaptiveLoss, PseudoHuber, Squared
 from flowgen.model import Model
 from flowgen.nn import MLP, DiT, ResMLP, UNet
 from flowgen.objectives import FlowMatching
+from flowgen.objectives.flow_maps import AlphaFlow, EndPoint, MeanFlow, OfPairs, OfTeacher, Shortcut
 from flowgen.schedules import Linear
+from flowgen.times import TimePairs
 
 ROWS = 500
 DRAWS = 20_000

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from flowgen.core import Failure, InputError, Part, generator
-from flowgen.data import folder as folders
 from flowgen.data.epochs import positions
-from flowgen.data.folder import open_folder
+from flowgen.data.images import folder as folders
+from flowgen.data.images.folder import open_folder
 
 pytestmark = pytest.mark.journey
 

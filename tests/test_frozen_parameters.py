@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from flowgen.core import InputError, generator
-from flowgen.couplings import IndependentPairs, batches
 from flowgen.data import Gaussian, moons
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
+from flowgen.pairs import IndependentPairs, batches
 from flowgen.repath import repath
 from flowgen.schedules import Cosine
-from flowgen.training import State, fit
+from flowgen.training.loop import State, fit
 
 FROZEN = ["net.encoder.0.weight", "net.encoder.0.bias", "net.encoder.1.weight", "net.encoder.1.bias", "net.waves"]
 

@@ -16,11 +16,7 @@ from torch import nn
 
 from flowgen import (
     checkpoints,
-    classifying,
     couplings,
-    distill,
-    editing,
-    flowmaps,
     guidance,
     likelihood,
     metrics,
@@ -29,31 +25,28 @@ from flowgen import (
     predictions,
     repath,
     samplers,
+    sampling,
     schedules,
     sde,
-    solvers,
+    times,
 )
 from flowgen.core import Pair, generator
-from flowgen.couplings import (
-    ExactOT,
-    Independent,
-    IndependentPairs,
-    MultiscaleOT,
-    Pool,
-    Semidiscrete,
-    Sinkhorn,
-    batches,
-    prefetch,
-)
+from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Semidiscrete, Sinkhorn
 from flowgen.data import Gaussian, Scaled, Scaling, TensorDataset, eight_gaussians, moons
-from flowgen.grids import uniform
-from flowgen.intervals import Intervals
+from flowgen.data.streams import source_rows
 from flowgen.model import Model
 from flowgen.nn import MLP, Classifier, DiT, NoisyClassifier, ResMLP, UNet, fit_classifier, seeded
-from flowgen.optim import CosineRate
-from flowgen.reflow import Inversion, Reflow
-from flowgen.sampling import ConsistencySampler, grid_of, sample, solve, source_rows
-from flowgen.training import State, channels_last, compile_net, fit
+from flowgen.objectives import classifier, flow_maps
+from flowgen.pairs import IndependentPairs, Pool, batches, prefetch
+from flowgen.pairs.reflow import Inversion, Reflow
+from flowgen.paths import bridge
+from flowgen.samplers import flow_map, ode
+from flowgen.samplers.flow_map import ConsistencySampler
+from flowgen.samplers.grids import uniform
+from flowgen.sampling import grid_of, sample, solve
+from flowgen.times import Intervals
+from flowgen.training.loop import State, channels_last, compile_net, fit
+from flowgen.training.optim import CosineRate
 
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
@@ -158,16 +151,16 @@ def test_a_device_trains_as_the_cpu_does(name, device):
 
 
 OBJECTIVES = {
-    "stratified times": objectives.FlowMatching(objectives.Stratified()),
-    "times of the papers": objectives.FlowMatching(objectives.LogitNormal()),
-    "bridge": objectives.FlowMatching(bridge=schedules.ConstantBridge(0.3)),
-    "noise of a bridge": objectives.BridgeNoise(schedules.BrownianBridge(0.7)),
-    "meanflow": flowmaps.MeanFlow(),
-    "guided meanflow": flowmaps.MeanFlow(velocity=flowmaps.OfPairs(2.0, CLASSES)),
-    "shortcut": flowmaps.Shortcut(),
-    "alpha-flow": flowmaps.AlphaFlow(Intervals()),
-    "annealed": flowmaps.Annealed(flowmaps.AlphaFlow(), 4),
-    "end point": flowmaps.EndPoint(),
+    "stratified times": objectives.FlowMatching(times.Stratified()),
+    "times of the papers": objectives.FlowMatching(times.LogitNormal()),
+    "bridge": objectives.FlowMatching(bridge=bridge.ConstantBridge(0.3)),
+    "noise of a bridge": objectives.BridgeNoise(bridge.BrownianBridge(0.7)),
+    "meanflow": flow_maps.MeanFlow(),
+    "guided meanflow": flow_maps.MeanFlow(velocity=flow_maps.OfPairs(2.0, CLASSES)),
+    "shortcut": flow_maps.Shortcut(),
+    "alpha-flow": flow_maps.AlphaFlow(Intervals()),
+    "annealed": flow_maps.Annealed(flow_maps.AlphaFlow(), 4),
+    "end point": flow_maps.EndPoint(),
     "premetric": perceptual.PerceptualLoss(lambda x: x.flatten(1)[:, :2]),
 }
 
@@ -180,7 +173,7 @@ def test_every_objective_is_the_same_there(objective, name, device):
 
 
 def test_a_flow_map_of_images_has_its_derivative_there(device):
-    losses, expected = (trained("unet", where, flowmaps.MeanFlow(), 2)[0] for where in (device, CPU))
+    losses, expected = (trained("unet", where, flow_maps.MeanFlow(), 2)[0] for where in (device, CPU))
     assert losses == pytest.approx(expected, rel=2e-3)
 
 
@@ -439,11 +432,11 @@ def test_starts_are_the_same_whatever_the_device(device):
 
 
 SOLVERS = {
-    "euler": lambda schedule: solvers.euler,
-    "heun": lambda schedule: solvers.heun,
-    "rk4": lambda schedule: solvers.rk4,
-    "ab2": lambda schedule: solvers.AdamsBashforth2(),
-    "jump": lambda schedule: solvers.FlowMapStep(),
+    "euler": lambda schedule: ode.euler,
+    "heun": lambda schedule: ode.heun,
+    "rk4": lambda schedule: ode.rk4,
+    "ab2": lambda schedule: ode.AdamsBashforth2(),
+    "jump": lambda schedule: flow_map.FlowMapStep(),
     "renoise": lambda schedule: ConsistencySampler(schedule, Gaussian()),
     "ddim": lambda schedule: samplers.DDIM(schedule),
     "noisy ddim": lambda schedule: samplers.DDIM(schedule, 0.5),
@@ -453,7 +446,7 @@ SOLVERS = {
     "dpm-solver++ 3": lambda schedule: samplers.DPMSolverPP(schedule, 3),
     "unipc": lambda schedule: samplers.UniPC(schedule),
     "langevin": lambda schedule: samplers.Langevin(schedule),
-    "corrected": lambda schedule: samplers.PredictorCorrector(solvers.euler, schedule),
+    "corrected": lambda schedule: samplers.PredictorCorrector(ode.euler, schedule),
     "stochastic": lambda schedule: sde.ReverseSDE(schedule, 0.5),
 }
 
@@ -475,7 +468,7 @@ def test_samples_are_those_of_the_cpu_by_every_sampler(name, device):
 @pytest.mark.parametrize("method", ["dopri5", "adaptive_heun"])
 def test_adaptive_samplers_go_there(method, device):
     pytest.importorskip("torchdiffeq")
-    solver = solvers.AdaptiveSolver(method)
+    solver = ode.AdaptiveSolver(method)
     got, wanted = (sampled(made("mlp"), solver, where, steps=1) for where in (device, CPU))
     close(got, wanted, rtol=0.01, atol=0.01)
 
@@ -495,7 +488,7 @@ def test_images_come_back_in_the_units_of_the_data(name, device):
     model = made(name)
     options = {"seed": 1, "chunk": 64, "cond": labels(70)}
     got, wanted = (
-        sample(deepcopy(model).to(where), Gaussian(IMAGE), 70, uniform(3), solvers.euler, **options)
+        sample(deepcopy(model).to(where), Gaussian(IMAGE), 70, uniform(3), ode.euler, **options)
         for where in (device, CPU)
     )
     close(got, wanted)
@@ -504,7 +497,7 @@ def test_images_come_back_in_the_units_of_the_data(name, device):
 def test_the_chunk_does_not_change_samples_there(device):
     model = made("mlp with labels").to(device)
     whole, parts = (
-        sample(model, Gaussian(), 200, uniform(4), solvers.euler, seed=2, chunk=chunk, cond=labels(200))
+        sample(model, Gaussian(), 200, uniform(4), ode.euler, seed=2, chunk=chunk, cond=labels(200))
         for chunk in (256, 64)
     )
     close(parts, whole, rtol=1e-4, atol=1e-5)
@@ -512,7 +505,7 @@ def test_the_chunk_does_not_change_samples_there(device):
 
 def test_another_path_of_a_model_is_the_same_there(device):
     model = made("mlp")
-    got, wanted = (sampled(repath.repath(model, schedules.Cosine()), solvers.euler, where) for where in (device, CPU))
+    got, wanted = (sampled(repath.repath(model, schedules.Cosine()), ode.euler, where) for where in (device, CPU))
     close(got, wanted)
 
 
@@ -525,7 +518,7 @@ def test_log_likelihoods_are_the_same_there(name, estimated, device):
     x, probes = stored(name).x[:9], likelihood.probes(Gaussian(shape(name)), 9, 2, 0) if estimated else None
     for where in (device, CPU):
         model = made(name).to(where)
-        found.append(likelihood.log_likelihood(model, source, x, uniform(3), solvers.euler, labels(9), probes))
+        found.append(likelihood.log_likelihood(model, source, x, uniform(3), ode.euler, labels(9), probes))
     assert found[0].device == CPU
     close(*found, rtol=1e-3, atol=1e-2)
 
@@ -533,13 +526,13 @@ def test_log_likelihoods_are_the_same_there(name, estimated, device):
 # guidance and editing
 
 
-def classifier(device):
+def trained_classifier(device):
     net = moved_out(NoisyClassifier((2,), CLASSES, width=16, dropout=0.0))
-    return classifying.Posterior(Model(net).to(device), classifying.log_prior([3, 2, 1]))
+    return classifier.Posterior(Model(net).to(device), classifier.log_prior([3, 2, 1]))
 
 
 def first_kept(device):
-    return editing.Mask(torch.tensor([True, False]).to(device))
+    return guidance.Mask(torch.tensor([True, False]).to(device))
 
 
 def fields(device):
@@ -549,15 +542,13 @@ def fields(device):
         "labels": guidance.Guided(model.velocity, CLASSES, 2.0, (0.2, 0.8)),
         "rescaled": guidance.Guided(model.velocity, CLASSES, 2.0, rescale=at),
         "auto": guidance.AutoGuided(model.velocity, weak.velocity, 2.0),
-        "classifier": guidance.ClassifierGuided(model.velocity, classifier(device), schedule, 1.5),
+        "classifier": guidance.ClassifierGuided(model.velocity, trained_classifier(device), schedule, 1.5),
         "score": sde.ScoreOf(model.velocity, schedule),
-        "walked": lambda x, t, cond: distill.SolverFlowMap(model.velocity, solvers.heun, 2)(
-            x, t, t + (1 - t) / 2, cond
-        ),
-        "kept": editing.PiGDM(
+        "walked": lambda x, t, cond: sampling.SolverFlowMap(model.velocity, ode.heun, 2)(x, t, t + (1 - t) / 2, cond),
+        "kept": guidance.PiGDM(
             model.velocity,
             schedule,
-            editing.Mask(torch.tensor([True, False]).to(device)),
+            guidance.Mask(torch.tensor([True, False]).to(device)),
             torch.zeros(2, device=device),
         ),
     }
@@ -574,8 +565,8 @@ def test_fields_of_fields_are_the_same_there(name, device):
 @pytest.mark.parametrize("name", ["labels", "classifier", "kept"])
 def test_guided_samples_are_the_same_there(name, device):
     field = fields(device)[name]
-    got = sampled(made("mlp with labels"), solvers.euler, device, field=field, cond=labels(70))
-    wanted = sampled(made("mlp with labels"), solvers.euler, CPU, field=fields(CPU)[name], cond=labels(70))
+    got = sampled(made("mlp with labels"), ode.euler, device, field=field, cond=labels(70))
+    wanted = sampled(made("mlp with labels"), ode.euler, CPU, field=fields(CPU)[name], cond=labels(70))
     close(got, wanted)
 
 
@@ -583,7 +574,7 @@ def test_a_classifier_of_noisy_points_learns_there(device):
     losses = []
     for where in (device, CPU):
         state = State(Model(moved_out(NoisyClassifier((2,), CLASSES, width=16, dropout=0.0))).to(where))
-        objective = classifying.Labelling(classifying.log_prior([3, 2, 1]))
+        objective = classifier.Labelling(classifier.log_prior([3, 2, 1]))
         losses.append(list(fit(state, pairs("mlp", where), objective, 3, seed=0)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -593,20 +584,20 @@ def test_what_is_measured_is_replaced_there(device):
     for where in (device, CPU):
         model = made("mlp").to(where)
         y = torch.tensor([1.0, 0.0]).to(where)
-        solver = editing.RePaint(solvers.euler, schedule, first_kept(where), y, Gaussian())
-        grid = editing.resampled(uniform(4), 2)
+        solver = guidance.RePaint(ode.euler, schedule, first_kept(where), y, Gaussian())
+        grid = guidance.resampled(uniform(4), 2)
         x = solve(model.velocity, source_rows(Gaussian(), 0, 64, 0).to(where), grid, solver).detach()
         assert torch.equal(x[:, 0].cpu(), torch.ones(64))
         found.append(x)
     close(*found)
 
 
-@pytest.mark.parametrize("measurement", [editing.Downsampled(2), editing.Grey()], ids=["small", "grey"])
+@pytest.mark.parametrize("measurement", [guidance.Downsampled(2), guidance.Grey()], ids=["small", "grey"])
 def test_images_are_measured_there(measurement, device):
     x = normal("x", 4, 3, 8, 8)
     y = measurement.apply(x.to(device))
     close(
-        editing.project(measurement, torch.zeros_like(x, device=device), y), measurement.inverse(measurement.apply(x))
+        guidance.project(measurement, torch.zeros_like(x, device=device), y), measurement.inverse(measurement.apply(x))
     )
 
 
@@ -618,7 +609,7 @@ def test_pairs_of_a_flow_are_the_same_there(way, device):
     pair = Pair(normal("x0", 64, 2), normal("x1", 64, 2), labels(64))
     found = []
     for where in (device, CPU):
-        coupling = way(made("mlp with labels").to(where), uniform(3), solvers.euler)
+        coupling = way(made("mlp with labels").to(where), uniform(3), ode.euler)
         found.append(coupling(pair.to(where), generator(0, "rng")))
     for x, expected in zip(*found, strict=True):
         close(x, expected)
@@ -671,7 +662,7 @@ def test_a_run_folder_is_trained_and_sampled_there(tree, device, tmp_path):
 
     there, on_cpu = (runs.load(run.folder, where) for where in (str(device), "cpu"))
     assert there.model.device.type == device.type
-    got, wanted = (sample(each.model, each.source, 70, uniform(4), solvers.euler) for each in (there, on_cpu))
+    got, wanted = (sample(each.model, each.source, 70, uniform(4), ode.euler) for each in (there, on_cpu))
     close(got, wanted)
 
 

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from flowgen.core import InputError
-from flowgen.grids import discrete, karras, leading, linspaced, log_snr, quadratic, shifted, trailing, uniform
+from flowgen.samplers.grids import (
+    discrete,
+    karras,
+    leading,
+    linspaced,
+    log_snr,
+    quadratic,
+    shifted,
+    trailing,
+    uniform,
+)
 from flowgen.schedules import DDPM, VE, VP, Linear
 
 STEPS = [1, 2, 3, 10, 100, 1000]

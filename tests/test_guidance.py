@@ -8,12 +8,12 @@ from torch import nn
 
 from flowgen import predictions
 from flowgen.core import InputError, Pair, like
-from flowgen.grids import uniform
 from flowgen.guidance import AutoGuided, ClassifierGuided, Guided, Rescale
 from flowgen.model import Model
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import euler, heun
 from flowgen.sampling import Counted, solve
 from flowgen.schedules import VE, VP, Cosine, Linear
-from flowgen.solvers import euler, heun
 
 MEANS = torch.tensor([[2.0, 0.5], [-1.5, 1.0], [0.0, -2.0]], dtype=torch.float64)
 STDS = torch.tensor([0.4, 0.8, 0.6], dtype=torch.float64)

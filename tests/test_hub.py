@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flowgen.core import InputError
-from flowgen.data.images import read_images
+from flowgen.data.images.reading import read_images
 
 
 def noise(*shape):

@@ -15,7 +15,7 @@ from PIL import Image
 from flowgen import checkpoints, runs
 from flowgen.config import make_config
 from flowgen.data import read_table
-from flowgen.data.pictures import to_uint8
+from flowgen.data.images.pictures import to_uint8
 from flowgen.evaluation import subject
 from flowgen.runs import Run
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from flowgen import runs
 from flowgen.config import make_config
-from flowgen.data import decoding
+from flowgen.data.images import decoding
 from flowgen.runs import Run
 
 pytestmark = pytest.mark.journey

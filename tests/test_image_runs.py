@@ -13,8 +13,8 @@ from flowgen import checkpoints, grids, heun, runs, sampling
 from flowgen.config import load_data, make_config
 from flowgen.config.data import ImagesConfig, SplitConfig
 from flowgen.core import InputError
-from flowgen.data import TensorDataset
-from flowgen.data.folder import ImageFolder
+from flowgen.data import TensorDataset, streams
+from flowgen.data.images.folder import ImageFolder
 from flowgen.runs import Run
 
 pytestmark = pytest.mark.journey
@@ -243,7 +243,7 @@ def test_a_source_of_images_is_in_the_units_of_the_data(tmp_path, pixels):
         create(tmp_path / "run", tmp_path / "data.npy", source=str(tmp_path / "source.npy"), train={"steps": 3})
     )
     trained = runs.load(run.folder)
-    x0 = sampling.source_rows(trained.source, 0, 50, 0)
+    x0 = streams.source_rows(trained.source, 0, 50, 0)
     rows = torch.from_numpy((255 - pixels) / 127.5 - 1).float()
     assert torch.cdist(x0.flatten(1).double(), rows.flatten(1).double()).min(1).values.max() < 1e-5
     x = sampling.sample(trained.model, trained.source, 9, grids.uniform(3), heun)

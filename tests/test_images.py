@@ -10,8 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flowgen.core import InputError
-from flowgen.data import images as module
-from flowgen.data.images import is_folder, is_images, make_images, read_images
+from flowgen.data.images import arrays as module
+from flowgen.data.images.arrays import is_folder, is_images, make_images
+from flowgen.data.images.reading import read_images
 
 
 def noise(*shape, kind=np.uint8):
@@ -395,7 +396,7 @@ def test_size_averages_what_is_too_fine_and_stays_in_range(tmp_path, kind):
 
 
 def test_size_means_the_same_for_arrays_as_for_files(tmp_path):
-    from flowgen.data.folder import open_folder
+    from flowgen.data.images.folder import open_folder
 
     x = noise(3, 40, 50, 3) // 4 + 40
     (tmp_path / "files").mkdir()

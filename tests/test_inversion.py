@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowgen import editing, predictions
+from flowgen import guidance, predictions
 from flowgen.config import sampling_by
 from flowgen.core import Pair, expand_time
-from flowgen.grids import uniform
 from flowgen.runs import ChosenSampler, Editor
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import AdaptiveSolver, euler, heun, rk4
 from flowgen.sampling import grid_of, solve
 from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine
-from flowgen.solvers import AdaptiveSolver, euler, heun, rk4
 
 
 @pytest.mark.parametrize("solver", [euler, heun, rk4], ids=["euler", "heun", "rk4"])
@@ -24,7 +24,7 @@ def test_there_and_back_is_as_exact_as_the_solver(gaussian_flow, normal, schedul
     flow, x1 = gaussian_flow(schedule), normal("data", 8, 2)
     there, back = [], []
     for steps in (20, 40, 80):
-        latent = editing.inverted(flow.velocity, x1, uniform(steps), solver)
+        latent = guidance.inverted(flow.velocity, x1, uniform(steps), solver)
         there.append((latent - flow.map(x1, 1.0, 0.0)).norm().item())
         back.append((solve(flow.velocity, latent, uniform(steps), solver) - x1).norm().item())
     for errors in (there, back):
@@ -50,7 +50,7 @@ def test_an_exact_field_leads_there_and_back(gaussian_flow, smooth, normal):
     flow, x1 = gaussian_flow(smooth), normal("data", 8, 2)
     grid = uniform(4, *predictions.span(smooth, predictions.velocity))
     solver = AdaptiveSolver("dopri8", rtol=1e-11, atol=1e-11)
-    latent = editing.inverted(flow.velocity, x1, grid, solver)
+    latent = guidance.inverted(flow.velocity, x1, grid, solver)
     lo, hi = grid[0].item(), grid[-1].item()
     torch.testing.assert_close(latent, flow.map(x1, hi, lo), rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(solve(flow.velocity, latent, grid, solver), x1, rtol=1e-8, atol=1e-8)
@@ -59,10 +59,10 @@ def test_an_exact_field_leads_there_and_back(gaussian_flow, smooth, normal):
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.7, 1.0])
 def test_a_noised_point_is_on_the_path(schedule, normal, strength):
     x1, x0, t = normal("data", 8, 2), normal("noise", 8, 2), 1 - strength
-    begun = editing.noised(schedule, x1, x0, t)
+    begun = guidance.noised(schedule, x1, x0, t)
     c = schedule.coeffs(torch.tensor(t, dtype=torch.float64))
     if strength == 1:  # where sampling starts, whatever was there
-        assert torch.equal(begun, editing.noised(schedule, 100 + x1, x0, t))
+        assert torch.equal(begun, guidance.noised(schedule, 100 + x1, x0, t))
         torch.testing.assert_close(begun, c.sigma * x0)
     else:
         torch.testing.assert_close(begun, schedule.at(Pair(x0, x1), expand_time(t, x1)).x)
@@ -71,18 +71,18 @@ def test_a_noised_point_is_on_the_path(schedule, normal, strength):
 @pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
 def test_a_redrawn_point_is_where_the_flow_takes_its_noised_one(gaussian_flow, smooth, normal, strength):
     flow, t, (lo, hi) = gaussian_flow(smooth), 1 - strength, predictions.span(smooth, predictions.velocity)
-    begun = editing.noised(smooth, normal("data", 8, 2), normal("noise", 8, 2), t)
-    grid = editing.from_time(uniform(4, lo, hi), t)
+    begun = guidance.noised(smooth, normal("data", 8, 2), normal("noise", 8, 2), t)
+    grid = guidance.from_time(uniform(4, lo, hi), t)
     made = solve(flow.velocity, begun, grid, AdaptiveSolver("dopri8", rtol=1e-9, atol=1e-9))
     torch.testing.assert_close(made, flow.map(begun, t, hi), rtol=1e-6, atol=1e-6)
 
 
 def test_the_rest_of_a_grid_begins_where_it_is_told():
     grid = uniform(4)
-    assert editing.from_time(grid, 0.0).tolist() == grid.tolist()
-    assert editing.from_time(grid, 0.5).tolist() == [0.5, 0.75, 1.0]
-    assert editing.from_time(grid, 0.6).tolist() == [0.6, 0.75, 1.0]
-    assert editing.from_time(grid, 1.0).tolist() == [1.0]
+    assert guidance.from_time(grid, 0.0).tolist() == grid.tolist()
+    assert guidance.from_time(grid, 0.5).tolist() == [0.5, 0.75, 1.0]
+    assert guidance.from_time(grid, 0.6).tolist() == [0.6, 0.75, 1.0]
+    assert guidance.from_time(grid, 1.0).tolist() == [1.0]
 
 
 def angle(x, y):
@@ -93,7 +93,7 @@ def angle(x, y):
 def test_a_great_circle_turns_evenly_and_keeps_the_norm(normal):
     x, y = normal("x", 3, 4), normal("y", 3, 4)
     y = y * x.norm() / y.norm()
-    way = editing.slerp(x, y, torch.linspace(0, 1, 6, dtype=torch.float64))
+    way = guidance.slerp(x, y, torch.linspace(0, 1, 6, dtype=torch.float64))
     torch.testing.assert_close(way[0], x)
     torch.testing.assert_close(way[-1], y)
     for one, other in pairwise(way):
@@ -105,7 +105,7 @@ def test_a_great_circle_turns_evenly_and_keeps_the_norm(normal):
 
 def test_a_great_circle_of_the_plane_is_a_rotation():
     turn = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
-    way = editing.slerp(*torch.tensor([[1.0, 0.0], [-0.8, 0.6]], dtype=torch.float64), turn)
+    way = guidance.slerp(*torch.tensor([[1.0, 0.0], [-0.8, 0.6]], dtype=torch.float64), turn)
     whole = math.acos(-0.8)
     for share, point in zip(turn.tolist(), way, strict=True):
         assert point.tolist() == pytest.approx([math.cos(share * whole), math.sin(share * whole)])
@@ -115,7 +115,7 @@ def test_a_great_circle_of_the_plane_is_a_rotation():
 def test_between_points_of_one_direction_it_is_the_line(normal, apart):
     x = normal("x", 12)
     y = 3 * x + apart * normal("y", 12)
-    way = editing.slerp(x, y, torch.tensor([0.5], dtype=torch.float64))
+    way = guidance.slerp(x, y, torch.tensor([0.5], dtype=torch.float64))
     torch.testing.assert_close(way[0], (x + y) / 2, rtol=0, atol=1e-9 + apart**2)
 
 

@@ -6,23 +6,13 @@ import torch
 
 from flowgen.core import generator
 from flowgen.data import Categorical, Gaussian
-from flowgen.distill import SolverFlowMap
-from flowgen.grids import uniform
+from flowgen.data.streams import BLOCK, source_rows
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import (
-    BLOCK,
-    ConsistencySampler,
-    Counted,
-    asked,
-    flow,
-    pair_chunks,
-    sample,
-    solve,
-    source_rows,
-    trajectory,
-)
-from flowgen.solvers import AdamsBashforth2, FlowMapStep, euler, rk4
+from flowgen.samplers.flow_map import ConsistencySampler, FlowMapStep
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import AdamsBashforth2, euler, rk4
+from flowgen.sampling import Counted, SolverFlowMap, asked, flow, pair_chunks, sample, solve, trajectory
 
 PLANE = Gaussian((2,))
 GRIDS = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from flowgen.core import Pair, Part, generator
-from flowgen.couplings import ExactOT, Independent, Sinkhorn, assign, transport_cost, with_null_labels
+from flowgen.couplings import ExactOT, Independent, Sinkhorn, assign, transport_cost
+from flowgen.pairs import with_null_labels
 
 CLASSES = 3
 

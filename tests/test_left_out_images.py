@@ -11,8 +11,8 @@ from PIL import Image, features
 
 from flowgen.config import ImagesConfig, SplitConfig, load_data
 from flowgen.core import InputError, Note
-from flowgen.data.decoding import read_image
-from flowgen.data.folder import open_folder
+from flowgen.data.images.decoding import read_image
+from flowgen.data.images.folder import open_folder
 
 pytestmark = pytest.mark.journey
 

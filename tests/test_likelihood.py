@@ -12,14 +12,14 @@ from torch.distributions import MultivariateNormal, Normal
 from flowgen import likelihood, predictions
 from flowgen.core import InputError, Pair
 from flowgen.data import Gaussian, Scaling, eight_gaussians
-from flowgen.grids import log_snr, uniform
 from flowgen.likelihood import Rademacher, bits_per_dim, dequantised, divergence, log_likelihood, probes
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.repath import repath
+from flowgen.samplers.grids import log_snr, uniform
+from flowgen.samplers.ode import AdaptiveSolver, rk4
 from flowgen.sampling import flow
 from flowgen.schedules import VE, VP, Cosine, Linear
-from flowgen.solvers import AdaptiveSolver, rk4
 
 
 class Affine(nn.Module):

@@ -13,11 +13,11 @@ import torch
 from flowgen import checkpoints, runs
 from flowgen.config import make_config
 from flowgen.data import Gaussian, moons, read_table
-from flowgen.grids import log_snr, uniform
 from flowgen.likelihood import Rademacher, dequantised, log_likelihood, probes
 from flowgen.runs.densities import asked_rows
+from flowgen.samplers.grids import log_snr, uniform
+from flowgen.samplers.ode import AdaptiveSolver, heun, rk4
 from flowgen.settings import merged
-from flowgen.solvers import AdaptiveSolver, heun, rk4
 
 pytestmark = pytest.mark.journey
 

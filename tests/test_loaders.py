@@ -6,12 +6,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flowgen import loader_pairs
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import ExactOT, IndependentPairs, batches
+from flowgen.couplings import ExactOT
 from flowgen.data import Gaussian, Scaling, moons
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
-from flowgen.training import State, fit
+from flowgen.pairs import IndependentPairs, batches
+from flowgen.training.loop import State, fit
 
 
 def rows(n=10):

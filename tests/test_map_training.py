@@ -11,7 +11,12 @@ from torch import nn
 
 from flowgen import data, euler, metrics
 from flowgen.core import WHOLE, InputError, Pair, generator
-from flowgen.flowmaps import (
+from flowgen.guidance import Guided
+from flowgen.losses import Squared
+from flowgen.model import Model
+from flowgen.nn import MLP
+from flowgen.objectives import FlowMatching, Splittable, StepwiseObjective
+from flowgen.objectives.flow_maps import (
     AlphaFlow,
     Annealed,
     EndPoint,
@@ -20,16 +25,11 @@ from flowgen.flowmaps import (
     OfTeacher,
     Shortcut,
 )
-from flowgen.grids import uniform
-from flowgen.guidance import Guided
-from flowgen.intervals import Intervals, Steps, ToData
-from flowgen.losses import Squared
-from flowgen.model import Model
-from flowgen.nn import MLP
-from flowgen.objectives import FlowMatching, LogNormal, Splittable, StepwiseObjective, Uniform
+from flowgen.samplers.flow_map import FlowMapStep
+from flowgen.samplers.grids import uniform
 from flowgen.sampling import sample
-from flowgen.solvers import FlowMapStep
-from flowgen.training import State, fit
+from flowgen.times import Intervals, LogNormal, Steps, ToData, Uniform
+from flowgen.training.loop import State, fit
 
 pytestmark = pytest.mark.journey
 

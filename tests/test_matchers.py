@@ -13,9 +13,11 @@ from flowgen.couplings import ExactOT, Sinkhorn
 from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.metrics import wasserstein2
 from flowgen.model import Model
-from flowgen.objectives import Draws, FlowMatching
-from flowgen.schedules import BrownianBridge, ConstantBridge, Cosine, Linear
-from flowgen.sde import BridgeScore, Drift
+from flowgen.objectives import FlowMatching
+from flowgen.objectives.flow_matching import Draws
+from flowgen.paths.bridge import BrownianBridge, ConstantBridge
+from flowgen.samplers.sde import BridgeScore, Drift
+from flowgen.schedules import Cosine, Linear
 
 SIGMA = 0.3
 MATCHERS = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flowgen.core import InputError
-from flowgen.grids import uniform
 from flowgen.metrics import endpoint_error, geometry, normalised_path_energy, wasserstein2
+from flowgen.samplers.grids import uniform
 
 
 def translation(x, t, cond=None):

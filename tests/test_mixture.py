@@ -15,9 +15,9 @@ from scipy.stats import kstest, norm
 from flowgen import grids, sde
 from flowgen.core import generator, like
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, PredictorCorrector, UniPC
+from flowgen.samplers.ode import heun, rk4
 from flowgen.sampling import solve
 from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine, Schedule
-from flowgen.solvers import heun, rk4
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 MEANS = torch.tensor([[1.5, 0.5], [-1.5, 1.0], [0.0, -1.5]], dtype=torch.float64)

@@ -11,9 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import ExactOT, IndependentPairs, MultiscaleOT
+from flowgen.couplings import ExactOT, MultiscaleOT
 from flowgen.couplings.multiscale import EXACT_UP_TO, TREE_BELOW, _cells, _divided, _paired, anchored
 from flowgen.data import Gaussian, eight_gaussians
+from flowgen.pairs import IndependentPairs
 
 MANY = [EXACT_UP_TO + 1, 1500, 3001]
 

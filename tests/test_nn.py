@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowgen.core import InputError, generator
 from flowgen.nn import MLP, UNET_SIZES, DiT, ResMLP, UNet
+from flowgen.nn.conditioning import Conditioning, FourierFeatures
 from flowgen.nn.dit import patchify, positions, unpatchify
-from flowgen.nn.embeddings import Conditioning, FourierFeatures
 
 EVENT, CLASSES, ROWS = (2, 8, 8), 3, 6
 NETS = {

@@ -16,7 +16,7 @@ from flowgen.repath import repath
 from flowgen.runs.classifier import classifier_file, load_classifier
 from flowgen.schedules import Linear
 from flowgen.settings import merged
-from flowgen.training import State
+from flowgen.training.loop import State
 
 pytestmark = pytest.mark.journey
 

@@ -8,21 +8,22 @@ from torch import nn
 
 from flowgen import predictions
 from flowgen.core import InputError, Pair, generator, like
-from flowgen.intervals import Intervals, ToData
 from flowgen.model import Model
-from flowgen.objectives import (
+from flowgen.objectives import FlowMatching, Splittable
+from flowgen.paths.bridge import BrownianBridge, ConstantBridge
+from flowgen.schedules import DDPM, Linear
+from flowgen.times import (
     Discrete,
-    FlowMatching,
+    Intervals,
     LogitNormal,
     LogNormal,
-    Splittable,
     Stratified,
     TimeDistribution,
+    ToData,
     Uniform,
     UShaped,
     on_path,
 )
-from flowgen.schedules import DDPM, BrownianBridge, ConstantBridge, Linear
 
 # time laws
 

@@ -14,9 +14,10 @@ import torch
 from flowgen import data, plots, runs
 from flowgen.config import COUPLINGS, Config, make_config, semidiscrete
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import ExactOT, Independent, IndependentPairs, Pool, Sinkhorn
+from flowgen.couplings import ExactOT, Independent, Sinkhorn
 from flowgen.evaluation import pairing
 from flowgen.evaluation.pairing import Comparison, Measured, Trial
+from flowgen.pairs import IndependentPairs, Pool
 
 pytestmark = pytest.mark.journey
 

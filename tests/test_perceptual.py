@@ -9,9 +9,11 @@ from flowgen.core import InputError, Pair, generator, like
 from flowgen.losses import PseudoHuber, Squared
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.objectives import Draws, FlowMatching, Splittable, UShaped
-from flowgen.perceptual import LATEST, PerceptualLoss
+from flowgen.objectives import FlowMatching, Splittable
+from flowgen.objectives.flow_matching import Draws
+from flowgen.objectives.perceptual import LATEST, PerceptualLoss
 from flowgen.schedules import Linear
+from flowgen.times import UShaped
 
 ABSOLUTE = PseudoHuber(1e-9)
 

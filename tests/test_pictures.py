@@ -8,9 +8,17 @@ import torch
 from PIL import Image
 
 from flowgen.core import InputError, generator
-from flowgen.data.folder import open_folder
-from flowgen.data.images import read_images
-from flowgen.data.pictures import GAP, grid, to_uint8, write_folder, write_grid, write_npz, write_strip
+from flowgen.data.images.folder import open_folder
+from flowgen.data.images.pictures import (
+    GAP,
+    grid,
+    to_uint8,
+    write_folder,
+    write_grid,
+    write_npz,
+    write_strip,
+)
+from flowgen.data.images.reading import read_images
 
 
 def noise(*shape):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from flowgen.core import Failure, Pair
-from flowgen.couplings import ExactOT, IndependentPairs, Pool, batches, in_order, prefetch
+from flowgen.couplings import ExactOT
 from flowgen.data import Gaussian, moons
+from flowgen.pairs import IndependentPairs, Pool, batches, in_order, prefetch
 
 CPU = torch.device("cpu")
 

@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from flowgen import checkpoints
 from flowgen.core import Failure, InputError, Pair, generator
-from flowgen.distributed import ALONE, processes
-from flowgen.flowmaps import AlphaFlow, Annealed, MeanFlow
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.objectives import FlowMatching, Stratified
-from flowgen.optim import CosineRate
-from flowgen.schedules import BrownianBridge
-from flowgen.training import State, fit
+from flowgen.objectives import FlowMatching
+from flowgen.objectives.flow_maps import AlphaFlow, Annealed, MeanFlow
+from flowgen.paths.bridge import BrownianBridge
+from flowgen.times import Stratified
+from flowgen.training.distributed import ALONE, processes
+from flowgen.training.loop import State, fit
+from flowgen.training.optim import CosineRate
 
 pytestmark = pytest.mark.journey
 

@@ -12,8 +12,9 @@ from flowgen.config import NETS, make_config
 from flowgen.config.data import kind
 from flowgen.config.recipes import RECIPES
 from flowgen.core import InputError
-from flowgen.couplings import ExactOT, MultiscaleOT, Pool
+from flowgen.couplings import ExactOT, MultiscaleOT
 from flowgen.nn import DIT_SIZES, UNET_SIZES
+from flowgen.pairs import Pool
 from flowgen.runs import Run
 from flowgen.settings import dump_toml, flat, override, read_toml
 

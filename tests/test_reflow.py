@@ -4,11 +4,11 @@ import torch
 
 from flowgen import predictions
 from flowgen.core import Pair, generator
-from flowgen.grids import log_snr, uniform
 from flowgen.metrics import geometry
-from flowgen.reflow import Reflow
+from flowgen.pairs.reflow import Reflow
+from flowgen.samplers.grids import log_snr, uniform
+from flowgen.samplers.ode import rk4
 from flowgen.schedules import Linear
-from flowgen.solvers import rk4
 
 
 def test_reflow_pairs_each_source_point_with_where_the_exact_flow_takes_it(

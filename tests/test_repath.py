@@ -8,9 +8,9 @@ from flowgen.data import Gaussian, Scaling
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.repath import repath
+from flowgen.samplers.ode import euler, rk4
 from flowgen.sampling import flow, sample, solve
 from flowgen.schedules import VE, VP, Cosine, Linear, OffsetCosine
-from flowgen.solvers import euler, rk4
 
 NEW = {"linear": Linear(), "cosine": Cosine(), "vp": VP(), "offset-cosine": OffsetCosine(), "ve": VE()}
 

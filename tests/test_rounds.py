@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from flowgen import evaluation, metrics, runs, solvers
-from flowgen.checkpoints import file_hash
+from flowgen import evaluation, metrics, runs
 from flowgen.config import make_config
 from flowgen.core import InputError
 from flowgen.data import TOYS
 from flowgen.evaluation import Figures, Round, Settings, measure_round, rounds
 from flowgen.runs import Run
+from flowgen.samplers import ode
+from flowgen.training.checkpoints import file_hash
 
 pytestmark = pytest.mark.journey
 
@@ -110,7 +111,7 @@ def test_a_parent_on_another_path_starts_where_its_sampling_does(tmp_path, path)
     subject = evaluation.load_subject(parent.folder)
     exact = evaluation.geometry(subject, rounds.ROWS)["straightness"].mean
     assert np.mean(found.straightness) == pytest.approx(exact, rel=1e-6)
-    for figure, steps, solver in ((found.one_step, 1, solvers.euler), (found.marginal, 1000, solvers.heun)):
+    for figure, steps, solver in ((found.one_step, 1, ode.euler), (found.marginal, 1000, ode.heun)):
         (quality,) = evaluation.quality(subject, rounds.ROWS._replace(steps=(steps,), solver=solver))
         assert np.mean(figure) == pytest.approx(quality.figures["energy"].mean, rel=5e-3)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from flowgen import Diverged, InputError, checkpoints, euler, grids, heun, runs, sampling
 from flowgen.config import make_config
+from flowgen.data import streams
 from flowgen.metrics import geometry
 from flowgen.objectives import FlowMatching
 from flowgen.runs import Run, folder, log
@@ -302,7 +303,7 @@ def test_reflow_pairs_are_ends_of_the_parent_s_flow(teacher, tmp_path):
     assert torch.allclose(pairs.x1, x1, atol=1e-5)
     assert abs(pairs.x0.std() - 1) < 0.15
     # noise of its own: the pairs are not what `flowgen sample` would draw with the same seed
-    assert not torch.equal(pairs.x0, sampling.source_rows(runs.load(teacher.folder).source, 0, 100, seed=0))
+    assert not torch.equal(pairs.x0, streams.source_rows(runs.load(teacher.folder).source, 0, 100, seed=0))
 
 
 def test_a_reflow_that_was_left_goes_on_bit_for_bit(teacher, tmp_path):
@@ -350,7 +351,7 @@ def test_reflow_straightens_and_keeps_the_end_points(tmp_path, tree):
     pairs_of(run)
     finish(run)
     teacher, student = runs.load(parent.folder).model, runs.load(run.folder).model
-    x0 = sampling.source_rows(runs.load(run.folder).source, 0, 1000, seed=5)
+    x0 = streams.source_rows(runs.load(run.folder).source, 0, 1000, seed=5)
     truth = sampling.flow(teacher, x0, grids.uniform(20, *teacher.span), heun)
 
     def miss(model):

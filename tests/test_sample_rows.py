@@ -7,12 +7,13 @@ import torch
 
 from flowgen.core import InputError, Part, generator
 from flowgen.data import Gaussian, Scaling, TensorDataset
-from flowgen.grids import uniform
+from flowgen.data.streams import BLOCK, source_rows
 from flowgen.guidance import Guided
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import BLOCK, chunk_rows, flow, pair_chunks, sample, sample_chunks, source_rows
-from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, euler, heun
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import AdamsBashforth2, AdaptiveSolver, euler, heun
+from flowgen.sampling import chunk_rows, flow, pair_chunks, sample, sample_chunks
 
 pytestmark = pytest.mark.journey
 

@@ -9,10 +9,11 @@ import torch
 from flowgen import grids, predictions
 from flowgen.core import InputError, expand_time, like
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, UniPC
+from flowgen.samplers.flow_map import FlowMapStep
+from flowgen.samplers.ode import euler, rk4
+from flowgen.samplers.sde import ReverseSDE
 from flowgen.sampling import Counted, solve, trajectory
 from flowgen.schedules import VE, VP, Linear
-from flowgen.sde import ReverseSDE
-from flowgen.solvers import FlowMapStep, euler, rk4
 
 SOLVERS = {
     "ddim": DDIM,

@@ -14,13 +14,14 @@ from torch import nn
 from flowgen import sde
 from flowgen.core import InputError, like
 from flowgen.data import Gaussian
-from flowgen.grids import karras, log_snr, uniform
 from flowgen.model import Model
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, Random, UniPC
+from flowgen.samplers.flow_map import FlowMapStep
+from flowgen.samplers.grids import karras, log_snr, uniform
+from flowgen.samplers.ode import AdaptiveSolver, euler, heun
+from flowgen.samplers.sde import Drift, EulerMaruyama, ReverseSDE, ReverseTime, ScoreOf
 from flowgen.sampling import sample, solve, trajectory
 from flowgen.schedules import VE, VP, Linear
-from flowgen.sde import Drift, EulerMaruyama, ReverseSDE, ReverseTime, ScoreOf
-from flowgen.solvers import AdaptiveSolver, FlowMapStep, euler, heun
 
 RANDOM = {
     "ddim-half": lambda schedule, seed=0: DDIM(schedule, 0.5, seed=seed),

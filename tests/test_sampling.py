@@ -6,13 +6,14 @@ import torch
 from flowgen import predictions
 from flowgen.core import InputError
 from flowgen.data import Gaussian, Scaling, moons
-from flowgen.grids import log_snr, uniform
+from flowgen.data.streams import BLOCK, source_rows
 from flowgen.metrics import wasserstein2
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.sampling import BLOCK, Counted, flow, pair_chunks, sample, sample_chunks, solve, source_rows
+from flowgen.samplers.grids import log_snr, uniform
+from flowgen.samplers.ode import AdaptiveSolver, euler, heun, rk4
+from flowgen.sampling import Counted, flow, pair_chunks, sample, sample_chunks, solve
 from flowgen.schedules import VE, VP, Linear
-from flowgen.solvers import AdaptiveSolver, euler, heun, rk4
 
 # exact fields
 

@@ -10,7 +10,8 @@ from scipy.integrate import quad, solve_ivp
 from torch.func import jvp
 
 from flowgen.core import InputError, Pair
-from flowgen.schedules import DDPM, VE, VP, BrownianBridge, ConstantBridge, Cosine, Linear, OffsetCosine, Schedule
+from flowgen.paths.bridge import BrownianBridge, ConstantBridge
+from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine, Schedule
 
 INSIDE = torch.linspace(0, 0.999, 500, dtype=torch.float64)
 """Times at which every coefficient of every path is finite; the log-SNR of some is infinite at the first."""

@@ -16,13 +16,13 @@ from torch.func import jvp
 
 from flowgen.core import Pair, generator, like
 from flowgen.data import Gaussian
-from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.objectives import BridgeNoise, FlowMatching, Splittable
+from flowgen.paths.bridge import BrownianBridge, ConstantBridge
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import euler
+from flowgen.samplers.sde import BridgeScore, Drift, EulerMaruyama, Inside
 from flowgen.sampling import sample, solve, trajectory
-from flowgen.schedules import BrownianBridge, ConstantBridge
-from flowgen.sde import BridgeScore, Drift, EulerMaruyama, Inside
-from flowgen.solvers import euler
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from scipy.stats import chisquare, norm
 
 from flowgen.core import InputError, Pair, Part, generator
 from flowgen.couplings import ExactOT, laguerre
-from flowgen.couplings.batches import PairStream
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend, assigned, chi_square, potentials
 from flowgen.data import Gaussian, moons
+from flowgen.pairs.batches import PairStream
 
 
 @pytest.fixture(scope="module")

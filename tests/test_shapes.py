@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from flowgen import classifying, likelihood, metrics, objectives, sampling
+from flowgen import likelihood, metrics, objectives, sampling
 from flowgen.core import InputError, Note, Pair, generator
-from flowgen.couplings import IndependentPairs, batches, with_null_labels
 from flowgen.data import Gaussian, TensorDataset, moons
-from flowgen.flowmaps import AlphaFlow, EndPoint, MeanFlow, Shortcut
-from flowgen.grids import uniform
 from flowgen.model import Model
 from flowgen.nn import MLP, DiT, ResMLP, UNet
-from flowgen.objectives import FlowMatching
-from flowgen.perceptual import PerceptualLoss
-from flowgen.schedules import ConstantBridge, Linear
-from flowgen.solvers import euler
-from flowgen.training import State, fit
+from flowgen.objectives import FlowMatching, classifier
+from flowgen.objectives.flow_maps import AlphaFlow, EndPoint, MeanFlow, Shortcut
+from flowgen.objectives.perceptual import PerceptualLoss
+from flowgen.pairs import IndependentPairs, batches, with_null_labels
+from flowgen.paths.bridge import ConstantBridge
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import euler
+from flowgen.schedules import Linear
+from flowgen.training.loop import State, fit
 
 OBJECTIVES = [
     FlowMatching(),
@@ -204,7 +205,7 @@ def test_null_labels_of_a_smaller_batch_are_its_own():
 
 def test_a_classifier_refuses_labels_it_does_not_have():
     net = Shaped(2, lambda v: torch.cat([v, v[:, :1]], dim=1))
-    objective = classifying.Labelling(classifying.log_prior([1, 1, 1]))
+    objective = classifier.Labelling(classifier.log_prior([1, 1, 1]))
     x = draws(3, 2)
     assert first_step(net, Pair(x, x, torch.tensor([0, 1, 2])), objective) > 0
     for cond, message in [(torch.tensor([1, 2, 3]), "0 to 2"), (torch.zeros(3, 1).long(), "shape"), (None, "none")]:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from flowgen import grids, runs, sampling, solvers
-from flowgen.checkpoints import read_tensors
+from flowgen import grids, runs, sampling
 from flowgen.config import make_config
 from flowgen.core import Failure, InputError, Part, generator
 from flowgen.runs import Run
 from flowgen.runs import pairs as shards
 from flowgen.runs.pairs import stored_pairs
+from flowgen.samplers import ode
+from flowgen.training.checkpoints import read_tensors
 
 pytestmark = pytest.mark.journey
 
@@ -391,4 +392,4 @@ def test_only_a_reflow_has_pairs(teacher):
         make(teacher)
     assert make_config({"data": "moons"}).reflow is None
     assert not teacher.pairs.exists()
-    assert solvers.heun is runs.reflow_config(teacher.folder, {}).reflow.solver
+    assert ode.heun is runs.reflow_config(teacher.folder, {}).reflow.solver

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from flowgen import core, solvers
+from flowgen import core
 from flowgen.core import InputError, expand_time
-from flowgen.grids import uniform
+from flowgen.samplers import ode
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import AdamsBashforth2, AdaptiveSolver, RungeKutta, euler, heun, rk4
 from flowgen.sampling import Counted, solve, trajectory
-from flowgen.solvers import AdamsBashforth2, AdaptiveSolver, RungeKutta, euler, heun, rk4
 
 
 def field(z, t, cond=None):
@@ -168,7 +169,7 @@ def order_conditions(table):
     return list(zip((1, 2, 3, 3, 4, 4, 4, 4), sums, needed, strict=True))
 
 
-@pytest.mark.parametrize("table", [euler, solvers.midpoint, heun, rk4], ids=["euler", "midpoint", "heun", "rk4"])
+@pytest.mark.parametrize("table", [euler, ode.midpoint, heun, rk4], ids=["euler", "midpoint", "heun", "rk4"])
 def test_tables_meet_the_conditions_of_their_order_and_no_higher(table):
     conditions = order_conditions(table)
     assert all(made == pytest.approx(needed) for order, made, needed in conditions if order <= table.order)

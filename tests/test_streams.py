@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from flowgen.core import InputError, Pair, Part, generator
-from flowgen.couplings import Independent, IndependentPairs, Pool, StoredPairs, batches
+from flowgen.couplings import Independent
 from flowgen.data import Flipped, Gaussian, Scaled, Scaling, TensorDataset, chunks, moons
 from flowgen.data.epochs import order, positions
+from flowgen.pairs import IndependentPairs, Pool, StoredPairs, batches
 
 COUNT = 23
 """Rows of most tests: a prime, so that no batch ends with an epoch."""

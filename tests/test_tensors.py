@@ -8,20 +8,23 @@ from torch import nn
 
 from flowgen import checkpoints, likelihood
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import IndependentPairs, Semidiscrete, ascend, batches, loader_pairs
+from flowgen.couplings import Semidiscrete, ascend
 from flowgen.data import Flipped, Gaussian, Scaled, Scaling, TensorDataset, chunks, moons
-from flowgen.editing.guiding import PiGDM
-from flowgen.editing.measurements import Mask
-from flowgen.grids import uniform
+from flowgen.data.streams import source_rows
 from flowgen.guidance import ClassifierGuided
+from flowgen.guidance.measurements import Mask
+from flowgen.guidance.pigdm import PiGDM
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
-from flowgen.reflow import Inversion, Reflow
-from flowgen.sampling import ConsistencySampler, pair_chunks, sample, source_rows
+from flowgen.pairs import IndependentPairs, batches, loader_pairs
+from flowgen.pairs.reflow import Inversion, Reflow
+from flowgen.samplers.flow_map import ConsistencySampler
+from flowgen.samplers.grids import uniform
+from flowgen.samplers.ode import euler
+from flowgen.sampling import pair_chunks, sample
 from flowgen.schedules import Linear
-from flowgen.solvers import euler
-from flowgen.training import State, fit
+from flowgen.training.loop import State, fit
 
 
 def rows(n=12, dtype=torch.float32):

@@ -8,7 +8,7 @@ import torch
 
 from flowgen import InputError, checkpoints, data, plots, runs
 from flowgen.config import make_config
-from flowgen.data.pictures import write_folder, write_npz, write_strip
+from flowgen.data.images.pictures import write_folder, write_npz, write_strip
 from flowgen.data.writing import write_rows
 from flowgen.evaluation import load_subject
 from flowgen.settings import read_toml

@@ -11,12 +11,13 @@ from torch import nn
 
 from flowgen import checkpoints, ema
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import ExactOT, IndependentPairs, Pool, batches
+from flowgen.couplings import ExactOT
 from flowgen.data import Gaussian, Scaling, moons
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
-from flowgen.training import Diverged, State, fit
+from flowgen.pairs import IndependentPairs, Pool, batches
+from flowgen.training.loop import Diverged, State, fit
 
 # the average of the weights
 

@@ -5,15 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from flowgen import grids, runs, sampling, solvers
-from flowgen.checkpoints import read_tensors
+from flowgen import grids, runs, sampling
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import batches
-from flowgen.reflow import Inversion, Reflow, invert
+from flowgen.pairs import batches
+from flowgen.pairs.reflow import Inversion, Reflow, invert
 from flowgen.runs import Run, trajectories
 from flowgen.runs import pairs as shards
 from flowgen.runs.pairs import stored_pairs
 from flowgen.runs.trajectories import Trajectories
+from flowgen.samplers import ode
+from flowgen.training.checkpoints import read_tensors
 
 pytestmark = pytest.mark.journey
 
@@ -60,11 +61,11 @@ def test_the_way_back_ends_where_the_exact_flow_began(usable, gaussian_flow, exa
     lo, hi = model.span
     x0 = torch.randn(50, 2, generator=generator(0, "x0"), dtype=torch.float64)
     x1 = flow.map(model.start(x0), lo, hi)
-    found = invert(model, x1, grids.log_snr(path, 400, lo, hi), solvers.rk4)
+    found = invert(model, x1, grids.log_snr(path, 400, lo, hi), ode.rk4)
     torch.testing.assert_close(found, x0, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("solver", [solvers.heun, solvers.rk4, solvers.AdamsBashforth2(), solvers.AdaptiveSolver()])
+@pytest.mark.parametrize("solver", [ode.heun, ode.rk4, ode.AdamsBashforth2(), ode.AdaptiveSolver()])
 def test_there_and_back_is_where_one_was(teacher, solver):
     model, grid = runs.load(teacher.folder).model, grids.uniform(200)
     x = torch.randn(64, 2, generator=generator(0, "x"))
@@ -85,7 +86,7 @@ def test_inverted_pairs_are_training_rows_and_where_the_flow_comes_from_to_them(
     seen = apart.argmin(1).bincount(minlength=len(rows))
     assert seen.min() == 600 // len(rows)
     assert seen.max() == -(-600 // len(rows))
-    ends = sampling.flow(model, pair.x0, grids.uniform(200), solvers.rk4)
+    ends = sampling.flow(model, pair.x0, grids.uniform(200), ode.rk4)
     assert rms(ends, pair.x1).mean() < 1e-3
 
 
@@ -106,7 +107,7 @@ def test_labels_go_with_their_rows_and_guidance_with_both(labelled, table, tmp_p
             without = trained.model.velocity(x, t, torch.full_like(y, 2))
             return without + weight * (trained.model.velocity(x, t, y) - without)
 
-        ends = sampling.flow(trained.model, some.x0, grids.uniform(200), solvers.rk4, cond, field)
+        ends = sampling.flow(trained.model, some.x0, grids.uniform(200), ode.rk4, cond, field)
         assert rms(ends, some.x1).mean() < 0.01
 
 
@@ -154,7 +155,7 @@ def test_the_share_of_inverted_pairs_is_what_is_asked_for_and_each_has_its_error
     assert [found[kind].pairs if kind in found else 0 for kind in ("generated", "inverted")] == counts
     assert len(pair.x0) == len(pair.x1) == 150
     model = runs.load(teacher.folder).model
-    ends = sampling.flow(model, pair.x0, grids.uniform(200), solvers.rk4)
+    ends = sampling.flow(model, pair.x0, grids.uniform(200), ode.rk4)
     assert rms(ends, pair.x1).mean() < 0.02
     for each in found.values():
         assert 0 < each.mean < each.worst < 0.5

@@ -8,8 +8,10 @@ import torch
 from flowgen import predictions, weightings
 from flowgen.core import InputError, Pair, generator
 from flowgen.model import Model
-from flowgen.objectives import Draws, FlowMatching, Uniform
+from flowgen.objectives import FlowMatching
+from flowgen.objectives.flow_matching import Draws
 from flowgen.schedules import VE, VP, Linear
+from flowgen.times import Uniform
 
 WEIGHTS = {
     "simple": (weightings.Simple(), lambda snr: snr),

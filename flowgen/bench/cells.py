@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flowgen import checkpoints
 from flowgen.bench.table2d import Cell, Protocol, Result, network, run
 from flowgen.core import Failure, InputError
+from flowgen.training import checkpoints
 
 __all__ = ["found", "missing", "run_all"]
 

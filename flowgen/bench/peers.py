@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from flowgen.bench.torchcfm import Matcher
-from flowgen.ema import average
 from flowgen.extras import torchvision_error
 from flowgen.nn import MLP
+from flowgen.training.ema import average
 
 __all__ = [
     "available",

@@ -21,19 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgen import grids
 from flowgen.bench import peers
 from flowgen.bench.report import machine, quartiles, table, verdict
 from flowgen.bench.torchcfm import globally_seeded, matchers
 from flowgen.core import Pair, generator
-from flowgen.couplings import Coupling, ExactOT, Independent, IndependentPairs, MultiscaleOT, Pool, Sinkhorn, batches
+from flowgen.couplings import Coupling, ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import Gaussian, eight_gaussians
 from flowgen.model import Model
 from flowgen.nn import MLP
 from flowgen.objectives import FlowMatching
+from flowgen.pairs import IndependentPairs, Pool, batches
+from flowgen.samplers import grids
+from flowgen.samplers.ode import euler
 from flowgen.sampling import solve
-from flowgen.solvers import euler
-from flowgen.training import State, fit
+from flowgen.training.loop import State, fit
 
 __all__ = ["SECTIONS", "SpeedSection", "conditions", "markdown", "measure", "ratios", "sections"]
 

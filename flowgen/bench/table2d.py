@@ -15,18 +15,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowgen import grids, sampling
+from flowgen import sampling
 from flowgen.bench.torchcfm import matchers, torchcfm_loop
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings import Coupling, Independent, IndependentPairs, MultiscaleOT, Pool, StoredPairs, batches
+from flowgen.couplings import Coupling, Independent, MultiscaleOT
 from flowgen.data import Distribution, Gaussian, Scaled, Scaling, eight_gaussians, moons, s_curve
 from flowgen.metrics import geometry, normalised_path_energy, wasserstein2
 from flowgen.model import Model
 from flowgen.nn import MLP
-from flowgen.objectives import FlowMatching, UShaped
-from flowgen.schedules import BrownianBridge, ConstantBridge, Linear, Schedule
-from flowgen.solvers import euler, heun
-from flowgen.training import State, fit
+from flowgen.objectives import FlowMatching
+from flowgen.pairs import IndependentPairs, Pool, StoredPairs, batches
+from flowgen.paths.bridge import BrownianBridge, ConstantBridge
+from flowgen.samplers import grids
+from flowgen.samplers.ode import euler, heun
+from flowgen.schedules import Linear, Schedule
+from flowgen.times import UShaped
+from flowgen.training.loop import State, fit
 
 __all__ = [
     "METHODS",

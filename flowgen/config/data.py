@@ -11,14 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowgen.checkpoints import file_hash
 from flowgen.config.fields import Section
 from flowgen.core import InputError
 from flowgen.data import TOYS, Distribution, Scaling, TensorDataset, read_table, splitting
-from flowgen.data.folder import ImageFolder, open_folder
-from flowgen.data.images import Images, is_folder, is_images, read_images
+from flowgen.data.images.arrays import Images, is_folder, is_images
+from flowgen.data.images.folder import ImageFolder, open_folder
+from flowgen.data.images.reading import read_images
 from flowgen.data.suffixes import suffix
 from flowgen.data.tables import READERS, column_order
+from flowgen.training.checkpoints import file_hash
 
 __all__ = ["ImagesConfig", "LoadedData", "SplitConfig", "TableConfig", "data_hash", "kind", "load_data", "read_rows"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from flowgen import losses, objectives, predictions, schedules, weightings
+from flowgen import losses, predictions, schedules, weightings
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, data_hash, kind, load_data
 from flowgen.config.devices import find_device
 from flowgen.config.fields import Choice, Record, Section, explain
@@ -32,14 +32,17 @@ from flowgen.config.places import Places, absolute, check_same, check_there, is_
 from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, note
-from flowgen.couplings import Coupling, Independent, IndependentPairs, MultiscaleOT, Pool, SchroedingerBridge
+from flowgen.couplings import Coupling, Independent, MultiscaleOT, SchroedingerBridge
 from flowgen.couplings.exact import LARGEST
 from flowgen.data import Distribution, Flipped, Gaussian, Scaled, Scaling, TensorDataset
-from flowgen.distributed import Processes
 from flowgen.model import Model
 from flowgen.objectives import Objective, StepwiseObjective
+from flowgen.pairs import IndependentPairs, Pool
+from flowgen.paths.bridge import BrownianBridge, ConstantBridge
 from flowgen.settings import check_texts, merged
 from flowgen.threads import fitting
+from flowgen.times import LogNormal, TimeDistribution, Uniform
+from flowgen.training.distributed import Processes
 
 __all__ = ["Config", "make_config"]
 
@@ -127,11 +130,9 @@ class Config(Section):
     prediction: Annotated[predictions.Prediction, Choice("prediction", PREDICTIONS)]
     coupling: Annotated[Coupling | SemidiscreteConfig, Choice("coupling", COUPLINGS)] = MultiscaleOT()
     pool: Annotated[Pool, Record("pool", Pool)]
-    bridge: Annotated[schedules.ConstantBridge | schedules.BrownianBridge, Choice("bridge", BRIDGES)] = (
-        schedules.ConstantBridge()
-    )
+    bridge: Annotated[ConstantBridge | BrownianBridge, Choice("bridge", BRIDGES)] = ConstantBridge()
     objective: Annotated[ObjectiveConfig, Choice("objective", OBJECTIVES)] = FlowMatchingConfig()
-    times: Annotated[objectives.TimeDistribution, Choice("time distribution", TIMES)] = objectives.Uniform()
+    times: Annotated[TimeDistribution, Choice("time distribution", TIMES)] = Uniform()
     loss: Annotated[losses.Loss, Choice("loss", LOSSES)] = losses.Squared()
     weight: Annotated[weightings.Weight, Choice("weight", WEIGHTS)] = weightings.Unweighted()
     net: Annotated[NetConfig, Choice("net", NETS)] = MLPConfig()
@@ -366,7 +367,7 @@ def _check_map(config: Config) -> None:
         raise InputError(f"objective {name} needs the prediction velocity on the path linear or cosine")
     if not isinstance(config.weight, weightings.Unweighted):
         raise InputError(f"objective {name} weighs all times alike: leave out weight")
-    if isinstance(config.times, objectives.LogNormal):
+    if isinstance(config.times, LogNormal):
         raise InputError(
             f"objective {name} needs times on [0, 1], not those of a distribution of noise levels: choose logit-normal"
         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowgen import couplings, optim
+from flowgen import couplings
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.losses import LOSSES
-from flowgen.objectives import TIMES
+from flowgen.paths.bridge import BRIDGES
 from flowgen.predictions import PREDICTIONS
-from flowgen.schedules import BRIDGES, SCHEDULES
-from flowgen.solvers import SOLVERS
+from flowgen.samplers.ode import SOLVERS
+from flowgen.schedules import SCHEDULES
+from flowgen.times import TIMES
+from flowgen.training import optim
 from flowgen.weightings import WEIGHTS
 
 __all__ = ["BRIDGES", "COUPLINGS", "LOSSES", "LR_SCHEDULES", "PREDICTIONS", "SCHEDULES", "SOLVERS", "TIMES", "WEIGHTS"]

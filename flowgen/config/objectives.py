@@ -8,12 +8,13 @@ from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field as Bounds
 
-from flowgen import flowmaps, intervals, objectives
+from flowgen import objectives, times
 from flowgen.config.fields import default
 from flowgen.core import Field, FlowMap
 from flowgen.losses import Loss
-from flowgen.objectives import Objective, StepwiseObjective, TimeDistribution
-from flowgen.schedules import Bridge
+from flowgen.objectives import Objective, StepwiseObjective, flow_maps
+from flowgen.paths.bridge import Bridge
+from flowgen.times import TimeDistribution
 from flowgen.weightings import Weight
 
 __all__ = ["OBJECTIVES", "ObjectiveConfig", "Parts", "Teaching"]
@@ -45,9 +46,9 @@ class Parts(NamedTuple):
     null: int
     teaching: Teaching | None = None
 
-    def velocity(self, guidance: float = 1.0) -> flowmaps.Velocity:
+    def velocity(self, guidance: float = 1.0) -> flow_maps.Velocity:
         """Return the teacher's velocity, which is guided already, or that of the pairs."""
-        return flowmaps.OfTeacher(self.teaching.velocity) if self.teaching else flowmaps.OfPairs(guidance, self.null)
+        return flow_maps.OfTeacher(self.teaching.velocity) if self.teaching else flow_maps.OfPairs(guidance, self.null)
 
 
 class ObjectiveConfig(ABC):
@@ -94,11 +95,11 @@ class FlowMatchingConfig(ObjectiveConfig):
 class _Between(ObjectiveConfig):
     """A flow map between any two times, a share of which are the same."""
 
-    diagonal: Share = default(intervals.Intervals, "diagonal")
-    guidance: float = default(flowmaps.OfPairs, "guidance")
+    diagonal: Share = default(times.Intervals, "diagonal")
+    guidance: float = default(flow_maps.OfPairs, "guidance")
 
-    def intervals(self, parts: Parts) -> intervals.Intervals:
-        return intervals.Intervals(parts.times, self.diagonal)
+    def intervals(self, parts: Parts) -> times.Intervals:
+        return times.Intervals(parts.times, self.diagonal)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class MeanFlowConfig(_Between):
     differentiates: ClassVar[bool] = True
 
     def build(self, parts: Parts) -> Objective:
-        return flowmaps.MeanFlow(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
+        return flow_maps.MeanFlow(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class ShortcutConfig(_Between):
     """A flow map by its halves: `flowmaps.Shortcut`."""
 
     def build(self, parts: Parts) -> Objective:
-        return flowmaps.Shortcut(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
+        return flow_maps.Shortcut(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,11 @@ class AlphaFlowConfig(_Between):
     """A flow map by a first share of the interval that falls during training: `flowmaps.AlphaFlow`."""
 
     anneals: ClassVar[bool] = True
-    last: Positive = default(flowmaps.Annealed, "last")
+    last: Positive = default(flow_maps.Annealed, "last")
 
     def build(self, parts: Parts) -> StepwiseObjective:
-        made = flowmaps.AlphaFlow(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
-        return flowmaps.Annealed(made, parts.steps, self.last)
+        made = flow_maps.AlphaFlow(self.intervals(parts), parts.velocity(self.guidance), parts.loss)
+        return flow_maps.Annealed(made, parts.steps, self.last)
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ class ConsistencyConfig(ObjectiveConfig):
     last: Positive = 2.0**-3
 
     def build(self, parts: Parts) -> StepwiseObjective:
-        made = flowmaps.AlphaFlow(intervals.ToData(parts.times), parts.velocity(), parts.loss, absolute=True)
-        return flowmaps.Annealed(made, parts.steps, self.last)
+        made = flow_maps.AlphaFlow(times.ToData(parts.times), parts.velocity(), parts.loss, absolute=True)
+        return flow_maps.Annealed(made, parts.steps, self.last)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class EndPointConfig(ObjectiveConfig):
     fixed: ClassVar[bool] = True
 
     def build(self, parts: Parts) -> Objective:
-        return flowmaps.EndPoint(parts.loss)
+        return flow_maps.EndPoint(parts.loss)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class ProgressiveConfig(ObjectiveConfig):
 
     def build(self, parts: Parts) -> Objective:
         assert parts.teaching is not None, "make_config has seen to it"
-        return flowmaps.Shortcut(intervals.Steps(self.jumps), distance=parts.loss, halves=parts.teaching.jump)
+        return flow_maps.Shortcut(times.Steps(self.jumps), distance=parts.loss, halves=parts.teaching.jump)
 
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {

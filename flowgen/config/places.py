@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from flowgen.core import InputError
 from flowgen.data import TOYS
-from flowgen.data.images import HUB
+from flowgen.data.images.arrays import HUB
 
 __all__ = [
     "Places",

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flowgen import grids
 from flowgen.config.names import SOLVERS
 from flowgen.core import InputError, lookup
-from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, UniPC
+from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, UniPC, grids
+from flowgen.samplers.ode import Solver
+from flowgen.samplers.sde import ReverseSDE
 from flowgen.sampling import Spacing, even
 from flowgen.schedules import DDPM, Schedule
-from flowgen.sde import ReverseSDE
-from flowgen.solvers import Solver
 
 __all__ = ["GRIDS", "SAMPLERS", "Sampling", "sampling_by"]
 

@@ -17,9 +17,10 @@ from flowgen.data.distributions import (
     spirals,
     swissroll,
 )
-from flowgen.data.folder import ImageFolder, open_folder
-from flowgen.data.images import Images, read_images
-from flowgen.data.pictures import write_grid
+from flowgen.data.images.arrays import Images
+from flowgen.data.images.folder import ImageFolder, open_folder
+from flowgen.data.images.pictures import write_grid
+from flowgen.data.images.reading import read_images
 from flowgen.data.scaling import Scaling
 from flowgen.data.splitting import split
 from flowgen.data.streams import FiniteDataset, Flipped, Scaled, TensorDataset, as_distribution, chunks

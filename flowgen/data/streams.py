@@ -25,6 +25,8 @@ __all__ = [
     "as_distribution",
     "chunks",
     "floats",
+    "source_rows",
+    "whole_blocks",
 ]
 
 Labelled = tuple[Tensor, Tensor | None]
@@ -205,3 +207,24 @@ class Flipped:
         for k, (x, labels) in enumerate(read, start):
             mirrored = torch.rand(size, generator=generator(seed, "flips", k))[part.rows(size)] < 0.5
             yield torch.where(mirrored.to(x.device).reshape(-1, 1, 1, 1), x.flip(-1), x), labels
+
+
+BLOCK = 64
+"""Rows that share a generator. Networks are always run on whole blocks: on fewer rows than that, matrix kernels sum in
+another order, and the last bit of a sample would depend on how many were asked for."""
+
+
+def whole_blocks(rows: int) -> int:
+    """Return the least multiple of BLOCK that holds so many rows."""
+    return -(-rows // BLOCK) * BLOCK
+
+
+def source_rows(
+    distribution: Distribution | Tensor, start: int, stop: int, seed: int, stream: str = "sample"
+) -> Tensor:
+    """Return draws start..stop-1 of a distribution, `(stop - start, *shape)`: draw i is a function of (seed, stream,
+    i)."""
+    distribution, first = as_distribution(distribution), start // BLOCK
+    blocks = range(first, whole_blocks(stop) // BLOCK)
+    rows = torch.cat([distribution.sample(BLOCK, generator(seed, stream, block)) for block in blocks])
+    return rows[start - first * BLOCK : stop - first * BLOCK]

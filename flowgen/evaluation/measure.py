@@ -11,15 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowgen import grids, metrics, sampling, solvers
+from flowgen import metrics, sampling
 from flowgen.config import SOLVERS
 from flowgen.core import InputError, generator
+from flowgen.data import streams
 from flowgen.evaluation.subject import EvaluatedModel
 from flowgen.evaluation.views import in_model_units
 from flowgen.likelihood import Density, log_likelihood
 from flowgen.metrics.distances import EXACT
+from flowgen.samplers import grids, ode
+from flowgen.samplers.ode import Solver
 from flowgen.sampling import Spacing, even
-from flowgen.solvers import Solver
 
 __all__ = [
     "Estimate",
@@ -53,7 +55,7 @@ class Settings(NamedTuple):
     """
 
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 100)
-    solver: Solver = solvers.euler
+    solver: Solver = ode.euler
     num: int = 2000
     repeats: int = 5
     seed: int = 0
@@ -144,7 +146,7 @@ def quality(subject: EvaluatedModel, settings: Settings) -> Iterator[Quality]:
     starts = [draw_start(subject, settings, index) for index in repeats]
     fine = None
     if subject.fields:
-        fine = [follow(subject, start, fine_steps(subject), solvers.rk4).x for start in starts]
+        fine = [follow(subject, start, fine_steps(subject), ode.rk4).x for start in starts]
     thousand = starts[0].take(torch.arange(1000) % len(starts[0].x0))
     for steps in settings.steps:
         made = [follow(subject, start, steps, settings.solver, settings.spacing) for start in starts]
@@ -190,7 +192,7 @@ def draw_start(subject: EvaluatedModel, settings: Settings, index: int) -> Start
     """Draw as many starts as there are true rows in a set, with the labels that are asked for."""
     (x0,), labels = subject.source.draw(subject.size(settings.num), settings.seed, index), subject.labels
     cond = None if labels is None else labels.sample(len(x0), generator(settings.seed, "evaluate labels", index))
-    return Start(x0, cond, index * sampling.whole_blocks(len(x0)))
+    return Start(x0, cond, index * streams.whole_blocks(len(x0)))
 
 
 def _compare(subject: EvaluatedModel, x: Tensor, truth: Tensor, settings: Settings) -> dict[str, float]:
@@ -288,7 +290,7 @@ def kl_divergence(subject: EvaluatedModel, settings: Settings) -> Estimate | Non
     grid, values = grids.uniform(DENSITY_STEPS, *model.span), []
     for index in range(settings.repeats):
         x = distribution.sample(density_points(settings), generator(settings.seed, "likelihood", index))
-        found = log_likelihood(model, source, x, grid, solvers.rk4)
+        found = log_likelihood(model, source, x, grid, ode.rk4)
         values.append((distribution.log_density(x.double()) - found).mean().item())
     return estimate(values)
 

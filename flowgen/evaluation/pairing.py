@@ -21,7 +21,8 @@ from flowgen import __version__
 from flowgen.config import COUPLINGS, Config, LoadedData, find_device, lookup, make_config
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, Pair
-from flowgen.couplings import Coupling, IndependentPairs, Pool, Prepared, Reporting, Semidiscrete, batches
+from flowgen.couplings import Coupling, Reporting, Semidiscrete
+from flowgen.pairs import IndependentPairs, Pool, Prepared, batches
 
 __all__ = [
     "BASELINE",

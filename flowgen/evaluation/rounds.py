@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flowgen import checkpoints, metrics, solvers
+from flowgen import metrics
 from flowgen.config import Places
 from flowgen.core import InputError
 from flowgen.data.writing import new_file
@@ -27,6 +27,8 @@ from flowgen.evaluation.measure import (
 from flowgen.evaluation.pairing import Say
 from flowgen.evaluation.subject import EvaluatedModel, load_subject
 from flowgen.runs import Run, round_file
+from flowgen.samplers import ode
+from flowgen.training import checkpoints
 
 __all__ = ["Figures", "Round", "measure_round"]
 
@@ -198,7 +200,7 @@ def _figures(
         start, truth = draw_start(subject, settings, index), draw_truth(subject, settings, index)[0]
         begun = start._replace(x0=subject.model.start(start.x0))
         straight.append(trajectories(subject, begun)["straightness"])
-        for steps, solver, distances in ((1, solvers.euler, one), (fine, solvers.rk4, many)):
+        for steps, solver, distances in ((1, ode.euler, one), (fine, ode.rk4, many)):
             ends = follow(subject, start, steps, solver).x
             x = subject.model.scaling.undo(ends.to(subject.model.device)).cpu()
             distances.append(_distance(subject, x, truth) if x.isfinite().all() else math.nan)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from flowgen import checkpoints, solvers
 from flowgen.config import LoadedData, Places, lookup, read_rows
 from flowgen.config.places import named, shown
 from flowgen.core import Field, InputError, StrPath, generator
@@ -22,7 +21,9 @@ from flowgen.evaluation.views import FeatureExtractor
 from flowgen.model import Model
 from flowgen.nn import Classifier, fit_classifier
 from flowgen.runs import ChosenSampler, Run, Trained, jump_counts, load, sampler
-from flowgen.solvers import Solver
+from flowgen.samplers import flow_map, ode
+from flowgen.samplers.ode import Solver
+from flowgen.training import checkpoints
 
 __all__ = ["FEATURES", "EvaluatedModel", "Reference", "Sound", "load_sound", "load_subject", "subject_of"]
 
@@ -94,9 +95,9 @@ class EvaluatedModel(NamedTuple):
         Raises:
             InputError: for what the model has not learned.
         """
-        solver = solver or (solvers.FlowMapStep() if self.jump_counts else solvers.euler)
+        solver = solver or (flow_map.FlowMapStep() if self.jump_counts else ode.euler)
         if steps is None:
-            adaptive = isinstance(solver, solvers.AdaptiveSolver)
+            adaptive = isinstance(solver, ode.AdaptiveSolver)
             steps = self.jump_counts or (1,) if solver.needs_flow_map else (1,) if adaptive else (1, 2, 4, 8, 16, 100)
         if min(steps, default=0) < 1:
             raise InputError(f"steps must be at least 1, not {min(steps, default=0)}")

@@ -1,8 +1,8 @@
 """Networks with the one signature `net(x, t, s, cond)`."""
 
 from flowgen.nn.classifier import Classifier, fit_classifier
+from flowgen.nn.conditioning import Conditioning
 from flowgen.nn.dit import DIT_SIZES, DiT
-from flowgen.nn.embeddings import Conditioning
 from flowgen.nn.mlp import MLP, TimeFeatures
 from flowgen.nn.noisy import NoisyClassifier
 from flowgen.nn.resmlp import ResMLP

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowgen.core import InputError
-from flowgen.nn.embeddings import Conditioning, check_event, modulate, zeroed
+from flowgen.nn.conditioning import Conditioning, check_event, modulate, zeroed
 from flowgen.nn.seeded import seeded
 from flowgen.nn.unet import check_size
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowgen.nn.embeddings import check_event, labels_or_null, zeroed
+from flowgen.nn.conditioning import check_event, labels_or_null, zeroed
 from flowgen.nn.seeded import seeded
 
 __all__ = ["MLP", "TimeFeatures"]

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowgen.nn.embeddings import Conditioning, check_event, modulate, zeroed
+from flowgen.nn.conditioning import Conditioning, check_event, modulate, zeroed
 from flowgen.nn.seeded import seeded
 
 __all__ = ["ResMLP"]

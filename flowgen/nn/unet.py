@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowgen.core import InputError
-from flowgen.nn.embeddings import Conditioning, check_event
+from flowgen.nn.conditioning import Conditioning, check_event
 from flowgen.nn.seeded import seeded
 
 __all__ = ["UNET_SIZES", "UNet"]

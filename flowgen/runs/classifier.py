@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from flowgen import __version__, checkpoints
-from flowgen.classifying import Labelling, Posterior, log_prior
+from flowgen import __version__
 from flowgen.config import Config, LoadedData
 from flowgen.core import InputError, Pair, StrPath, expand_time, generator
-from flowgen.couplings import batches
 from flowgen.data import Categorical, Gaussian, TensorDataset
 from flowgen.model import Model
 from flowgen.nn import NoisyClassifier
-from flowgen.optim import CosineRate
+from flowgen.objectives.classifier import Labelling, Posterior, log_prior
+from flowgen.pairs import batches
 from flowgen.runs.folder import Trained
-from flowgen.training import State, fit
+from flowgen.training import checkpoints
+from flowgen.training.loop import State, fit
+from flowgen.training.optim import CosineRate
 
 __all__ = [
     "Accuracy",

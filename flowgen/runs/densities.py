@@ -10,17 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowgen import grids
 from flowgen.config import ImagesConfig
 from flowgen.config.places import shown
 from flowgen.core import Failure, InputError, generator
 from flowgen.data import Distribution, Images, TensorDataset, open_folder, read_images, read_table
-from flowgen.data.images import is_folder
+from flowgen.data.images.arrays import is_folder
 from flowgen.data.tables import column_order
 from flowgen.likelihood import Density, Rademacher, dequantised, log_likelihood, probes
 from flowgen.runs.folder import Trained
+from flowgen.samplers import grids
+from flowgen.samplers.ode import Solver
 from flowgen.sampling import chunk_rows
-from flowgen.solvers import Solver
 
 __all__ = ["Asked", "asked_rows", "check_density", "log_likelihoods"]
 

@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from flowgen import checkpoints, solvers
 from flowgen.config import OBJECTIVES, Config, Places, Teaching, lookup, make_config
 from flowgen.config.nets import MLPConfig
 from flowgen.config.places import absolute
 from flowgen.config.recipes import reflow_defaults
 from flowgen.core import InputError, StrPath
-from flowgen.distill import SolverFlowMap
 from flowgen.model import Model
 from flowgen.runs.folder import Run, parent
 from flowgen.runs.rounds import refitted
+from flowgen.samplers import ode
+from flowgen.sampling import SolverFlowMap
 from flowgen.settings import override
+from flowgen.training import checkpoints
 
 __all__ = ["distill_config", "stages", "teaching", "warm_start"]
 
@@ -123,7 +124,7 @@ def teaching(config: Config, device: torch.device) -> Teaching | None:
     teacher = parent(config.distill, config.places, str(device))
     velocity = teacher.guided(teacher.model.velocity, config.distill.guidance)
     fields = teacher.config.objective.fields
-    jump = SolverFlowMap(velocity, solvers.heun, HALF_STEPS) if fields else teacher.model.average
+    jump = SolverFlowMap(velocity, ode.heun, HALF_STEPS) if fields else teacher.model.average
     return Teaching(velocity, jump)
 
 

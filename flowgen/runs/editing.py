@@ -9,11 +9,22 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Field, InputError
-from flowgen.editing import Measurement, PiGDM, RePaint, from_time, inverted, noised, project, resampled, slerp
+from flowgen.data.streams import source_rows
+from flowgen.guidance import (
+    Measurement,
+    PiGDM,
+    RePaint,
+    from_time,
+    inverted,
+    noised,
+    project,
+    resampled,
+    slerp,
+)
 from flowgen.model import Model
 from flowgen.runs.folder import Trained
 from flowgen.runs.sampler import ChosenSampler
-from flowgen.sampling import chunk_rows, solve, source_rows
+from flowgen.sampling import chunk_rows, solve
 
 __all__ = ["Editor"]
 

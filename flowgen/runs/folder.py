@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from flowgen import checkpoints
 from flowgen.config import Config, LoadedData, Places, Teacher, find_device, make_config
 from flowgen.config.places import absolute, moved, replaced
 from flowgen.core import Field, InputError, StrPath, is_utf8
 from flowgen.data import Categorical, Distribution
+from flowgen.data.streams import source_rows
 from flowgen.data.writing import new_file
 from flowgen.guidance import Guided, Rescale
 from flowgen.model import Model
@@ -25,8 +25,8 @@ from flowgen.runs.kept import kept_by, of_this_version
 from flowgen.runs.lock import held, remove
 from flowgen.runs.log import board
 from flowgen.runs.places import found_in, has_moved, weights_hash, written_in
-from flowgen.sampling import source_rows
 from flowgen.settings import dump_toml, flat, override, read_toml
+from flowgen.training import checkpoints
 
 __all__ = ["Run", "Trained", "check_vacant", "load", "parent"]
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowgen import checkpoints
 from flowgen.config import Config, make_config
 from flowgen.core import InputError
 from flowgen.data import Scaling
 from flowgen.model import Model
+from flowgen.training import checkpoints
 
 __all__ = ["Kept", "kept_by", "of_this_version"]
 

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowgen import checkpoints
 from flowgen.core import InputError, Pair
-from flowgen.couplings import StoredPairs
-from flowgen.distributed import ALONE, Processes
+from flowgen.pairs import StoredPairs
 from flowgen.runs.folder import Run
 from flowgen.runs.lock import held
 from flowgen.runs.trajectories import PairKind, Trajectories, halved
 from flowgen.threads import computing
+from flowgen.training import checkpoints
+from flowgen.training.distributed import ALONE, Processes
 
 __all__ = ["EndpointError", "endpoint_errors", "make_pairs", "stored_pairs"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowgen import checkpoints
 from flowgen.config import ImagesConfig
 from flowgen.config.data import data_hash
 from flowgen.config.places import found, found_run, is_place, named, recorded, replaced
+from flowgen.training import checkpoints
 
 __all__ = ["found_in", "has_moved", "named_in", "weights_hash", "written_in"]
 

@@ -8,14 +8,14 @@ from contextlib import nullcontext
 
 import torch
 
-from flowgen import checkpoints
 from flowgen.config import LoadedData
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError
 from flowgen.couplings import Potentials, Semidiscrete
-from flowgen.distributed import ALONE, Processes
 from flowgen.runs.folder import Run
 from flowgen.runs.lock import held
+from flowgen.training import checkpoints
+from flowgen.training.distributed import ALONE, Processes
 
 __all__ = ["find_potentials", "semidiscrete_pairs", "solved"]
 

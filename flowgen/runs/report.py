@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from flowgen import checkpoints, plots, sampling
+from flowgen import plots, sampling
 from flowgen.config import Config
 from flowgen.core import StrPath, generator
 from flowgen.data import Distribution
-from flowgen.data.pictures import write_grid
+from flowgen.data.images.pictures import write_grid
 from flowgen.model import Model
 from flowgen.runs.folder import Run, Trained, load
 from flowgen.runs.kept import kept_by
 from flowgen.runs.rounds import round_file
 from flowgen.runs.sampler import ChosenSampler, sampler
 from flowgen.threads import computing
+from flowgen.training import checkpoints
 
 __all__ = ["describe", "illustrate", "preview"]
 

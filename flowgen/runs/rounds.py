@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowgen import checkpoints
 from flowgen.config import Config, Places, make_config
 from flowgen.config.places import absolute
 from flowgen.config.recipes import reflow_defaults
 from flowgen.core import StrPath
 from flowgen.runs.folder import Run, load
 from flowgen.settings import override
+from flowgen.training import checkpoints
 
 __all__ = ["reflow_config", "round_file"]
 

@@ -10,8 +10,9 @@ from flowgen.config import Config
 from flowgen.core import InputError
 from flowgen.data import Distribution
 from flowgen.model import Model
-from flowgen.sampling import ConsistencySampler, Spacing, even, grid_of
-from flowgen.solvers import AdaptiveSolver, FlowMapStep, Solver, heun
+from flowgen.samplers.flow_map import ConsistencySampler, FlowMapStep
+from flowgen.samplers.ode import AdaptiveSolver, Solver, heun
+from flowgen.sampling import Spacing, even, grid_of
 
 __all__ = ["ChosenSampler", "jump_counts", "sampler"]
 

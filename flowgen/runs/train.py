@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import torch
 
-from flowgen import __version__, checkpoints
+from flowgen import __version__
 from flowgen.config import Config, LoadedData
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import Pair
-from flowgen.couplings import Reporting, batches, prefetch, with_null_labels
+from flowgen.couplings import Reporting
 from flowgen.data import Distribution
 from flowgen.data.writing import new_file
-from flowgen.distributed import ALONE, Processes
 from flowgen.nn import UNet
+from flowgen.pairs import batches, prefetch, with_null_labels
 from flowgen.runs.distillation import teaching, warm_start
 from flowgen.runs.folder import Run, load, parent
 from flowgen.runs.lock import held
@@ -28,7 +28,9 @@ from flowgen.runs.places import named_in
 from flowgen.runs.potentials import semidiscrete_pairs
 from flowgen.runs.report import preview
 from flowgen.threads import computing
-from flowgen.training import State, channels_last, compile_net, fit
+from flowgen.training import checkpoints
+from flowgen.training.distributed import ALONE, Processes
+from flowgen.training.loop import State, channels_last, compile_net, fit
 
 __all__ = ["Progress", "train"]
 

@@ -13,14 +13,15 @@ from typing import Any, Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
-from flowgen import grids, sampling
+from flowgen import sampling
 from flowgen.config import Config, ReflowConfig
 from flowgen.core import Failure, Field, InputError, generator
-from flowgen.data import Categorical, Distribution
-from flowgen.data.streams import chunks
-from flowgen.reflow import invert
+from flowgen.data import Categorical, Distribution, streams
+from flowgen.data.streams import BLOCK, chunks, whole_blocks
+from flowgen.pairs.reflow import invert
 from flowgen.runs.folder import Run, Trained, parent
-from flowgen.sampling import BLOCK, chunk_rows, whole_blocks
+from flowgen.samplers import grids
+from flowgen.sampling import chunk_rows
 
 __all__ = ["PairKind", "Trajectories", "halved"]
 
@@ -117,7 +118,7 @@ class Trajectories:
 
     def sources(self) -> Tensor:
         """Return where generated trajectories start, in model units."""
-        return sampling.source_rows(
+        return streams.source_rows(
             self.teacher.source, 0, self.counts.get("generated", 0), self.config.seed, self._stream
         )
 
@@ -165,7 +166,7 @@ class Trajectories:
         dropout = self.teacher.config.train.label_dropout
         kept = (1 - dropout) * shares / shares.sum()
         distribution = Categorical((*kept.tolist(), dropout))
-        return sampling.source_rows(distribution, rows.start, rows.stop, self.config.seed, f"{self._stream}: labels")
+        return streams.source_rows(distribution, rows.start, rows.stop, self.config.seed, f"{self._stream}: labels")
 
     @cached_property
     def _data(self) -> Distribution:
@@ -186,7 +187,7 @@ class Trajectories:
             return torch.cat(x1), None
         dropout, null = self.teacher.config.train.label_dropout, len(self.teacher.classes)
         distribution, stop = Categorical((1 - dropout, dropout)), rows.start + whole_blocks(len(rows))
-        dropped = sampling.source_rows(distribution, rows.start, stop, self.config.seed, f"{self._stream}: dropped")
+        dropped = streams.source_rows(distribution, rows.start, stop, self.config.seed, f"{self._stream}: dropped")
         return torch.cat(x1), torch.where(dropped.bool(), null, torch.cat(labels).cpu())
 
     def _starts(self, x1: Tensor, cond: Tensor | None, steps: int) -> Tensor:

@@ -5,7 +5,7 @@ they step along a grid that ends at t = 1 and never evaluate the velocity there:
 data.
 """
 
-from flowgen.samplers.ancestral import DDIM, Ancestral
+from flowgen.samplers.ddim import DDIM, Ancestral
 from flowgen.samplers.edm import EDMSampler
 from flowgen.samplers.langevin import Langevin, PredictorCorrector
 from flowgen.samplers.multistep import DPMSolverPP, UniPC

@@ -11,8 +11,8 @@ from torch import Tensor
 from flowgen.core import Field, InputError, expand_time
 from flowgen.predictions import expected
 from flowgen.samplers.noise import Random
+from flowgen.samplers.ode import Solver
 from flowgen.schedules import Schedule
-from flowgen.solvers import Solver
 
 __all__ = ["Langevin", "PredictorCorrector"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flowgen.core import Field, InputError, expand_time
 from flowgen.predictions import expected
+from flowgen.samplers.ode import Solver
 from flowgen.schedules import Mark, Schedule
-from flowgen.solvers import Solver
 
 __all__ = ["DPMSolverPP", "UniPC"]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from flowgen.core import InputError
 from flowgen.data import Gaussian
-from flowgen.sampling import source_rows
+from flowgen.data.streams import source_rows
+from flowgen.samplers.ode import Solver
 from flowgen.schedules import Mark
-from flowgen.solvers import Solver
 
 __all__ = ["Random", "decay"]
 

@@ -1,0 +1,1 @@
+"""Images: how they are found, decoded, read in order, and written."""

@@ -1,0 +1,1 @@
+"""Paths between the two ends of a pair."""
