@@ -166,7 +166,7 @@ def test_a_student_begins_as_the_velocity_of_its_teacher(method, student, store)
 def test_a_student_of_a_flow_map_begins_with_its_second_time_too(student):
     first = finish(student("progressive", jumps=2))
     model = runs.load(first.folder).model
-    assert model.net.gap.weight.any()
+    assert model.net.delta.weight.any()
     config = distill_config(first.folder, "progressive", 1, {})
     fresh = config.model((2,), model.scaling)
     warm_start(fresh, config)

@@ -131,7 +131,7 @@ SOLVERS = {
 @pytest.mark.parametrize("steps", [1, 3])
 def test_sample_i_is_the_same_whatever_else_is_asked_for(make, steps, whole_flow, global_state_untouched):
     net = MLP(2, 16, 2, classes=3, two_times=True)
-    torch.nn.init.normal_(net.gap.weight, generator=generator(0, "gap"))
+    torch.nn.init.normal_(net.delta.weight, generator=generator(0, "gap"))
     model, cond = Model(net, whole_flow.schedule), source_rows(Categorical((1.0, 1.0, 1.0)), 0, 300, 0)
     solver = make(whole_flow.schedule)
 

@@ -229,10 +229,10 @@ def test_what_reads_the_second_time_learns_and_knows_nothing_of_it_where_both_ar
     one, two = nets()
     x, (t, s) = normal("x", 20, 2).float(), normal("times", 2, 20).float().sigmoid()
     two(x, t, t).square().sum().backward()
-    assert not two.gap.weight.grad.any()
+    assert not two.delta.weight.grad.any()
     two(x, t, s).square().sum().backward()
-    assert two.gap.weight.grad.any()
-    nn.init.normal_(two.gap.weight, generator=generator(0, "gap"))
+    assert two.delta.weight.grad.any()
+    nn.init.normal_(two.delta.weight, generator=generator(0, "gap"))
     assert torch.equal(two(x, t, t), one(x, t, t))
     assert (two(x, t, s) - two(x, t, t)).abs().max() > 1e-3
     moved = two(x, t, s + 0.1) - two(x, t, s)

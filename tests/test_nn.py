@@ -97,10 +97,10 @@ def test_a_net_depends_on_both_times(make, inputs):
 def test_a_trained_velocity_does_not_know_the_second_time(make, inputs):
     """Trained at s = t, the weights that read s - t have no gradient: a flow map starts as the velocity it was."""
     net, (x, t, s, cond) = awake(make()), inputs
-    nn.init.zeros_(net.conditioning.gap.weight)
+    nn.init.zeros_(net.conditioning.delta.weight)
     assert torch.equal(net(x, t, s, cond), net(x, t, t, cond))
     net(x, t, t, cond).square().sum().backward()
-    assert not net.conditioning.gap.weight.grad.any()
+    assert not net.conditioning.delta.weight.grad.any()
 
 
 def test_rows_of_a_batch_do_not_see_each_other(make, inputs):
@@ -212,7 +212,7 @@ def test_the_cifar10_size_is_that_of_torchcfm():
     shape, size = (3, 32, 32), UNET_SIZES["cifar10"]
     with torch.device("meta"):
         peer, net = torchcfm_cifar10(shape, size), UNet(shape, **size)
-    second = net.conditioning.gap.weight.numel()
+    second = net.conditioning.delta.weight.numel()
     count = sum(p.numel() for p in peer.parameters())
     assert sum(p.numel() for p in net.parameters()) - second == count
     assert 35.7e6 < count < 35.8e6
