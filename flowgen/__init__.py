@@ -6,7 +6,7 @@ scores it; then a solver integrates the learned field along a time grid.
 Names and modules are imported when they are first asked for, so that `import flowgen` takes no time.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

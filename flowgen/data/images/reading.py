@@ -22,7 +22,7 @@ def read_images(
     - `FILE.npy`, `FILE.npz`: `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`; the last axis is that of the channels where
       its length is 1, 3 or 4. Four uint8 channels are RGBA, and transparency shows white. In an `.npz` the array is
       `x`, `images`, `arr_0` or the only one, and whole numbers or names `y`, `labels` or `arr_1` are labels.
-    - `hub:NAME`, see `flowgen.data.images.arrays.hub.read_hub`.
+    - `hub:NAME`, see `flowgen.data.images.hub.read_hub`.
 
     Labels are numbered anew in their order, without gaps. An array of such a name that holds none is left out, and
     `no_labels` says why.
