@@ -86,7 +86,7 @@ def test_every_pair_of_a_pool_is_used_as_often_as_promised(pool, group, threads)
 
 
 @pytest.mark.parametrize(("group", "rows"), [(0, [30]), (4, [12, 12, 6]), (10, [10] * 3), (15, [15, 15]), (99, [30])])
-def test_a_coupling_is_handed_batches_or_its_groups_where_they_are_larger(group, rows):
+def test_a_coupling_gets_batches_or_larger_groups(group, rows):
     watched = Watched(group)
     next(batches(numbered, 10, seed=0, coupling=watched, pool=Pool(batches=3), threads=0))
     assert watched.rows == rows
@@ -138,7 +138,7 @@ def test_a_stream_couples_the_rows_it_drew(coupling):
     assert torch.equal(got.cond, got.x1 * 2)
 
 
-def test_the_stream_of_exact_ot_costs_less_than_the_independent_one_and_whole_pools_least():
+def test_larger_groups_of_exact_ot_cost_less():
     def cost(coupling, pool=None):
         stream = batches(IndependentPairs(Gaussian(), moons()), 64, seed=1, coupling=coupling, pool=pool)
         return sum(total(pair) for pair in islice(stream, 8))
@@ -226,7 +226,7 @@ def test_a_tail_on_any_threads_is_that_of_every_coupling(coupling, pool):
 
 
 @pytest.mark.parametrize("coupling", [MultiscaleOT(), MultiscaleOT(group=1200, sweeps=1)], ids=str)
-def test_a_multiscale_coupling_that_is_prepared_has_the_same_tail_on_any_threads(coupling):
+def test_a_prepared_multiscale_has_one_tail_on_any_threads(coupling):
     def stream(start, threads):
         return batches(toy, 500, seed=3, coupling=coupling, pool=Pool(3, 2), start=start, threads=threads)
 
@@ -252,7 +252,7 @@ class Learner:
 
 
 @pytest.mark.parametrize("threads", THREADS)
-def test_a_coupling_is_prepared_with_rows_of_the_seed_that_are_not_those_of_the_stream(threads):
+def test_a_coupling_is_prepared_with_rows_of_its_own_stream(threads):
     def learned(seed, start=0):
         stream = batches(numbered, 10, seed=seed, coupling=Learner(), pool=Pool(3), start=start, threads=threads)
         first = next(stream)
@@ -291,7 +291,7 @@ def test_the_parts_of_a_batch_are_its_rows(coupling, pool, threads):
 # who solves them, and when
 
 
-def test_without_threads_a_coupling_is_called_here_and_with_them_it_is_not():
+def test_threads_decide_where_a_coupling_is_called():
     for threads in THREADS:
         watched = Watched()
         list(islice(batches(numbered, 10, seed=0, coupling=watched, threads=threads), 3))
@@ -356,7 +356,7 @@ def test_pools_are_solved_by_as_many_threads_as_were_asked_for():
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("error", [InputError, RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("pool", [Pool(), Pool(3, 2)], ids=str)
-def test_what_a_coupling_raises_is_raised_where_its_pool_would_have_come(pool, error, threads):
+def test_errors_of_a_coupling_come_in_place_of_its_pool(pool, error, threads):
     def coupling(pair, generator):
         if calls.append(0) or len(calls) > 2 * pool.batches:
             raise error("the third pool")
@@ -388,7 +388,7 @@ def test_what_a_draw_raises_is_raised_and_ends_the_threads(threads):
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("coupling", [ExactOT(), ExactOT(0), Sinkhorn()], ids=str)
 @pytest.mark.filterwarnings("ignore:Sinkhorn stopped")
-def test_rows_that_are_not_finite_are_an_input_error_on_any_thread(coupling, threads):
+def test_infinite_rows_are_an_input_error_on_any_thread(coupling, threads):
     def draw(n, generator):
         return toy(n, generator)._replace(x1=torch.full((n, 2), torch.nan))
 
@@ -407,7 +407,7 @@ def test_a_pool_needs_a_batch_and_a_use(parameters):
 
 @pytest.mark.parametrize("leave", ["close", "drop", "never begun"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_stream_that_is_left_ends_its_threads_and_drops_what_waits(leave, threads):
+def test_a_stream_that_is_left_ends_its_threads(leave, threads):
     watched = Watched(10, 0.04)
     stream = batches(numbered, 10, seed=0, coupling=watched, pool=Pool(60), threads=threads)
     if leave != "never begun":

@@ -35,7 +35,7 @@ REFLOW = FLOW._replace(method="2-RF")
 # --- the problems and the methods
 
 
-def test_wide_moons_are_sklearns_at_mean_0_and_deviation_7_of_both_coordinates_together():
+def test_wide_moons_are_sklearns_at_mean_0_and_deviation_7():
     from sklearn.datasets import make_moons
 
     ours = PROBLEMS["moons to 8gaussians"].source.sample(100_000, generator(0, "moons")).numpy()
@@ -169,7 +169,7 @@ def untimed(folder, cell):
 
 
 @pytest.mark.slow
-def test_only_missing_cells_run_and_a_reflow_goes_on_from_the_cached_weights(tmp_path):
+def test_only_missing_cells_run(tmp_path):
     other = Cell("N to moons", "torchcfm", "I-CFM", 7)
     *_, done = cells.run_all(tmp_path, [REFLOW, FLOW, other], TINY)
     assert done == 3
@@ -186,7 +186,7 @@ def test_only_missing_cells_run_and_a_reflow_goes_on_from_the_cached_weights(tmp
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if "2-RF" not in path.name}
 
 
-def test_a_cell_of_another_protocol_is_refused_with_what_differs(tmp_path):
+def test_a_cell_of_another_protocol_is_refused(tmp_path):
     keep(tmp_path, FLOW, TINY._replace(steps=31))
     with pytest.raises(InputError, match=r"another protocol \(steps 31, not 30\)"):
         cells.found(tmp_path, FLOW, TINY)

@@ -124,7 +124,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "file"), DAMAGES, ids=lambda value: getattr(value, "__name__", value))
-def test_a_damaged_checkpoint_is_refused_with_its_name_and_that_of_the_one_before(tmp_path, tensors, damage, file):
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, tensors, damage, file):
     for step in (1, 2, 3):
         save(tmp_path, step, tensors, keep=3)
     damaged = tmp_path / "step-000000002"
@@ -155,7 +155,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, tensors, monkeypatch,
     assert all(identical(load(found), tensors) for found in find(tmp_path))
 
 
-def test_a_save_that_fails_after_its_tensors_leaves_no_half_checkpoint(tmp_path, tensors, monkeypatch):
+def test_a_failed_save_leaves_no_half_checkpoint(tmp_path, tensors, monkeypatch):
     def unreadable(path):
         raise NO_SPACE
 

@@ -147,7 +147,7 @@ def test_it_does_not_see_the_order_of_the_pairs(made, rng, weight):
     assert all(torch.equal(a, b) for a, b in zip(coupled, shuffled, strict=True))
 
 
-def test_only_differences_of_conditions_count_and_the_weight_takes_up_their_unit(made, rng):
+def test_the_weight_takes_up_the_unit_of_conditions(made, rng):
     pair = made(60, 2)
     plain = Conditioned()(pair, rng)
     assert torch.equal(Conditioned()(pair._replace(cond=40 * pair.cond + 7), rng).x1, plain.x1)
@@ -179,7 +179,7 @@ def share(pair, weight):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.003, 0.01, 0.1, 0.2])
 @pytest.mark.parametrize("n", [20, 60])
-def test_the_weight_that_is_found_is_the_least_that_meets_its_ratio(made, n, ratio):
+def test_the_weight_found_is_the_least_for_its_ratio(made, n, ratio):
     pair, one = made(n, 3), 1 / (n * (n - 1))
     weight = found_weight(*pair, ratio)
     assert share(pair, 0.0) > 0.2
@@ -188,14 +188,14 @@ def test_the_weight_that_is_found_is_the_least_that_meets_its_ratio(made, n, rat
 
 
 @pytest.mark.parametrize("ratio", [0.7, 1.0])
-def test_no_weight_is_needed_where_few_pairs_cost_less_from_the_start(made, ratio):
+def test_no_weight_is_needed_where_few_pairs_cost_less(made, ratio):
     pair = made(40, 3)
     assert share(pair, 0.0) < 0.7
     assert found_weight(*pair, ratio) == 0
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_where_equal_conditions_exceed_the_ratio_the_others_are_parted_and_no_more(normal, classes):
+def test_equal_conditions_beyond_the_ratio_part_the_others(normal, classes):
     cond = torch.arange(40) % classes
     pair = Pair(normal("x0", 40, 2), normal("x1", 40, 2), 100 + normal("of a class", classes, 5)[cond])
     weight = found_weight(*pair, 0.001)
@@ -229,7 +229,7 @@ def planted(n, generator):
     return Pair(torch.randn(n, 2, generator=generator), torch.cat([cond + 0.3 * noise[:, :1], noise[:, 1:]], 1), cond)
 
 
-def test_the_source_is_independent_of_the_condition_where_plain_transport_ties_them():
+def test_the_source_is_independent_of_the_condition():
     def correlation(coupling):
         stream = batches(planted, 256, seed=0, coupling=coupling)
         rows = Pair.cat([next(stream) for _ in range(8)])
@@ -242,7 +242,7 @@ def test_the_source_is_independent_of_the_condition_where_plain_transport_ties_t
     assert correlation(Conditioned(weight=1.0)) > 5 * error  # too little weight is not enough
 
 
-def test_what_the_condition_says_nothing_of_is_still_transported():
+def test_what_no_condition_tells_is_still_transported():
     """Within a condition the second coordinate is free: there the rows come as near as the first keeps apart."""
     pair = planted(512, generator(0, "pairs"))
     second = [

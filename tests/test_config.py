@@ -35,7 +35,7 @@ def singular(schedule: str, prediction: str) -> bool:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_target_that_is_singular_where_sampling_starts_is_refused(schedule, prediction):
+def test_a_prediction_singular_at_the_start_is_refused(schedule, prediction):
     tree = {"data": "moons", "schedule": schedule, "prediction": prediction}
     if singular(schedule, prediction):
         with pytest.raises(InputError, match=f"prediction {prediction} is singular at t = 0 of the path {schedule},"):
@@ -242,7 +242,7 @@ def test_a_grid_of_any_name_goes_from_one_time_to_another(grid):
 
 @pytest.mark.parametrize(("schedule", "hi"), [(schedules.VP(), 1.0), (schedules.DDPM(), 0.999)])
 @pytest.mark.parametrize("grid", ["trailing", "leading", "linspaced"])
-def test_a_grid_of_steps_needs_a_path_that_has_them_and_a_way_to_the_data(grid, schedule, hi):
+def test_a_grid_of_steps_needs_a_schedule_that_has_them(grid, schedule, hi):
     _, spacing = sampling_by(None, schedule, grid=grid)
     with pytest.raises(InputError, match=f"the grid {grid} is of the steps of the path ddpm"):
         spacing(schedule, 5, 0.0, hi)
@@ -271,7 +271,7 @@ def test_a_way_of_sampling_that_there_is_not_is_refused(solver, noise, grid, wor
 
 
 @pytest.mark.parametrize("name", ["exact", "sinkhorn", "partial", "bridge"])
-def test_matrices_beyond_memory_are_refused_and_multiscale_needs_none(name):
+def test_matrices_beyond_memory_are_refused(name):
     with pytest.raises(InputError, match="at most 8192 rows together, not 51200"):
         make_config({"data": "moons", "coupling": {"name": name, "group": 0}})
     assert make_config({"data": "moons", "coupling": {"name": name, "group": 0}, "pool": {"batches": 16}})

@@ -225,7 +225,7 @@ def test_orientation_is_undone(format, orientation):
 
 
 @pytest.mark.parametrize("orientation", SIDES)
-def test_orientation_of_a_jpeg_is_undone_where_it_is_resized_too(orientation):
+def test_orientation_of_a_resized_jpeg_is_undone(orientation):
     side = 256
     y, x = np.mgrid[:side, :side] / (side - 1)
     upright = (255 * np.stack([x, y, x * y], 2)).astype(np.uint8)
@@ -372,7 +372,7 @@ def test_a_file_is_read_if_it_is_there_and_not_too_large(tmp_path):
         read_bytes(tmp_path / "none")
 
 
-def test_decoders_are_quiet_and_the_filters_of_warnings_come_back():
+def test_decoders_are_quiet_and_restore_warnings():
     before = list(warnings.filters)
     with quiet(), warnings.catch_warnings(record=True) as caught, pytest.raises(Broken):
         inspect(io.BytesIO(BOMBS["warned-of"]))

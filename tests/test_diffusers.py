@@ -174,7 +174,7 @@ def test_ancestral_steps_to_the_mean(x, same_noise):
     same(trajectory(field_on(PATH), x, grid, Ancestral(PATH, True)), steps_of(scheduler, grid, x))
 
 
-def test_ddim_with_all_noise_is_their_ancestral_euler_in_another_scale(x, same_noise):
+def test_ddim_with_all_noise_is_their_ancestral_euler(x, same_noise):
     """Theirs walks x / alpha."""
     scheduler = scheduling_euler_ancestral_discrete.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
     scheduler.set_timesteps(20)

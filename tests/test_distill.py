@@ -110,7 +110,7 @@ def test_a_student_learns_from_pairs_or_from_a_velocity(teacher, method, student
     assert run.config == make_config(found_in(tree, run.folder))
 
 
-def test_a_student_has_the_settings_of_its_teacher_but_for_how_it_is_taught(student, tmp_path):
+def test_a_student_has_the_settings_of_its_teacher(student, tmp_path):
     teacher = made(tmp_path / "teacher", 5, path="cosine", seed=7, times="u-shaped", loss="pseudo-huber")
     config = distill_config(teacher.folder, "meanflow", 1, {"net.width": 24})
     before, after = teacher.config.model_dump(), config.model_dump()
@@ -163,7 +163,7 @@ def test_a_student_begins_as_the_velocity_of_its_teacher(method, student, store)
     assert all(torch.equal(w, model.state_dict()[name]) for name, w in teacher.state_dict().items())
 
 
-def test_a_student_of_a_flow_map_begins_with_its_second_time_too(student):
+def test_a_student_of_a_flow_map_keeps_its_second_time(student):
     first = finish(student("progressive", jumps=2))
     model = runs.load(first.folder).model
     assert model.net.delta.weight.any()

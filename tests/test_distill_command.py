@@ -135,7 +135,7 @@ def test_the_run_that_is_learned_from_is_never_replaced(home):
     assert home("info", "runs/moons")[0] == 0
 
 
-def test_students_that_others_have_learned_from_do_not_train_for_longer(home):
+def test_students_with_students_do_not_train_longer(home):
     arguments = ["distill", "runs/moons", "--method", "progressive"]
     assert home(*arguments, "--train-steps", 9)[0] == 0
     before = files()
@@ -145,7 +145,7 @@ def test_students_that_others_have_learned_from_do_not_train_for_longer(home):
     assert home(*arguments, "--resume")[0] == 0
 
 
-def test_what_learned_from_pairs_goes_on_without_being_told_of_them(home):
+def test_what_learned_from_pairs_resumes_without_asking(home):
     arguments = ["distill", "runs/moons", "--method", "shortcut", "--out", "one", "--train-steps", 6]
     assert home(*arguments, "--pairs", 64)[0] == 0
     assert home(*arguments, "--resume")[0] == 0
@@ -158,7 +158,7 @@ def test_a_share_that_falls_over_the_steps_keeps_their_number(flowgen):
     assert (code, "--resume cannot change train.steps" in err) == (2, True)
 
 
-def test_a_student_of_a_reflow_sees_other_noise_than_the_reflow_has(home):
+def test_a_student_of_a_reflow_sees_other_noise(home):
     assert home("reflow", "runs/moons", "--pairs", 128, "--steps", 5, "--set", "reflow.steps=4")[0] == 0
     assert home("distill", "runs/moons-reflow1", "--pairs", 128, "--train-steps", 6)[0] == 0
     teacher, student = (stored_pairs(Run.open(Path(f"runs/moons-reflow1{end}"))).pair.x0 for end in ("", "-1step"))
@@ -285,7 +285,7 @@ def test_a_run_is_sampled_by_what_it_has_learned(store):
     assert (type(solver), solver.seed, steps) == (ConsistencySampler, 9, 3)
 
 
-def test_a_consistency_model_of_several_steps_has_other_noise_by_another_seed(home):
+def test_consistency_sampling_draws_noise_by_the_seed(home):
     for seed in (1, 2):
         assert (
             home("sample", "runs/consistency-alone", "--steps", 2, "--num", 64, "--seed", seed, "--out", f"{seed}.npy")[

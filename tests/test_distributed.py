@@ -199,7 +199,7 @@ def test_a_weight_that_only_some_processes_use_moves_as_at_one(together):
         assert_close(made, alone)
 
 
-def test_a_loss_that_is_not_finite_at_one_process_stops_all_before_the_weights_move(together):
+def test_an_infinite_loss_at_one_process_stops_all(together):
     states = [fresh(), fresh()]
 
     def work(team):

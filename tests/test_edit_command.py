@@ -223,14 +223,14 @@ def test_the_noise_of_an_image_leads_back_to_it(flowgen, files, kind):
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m"])
-def test_solvers_that_land_go_back_from_where_the_velocity_is_finite(flowgen, files, solver):
+def test_inversion_begins_where_the_velocity_is_finite(flowgen, files, solver):
     arguments = ("diffusion", "x.png", "--invert", "--json", "--solver", solver, "--out", "n.npy")
     few, many = (json.loads(good(flowgen, *arguments, "--steps", steps))["error"] for steps in (10, 80))
     assert many < few / 4
     assert np.isfinite(np.load("n.npy")).all()
 
 
-def test_edits_of_a_run_are_what_was_measured_and_rows_are_their_own(files):
+def test_edits_keep_what_was_measured(files):
     trained = runs.load(Path("flow"))
     model = trained.model
     for solver in (heun, AdaptiveSolver("bosh3", rtol=0.03, atol=0.03)):  # so rough that rows would see each other

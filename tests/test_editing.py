@@ -144,7 +144,7 @@ def test_the_guided_field_is_that_of_the_conditional_law(schedule, measured, nor
     torch.testing.assert_close(found, prior.given(a, y.flatten())(x, TIMES), rtol=1e-7, atol=1e-7)
 
 
-def test_behind_a_mask_each_entry_may_have_a_variance_of_its_own(schedule, normal):
+def test_behind_a_mask_entries_have_variances_of_their_own(schedule, normal):
     variance = normal("variances", 6).exp()
     prior, measurement = Normal(schedule, normal("mean", 6), variance.diag()), guidance.Mask(HALF)
     y, x = measurement.apply(normal("truth", 1, 6)), normal("points", len(TIMES), 6)
@@ -309,7 +309,7 @@ class Spy(Solver):
         return x, s
 
 
-def test_a_solver_within_has_other_noise_on_every_visit_and_forgets_at_a_step_back(normal):
+def test_an_inner_solver_has_other_noise_on_every_visit(normal):
     seen = []
     solve(
         still, normal("x", 2, 6), guidance.resampled(uniform(4), 2, 2), replaced(Linear(), normal("y", 1, 6), Spy(seen))

@@ -114,7 +114,7 @@ def test_the_divergence_of_the_truth_from_itself_is_zero():
     assert evaluation.kl_divergence(subject(), SMALL).mean == pytest.approx(0, abs=1e-5)
 
 
-def test_the_divergence_between_gaussians_is_half_the_square_of_their_distance():
+def test_the_divergence_of_gaussians_is_half_their_square():
     found = evaluation.kl_divergence(subject(by=(0.6, 0.8)), SMALL._replace(num=1000, repeats=8))
     assert abs(found.mean - 0.5) < 2 * found.ci95
     assert found.ci95 < 0.05
@@ -226,7 +226,7 @@ def test_a_measurement_says_what_was_compared_and_how(table, tmp_path, trained):
 # copies
 
 
-def test_the_samples_most_like_copies_are_shown_with_what_they_copy(normal):
+def test_likely_copies_are_shown_with_what_they_copy(normal):
     """Noise that stays where it is, beside training images of which one is such a sample, and one nearly."""
     noise = Reference("noise", Gaussian((1, 4, 4)), sets=1)
     settings = Settings(steps=(1,), num=50, repeats=2)

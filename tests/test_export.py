@@ -151,7 +151,7 @@ def close(x, y):
         ("ve-noise", "onnx", "euler", 2),
     ],
 )
-def test_an_export_makes_the_samples_of_flowgen_in_batches_of_any_size(name, form, solver, steps, run_of, made_of):
+def test_an_export_makes_the_samples_of_flowgen(name, form, solver, steps, run_of, made_of):
     trained, (made, path) = runs.load(run_of(name), "cpu"), made_of(name, form, steps, solver)
     exported = loaded(path)
     for num in (1, 3, 64):

@@ -65,18 +65,18 @@ def assert_close(left, right, **tolerance):
 
 
 @pytest.mark.parametrize("accumulate", [2, 5, 24])
-def test_accumulated_gradients_are_that_of_the_batch_at_the_times_of_every_law(known_times, accumulate):
+def test_accumulated_gradients_are_those_of_the_batch(known_times, accumulate):
     objective = FlowMatching(known_times.distribution)
     assert_close(split(accumulate, objective), split(1, objective), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("accumulate", [3, 7])
-def test_accumulated_gradients_are_that_of_the_batch_with_every_bridge(bridge, accumulate):
+def test_accumulated_gradients_with_a_bridge_are_the_batchs(bridge, accumulate):
     objective = FlowMatching(Stratified(), bridge)
     assert_close(split(accumulate, objective), split(1, objective), rtol=1e-9, atol=1e-9)
 
 
-def test_a_part_of_a_batch_that_diverges_stops_before_the_weights_move():
+def test_a_part_that_diverges_stops_before_the_weights_move():
     state = State(model().double())
     loop = fit(state, doubles(bad=2), FlowMatching(), 9, seed=0, accumulate=3)
     assert len(list(islice(loop, 2))) == 2
@@ -164,7 +164,7 @@ def test_half_precision_is_near_and_leaves_times_and_ends_alone(accumulate):
     assert all(x.dtype == torch.float32 for name, x in states[1].tensors().items() if name != "step")
 
 
-def test_a_look_without_gradient_does_not_take_the_gradient_of_half_precision():
+def test_no_grad_leaves_gradients_of_half_precision():
     def objective(model, pair, generator):
         with torch.no_grad():
             FlowMatching()(model, pair, generator)
@@ -196,7 +196,7 @@ def test_a_cosine_rate_has_its_known_values():
 @pytest.mark.parametrize(
     "rate", [CosineRate(1.0, 50), CosineRate(1.0, 50, 20), CosineRate(1.0, 50, 49), CosineRate(1.0, 50, 5, 0.5)]
 )
-def test_a_cosine_rate_rises_and_then_falls_and_no_step_is_without_effect(rate):
+def test_a_cosine_rate_rises_and_then_falls(rate):
     rates = np.array([rate(step) for step in range(rate.steps)])
     assert (rates[rate.warmup :] > rate.floor).all()
     assert rates.min() > 0
@@ -235,7 +235,7 @@ def test_a_step_is_as_long_as_its_rate():
         torch.testing.assert_close(moved.median(), torch.tensor(length), rtol=1e-3, atol=0)
 
 
-def test_a_rate_is_asked_for_each_step_by_its_number_and_a_state_goes_on_with_it():
+def test_a_rate_is_asked_for_each_step_by_its_number():
     asked, rate = [], CosineRate(0.02, 9, warmup=3)
 
     def listening(step):

@@ -40,7 +40,7 @@ def test_frechet_distance_of_chosen_moments_is_that_of_scipy(gaussian_set, norma
 
 @pytest.mark.parametrize("dim", [1, 2, 5, 20])
 @pytest.mark.parametrize("rank", [None, 1, 0])
-def test_frechet_distance_of_covariances_with_common_axes_is_that_of_their_widths(gaussian_set, normal, dim, rank):
+def test_frechet_distance_with_common_axes_is_of_widths(gaussian_set, normal, dim, rank):
     """|m - n|^2 + sum (s - r)^2 over the axes, of which x has no width beyond `rank`."""
     axes, _ = torch.linalg.qr(normal("axes", dim, dim))
     s, r = normal("s", dim).abs(), normal("r", dim).abs()
@@ -51,7 +51,7 @@ def test_frechet_distance_of_covariances_with_common_axes_is_that_of_their_width
     assert frechet_distance(x, y) == pytest.approx(exact.item(), rel=1e-6)
 
 
-def test_frechet_distance_of_fewer_rows_than_features_is_that_of_their_planes(normal):
+def test_frechet_distance_of_few_rows_is_of_their_planes(normal):
     """The cross term is the sum of the singular values of X Y^T, of the centred rows, over the root of both N - 1."""
     x, y = normal("x", 10, 40), normal("y", 14, 40) + 0.3
     a, b = ((z - z.mean(0)) / sqrt(len(z) - 1) for z in (x, y))
@@ -117,7 +117,7 @@ def test_kernel_distance_has_the_true_one_as_its_mean(normal, shift, rows):
         assert (found < 0).any()
 
 
-def test_kernel_distance_is_symmetric_and_sees_neither_order_nor_turns(normal):
+def test_kernel_distance_is_symmetric_and_invariant(normal):
     x, y = normal("x", 50, 4), normal("y", 30, 4) + 1
     turn, _ = torch.linalg.qr(normal("turn", 4, 4))
     for other in (kernel_distance(y, x), kernel_distance(x.flip(0), y), kernel_distance(x @ turn, y @ turn)):

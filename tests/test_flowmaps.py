@@ -317,7 +317,7 @@ def along(case, h):
 
 
 @torch.no_grad()
-def test_meanflow_differentiates_every_net_as_finite_differences_do(case, monkeypatch):
+def test_meanflow_differentiates_like_finite_differences(case, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x)  # torchcfm's attention would round to it
     h, (t, s), dx = 1e-4, case.drawn, case.pair.x1 - case.pair.x0
     near, far = along(case, h) - along(case, -h), along(case, 2 * h) - along(case, -2 * h)

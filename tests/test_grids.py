@@ -82,7 +82,7 @@ def test_karras_steps_are_even_in_a_root_of_the_level(schedule, rho):
     torch.testing.assert_close(roots.diff(), (roots[-1] - roots[0]).expand(30) / 30, rtol=1e-8, atol=1e-12)
 
 
-def test_karras_ends_with_a_step_from_the_margin_where_there_is_no_noise_left(schedule):
+def test_karras_ends_with_a_step_from_the_margin(schedule):
     """And is the same before it; where the level is infinite at first, its spacing begins at the margin."""
     grid, end = karras(schedule, 9), schedule.coeffs(torch.ones(1, dtype=torch.float64)).sigma
     if end > 0:
@@ -121,7 +121,7 @@ def test_a_shift_multiplies_the_level_of_the_straight_path(shift):
     assert grid[1] == 0.1  # the grid that was given is as it was
 
 
-def test_a_shift_keeps_the_ends_of_a_grid_and_the_shares_between_them():
+def test_a_shift_keeps_the_ends_of_a_grid():
     whole, part = shifted(uniform(7), 2.5), shifted(uniform(7, 0.2, 0.6), 2.5)
     torch.testing.assert_close(part, 0.2 + 0.4 * whole, rtol=1e-12, atol=0)
 

@@ -197,7 +197,7 @@ def ends_of(schedule, points, cond=None):
 
 @pytest.mark.parametrize("weight", [1.5, 7.0])
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_expected_data_are_rescaled_as_diffusers_rescales_predictions(schedule, points, weight, share):
+def test_data_are_rescaled_as_diffusers_does(schedule, points, weight, share):
     rescaled = pytest.importorskip("diffusers.guiders.guider_utils").rescale_noise_cfg
     x, t, cond = points
     with_label, without = ends_of(schedule, points).x1, ends_of(schedule, points, torch.full_like(cond, NULL)).x1
@@ -349,7 +349,7 @@ def test_a_float32_image_is_guided_in_its_type():
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0])
-def test_autoguidance_leads_from_the_weak_through_the_strong_field(points, weight):
+def test_autoguidance_leads_from_weak_through_strong(points, weight):
     strong, weak = (Counted(model_of(schedule).velocity) for schedule in (Linear(), Cosine()))
     made = AutoGuided(strong, weak, weight)(*points)
     assert (strong.evaluations, weak.evaluations) == (int(weight != 0), int(weight != 1))

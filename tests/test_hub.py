@@ -148,7 +148,7 @@ def test_mistakes_about_the_hub_are_told_in_one_line(hub, name, answer, message)
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch):
+def test_the_command_that_installs_the_hub_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'flowgen-torch\[hub\]'"):
         read_images("hub:mnist")

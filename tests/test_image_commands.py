@@ -164,7 +164,7 @@ def test_labels_are_rows_of_the_grid(flowgen, digits):
 
 
 @pytest.mark.parametrize("solver", ["heun", "bosh3"])
-def test_a_labelled_sample_does_not_depend_on_how_many_there_are(flowgen, digits, solver):
+def test_a_labelled_sample_depends_on_no_other(flowgen, digits, solver):
     many, labels = archive(flowgen, digits, "--num", 70, "--solver", solver)
     few, own = archive(flowgen, digits, "--num", 5, "--solver", solver)
     assert np.array_equal(few, many[:5])
@@ -268,7 +268,7 @@ def test_a_table_with_labels_trains_a_flow_of_each_class(flowgen, table):
 # copies
 
 
-def test_the_samples_nearest_to_training_images_are_drawn_beside_the_chart(flowgen, digits):
+def test_likely_copies_are_drawn_beside_the_chart(flowgen, digits):
     out = good(flowgen, "evaluate", digits, "--num", 40, "--repeats", 1, "--steps", "1,3")
     assert f"nearest to training images: {digits}/plots/nearest.png" in out
     assert Image.open(digits / "plots/nearest.png").size[0] > 500

@@ -131,7 +131,7 @@ def test_a_run_on_images_that_was_left_goes_on_bit_for_bit(tmp_path, pictures, m
     ],
     ids=["unet", "dit"],
 )
-def test_a_run_of_an_image_net_that_was_left_goes_on_bit_for_bit(tmp_path, pictures, net):
+def test_a_run_of_an_image_net_resumes_bit_for_bit(tmp_path, pictures, net):
     tree = {"net": net, "train": {"steps": 4, "checkpoint_every": 2, "batch_size": 4}}
     whole = finish(create(tmp_path / "whole", pictures, **tree))
     assert_same(finish(leave(create(tmp_path / "parts", pictures, **tree), 2)), whole)
@@ -146,7 +146,7 @@ def test_accumulated_losses_are_those_of_whole_batches(tmp_path, pictures, memor
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_mirrored_images_are_other_images_unless_they_are_symmetric(tmp_path, pixels):
+def test_mirrored_images_are_other_images(tmp_path, pixels):
     np.save(tmp_path / "plain.npy", pixels)
     np.save(tmp_path / "symmetric.npy", np.concatenate([pixels, pixels[..., ::-1]], axis=2))
     for name in ("plain", "symmetric"):

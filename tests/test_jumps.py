@@ -77,7 +77,7 @@ class Double:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_renoised_samples_of_the_known_map_have_the_law_of_the_data(steps, whole_flow, map_model):
+def test_consistency_samples_of_a_known_map_fit_the_data(steps, whole_flow, map_model):
     model, n = map_model(whole_flow.schedule, whole_flow.average), 40_000
     (made,) = pair_chunks(
         model, Double(), n, uniform(steps), ConsistencySampler(whole_flow.schedule, Double()), chunk=n
@@ -91,7 +91,7 @@ def test_renoised_samples_of_the_known_map_have_the_law_of_the_data(steps, whole
     assert ((alike > 0.999) == (steps == 1)).all()  # of several steps, a sample is more than its start
 
 
-def test_each_step_of_renoise_is_the_path_between_its_end_and_new_noise(whole_flow, normal):
+def test_a_consistency_step_goes_to_the_data_and_back(whole_flow, normal):
     """The noise is standard normal, and is not that of another time, another seed, or the start of the sample."""
     n, seen = 10_000, {"start": source_rows(Double(), 0, 10_000, 0)}
     x = whole_flow.map(seen["start"], 0.0, 0.3)
@@ -164,7 +164,7 @@ def test_what_a_solver_makes_of_a_field_converges_at_its_order(fixed_step, whole
     assert errors[1] < {1: 0.5, 2: 0.02, 4: 1e-5}[solver.order]
 
 
-def test_it_takes_as_many_evaluations_as_its_steps_and_hands_on_the_condition(fixed_step, normal):
+def test_a_flow_map_takes_one_evaluation_a_step(fixed_step, normal):
     solver, evaluations = fixed_step
     x, t, s = rows(normal)
     cond, seen = torch.arange(40), []

@@ -148,7 +148,7 @@ def test_pairs_without_labels_pass(pair):
     assert hidden([bare], 0.5) == [bare]
 
 
-def test_what_is_hidden_in_a_batch_is_a_function_of_seed_and_number(pair):
+def test_hidden_labels_are_a_function_of_seed_and_batch(pair):
     whole = [made.cond for made in hidden(repeat(pair), 0.3, 6)]
     later = [made.cond for made in hidden(repeat(pair), 0.3, 3, start=3)]
     assert all(map(torch.equal, whole[3:], later))

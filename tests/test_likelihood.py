@@ -50,7 +50,7 @@ def known(x, t, cond=None):
     return torch.stack([a**2 * b * t, torch.sin(a * b) + c, c.exp() * a], dim=1)
 
 
-def test_the_divergence_of_a_known_field_is_that_of_its_derivatives(normal):
+def test_the_divergence_of_a_known_field_is_exact(normal):
     """d/da (a^2 b t) + d/db (sin(a b) + c) + d/dc (e^c a)."""
     x, t = normal("x", 50, 3), torch.linspace(0, 1, 50, dtype=torch.float64)
     a, b, c = x.unbind(1)
@@ -60,7 +60,7 @@ def test_the_divergence_of_a_known_field_is_that_of_its_derivatives(normal):
 
 
 @pytest.mark.parametrize("shape", [(1,), (4,), (2, 3)])
-def test_the_divergence_of_a_network_is_the_trace_of_its_jacobian(normal, shape):
+def test_the_divergence_is_the_trace_of_the_jacobian(normal, shape):
     net, x, t = smooth_net(math.prod(shape)), normal("x", 20, *shape), torch.linspace(0, 1, 20, dtype=torch.float64)
     v, div = divergence(lambda x, t, cond: net(x.flatten(1), t).unflatten(1, shape), x, t)
     jacobians = torch.func.vmap(torch.func.jacrev(lambda row, time: net(row[None], time[None])[0]))(x.flatten(1), t)
@@ -68,7 +68,7 @@ def test_the_divergence_of_a_network_is_the_trace_of_its_jacobian(normal, shape)
     torch.testing.assert_close(div, jacobians.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-12, atol=1e-12)
 
 
-def test_a_field_that_does_not_depend_on_the_point_has_no_divergence(normal):
+def test_a_constant_field_has_no_divergence(normal):
     x, t = normal("x", 9, 2), torch.linspace(0, 1, 9)
     for field in (lambda x, t, cond: torch.ones_like(x), lambda x, t, cond: t.double().unsqueeze(1).expand_as(x)):
         v, div = divergence(field, x, t)
@@ -181,7 +181,7 @@ def test_a_linear_field_makes_a_gaussian_of_known_covariance(normal, dim):
     torch.testing.assert_close(found, MultivariateNormal(mean, flowed @ flowed.T).log_prob(x), rtol=1e-6, atol=1e-6)
 
 
-def test_whatever_path_and_target_the_density_is_that_of_the_exact_flow(usable, gaussian_flow, exact_model, normal):
+def test_densities_are_those_of_the_exact_flow(usable, gaussian_flow, exact_model, normal):
     """The flow from N(0, sigma(0)^2) is affine: back to where a point came from, and its lengths by their ratio."""
     schedule, prediction = usable
     exact = gaussian_flow(schedule)
@@ -256,7 +256,7 @@ def test_the_density_of_images_is_that_of_their_pixels(normal):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
-def test_the_density_is_that_of_the_source_over_the_determinant_of_the_flow(normal, dim):
+def test_the_density_is_the_sources_over_the_determinant(normal, dim):
     """log p(x1) = log p(x0) - log |det dx1/dx0|, with the Jacobian of the forward map as the solver walks it."""
     model, x0, grid = Model(smooth_net(dim)), normal("x0", 15, dim), uniform(60)
 
@@ -338,7 +338,7 @@ def test_eight_bits_are_what_an_image_of_even_noise_takes():
 
 
 @pytest.mark.parametrize("schedule", [Linear(), VP()], ids=str)
-def test_the_probabilities_of_all_shades_are_those_of_their_intervals(schedule, gaussian_flow, exact_model):
+def test_probabilities_of_shades_are_of_their_intervals(schedule, gaussian_flow, exact_model):
     """The mean of the density over an interval, times its length, is its probability: of 17 shades of a pixel that is a
     Gaussian in [-1, 1], the difference of its distribution function. The mean of the logarithm is less."""
     step, draws = 1 / 16, 2000
@@ -389,7 +389,7 @@ def test_an_adaptive_solver_finds_the_same_density(normal):
     torch.testing.assert_close(adaptive, log_likelihood(model, Gaussian(), x, uniform(50), rk4), rtol=0, atol=1e-5)
 
 
-def test_the_density_of_a_float32_model_is_that_of_the_same_weights_in_float64(normal):
+def test_the_density_in_float32_is_that_in_float64(normal):
     x, net = normal("x", 20, 2), smooth_net(2).float()
     single = log_likelihood(Model(net), Gaussian(), x.float(), uniform(20), rk4)
     double = log_likelihood(Model(net.double()), Gaussian(), x.float(), uniform(20), rk4)

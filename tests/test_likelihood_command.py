@@ -83,7 +83,7 @@ def refused(home, *arguments):
     return err
 
 
-def test_of_a_toy_it_is_the_likelihood_of_new_draws_and_the_divergence_from_their_law(home):
+def test_a_toy_has_a_likelihood_and_a_divergence(home):
     found, rows = measured(home, "runs/moons", "--num", 300)
     trained = runs.load(Path("runs/moons"))
     asked = asked_rows(trained, None, 300, None, 0)

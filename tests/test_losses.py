@@ -76,7 +76,7 @@ def test_gradients_are_those_of_finite_differences(loss, errors, normal):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_gradient_of_no_error_is_zero_and_those_of_huge_ones_are_finite(loss, dtype):
+def test_gradients_of_no_and_huge_errors_are_finite(loss, dtype):
     for size in (0.0, 1e-30, 1e-12, 1e12):
         error = torch.full((2, 3), size, dtype=dtype, requires_grad=True)
         found = loss(error)
@@ -103,7 +103,7 @@ def test_the_pseudo_huber_loss_of_one_value_is_that_of_scipy(normal):
 
 
 @pytest.mark.parametrize("dim", [1, 9, 400])
-def test_the_pseudo_huber_loss_is_a_square_near_zero_and_a_length_far_off(dim, normal):
+def test_pseudo_huber_is_square_near_zero_and_linear_far(dim, normal):
     loss, e = PseudoHuber(), torch.nn.functional.normalize(normal("e", 4, dim))
     d = 0.00054 * math.sqrt(dim)
     torch.testing.assert_close(
@@ -114,7 +114,7 @@ def test_the_pseudo_huber_loss_is_a_square_near_zero_and_a_length_far_off(dim, n
     )
 
 
-def test_the_pseudo_huber_loss_of_a_small_error_is_not_lost_in_float32():
+def test_pseudo_huber_keeps_small_errors_in_float32():
     """sqrt(e^2 + d^2) - d, as it is written, would be zero."""
     e = torch.full((1, 1), 1e-4)
     assert torch.sqrt(e**2 + 4) - 2 == 0

@@ -45,7 +45,7 @@ def test_so_many_of_every_batch_are_on_the_diagonal(n, diagonal):
         assert (s == t).sum() == round(diagonal * n)
 
 
-def test_the_place_in_a_batch_does_not_tell_which_are_on_the_diagonal():
+def test_the_diagonal_is_independent_of_the_place():
     still = torch.stack([torch.eq(*Intervals(diagonal=0.25)(8, generator(k, "times"))) for k in range(4000)])
     assert chisquare(still.sum(0).numpy()).pvalue > 1e-3
     together = still.double().T.corrcoef() - torch.eye(8)
@@ -60,7 +60,7 @@ def time_pairs(known_times):
     return known_times
 
 
-def test_intervals_are_between_the_lesser_and_the_larger_of_two_times(time_pairs):
+def test_intervals_are_between_two_ordered_times(time_pairs):
     t, s = Intervals(time_pairs.distribution, 0.0)(100_000, generator(0, "times"))
     assert (t.dtype, s.dtype) == (torch.float32, torch.float32)
     assert kstest(t.double().numpy(), lambda x: 1 - (1 - time_pairs.cdf(x)) ** 2).pvalue > 1e-3
@@ -209,7 +209,7 @@ def nets(classes=0):
     return one, two
 
 
-def test_the_first_weights_of_a_net_of_two_times_touch_no_global_state(global_state_untouched):
+def test_nets_of_two_times_touch_no_global_state(global_state_untouched):
     nets()
 
 
@@ -225,7 +225,7 @@ def test_a_net_of_two_times_starts_as_that_of_one(classes, normal):
     assert all(torch.equal(x, two.state_dict()[name]) for name, x in one.state_dict().items())
 
 
-def test_what_reads_the_second_time_learns_and_knows_nothing_of_it_where_both_are_one(normal):
+def test_the_second_time_is_learned_off_the_diagonal(normal):
     one, two = nets()
     x, (t, s) = normal("x", 20, 2).float(), normal("times", 2, 20).float().sigmoid()
     two(x, t, t).square().sum().backward()
@@ -239,7 +239,7 @@ def test_what_reads_the_second_time_learns_and_knows_nothing_of_it_where_both_ar
     assert (moved.abs().amax(1) > 1e-5).all()
 
 
-def test_a_flow_map_cannot_be_of_another_target_than_the_velocity(usable, recorder):
+def test_a_flow_map_predicts_the_velocity(usable, recorder):
     schedule, prediction = usable
     x, t = torch.zeros(3, 2), torch.full((3,), 0.5)
     if prediction.__name__ == "velocity":
@@ -298,7 +298,7 @@ BY_VELOCITY = {
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("made", BY_VELOCITY.values(), ids=BY_VELOCITY)
-def test_a_perceptron_learns_in_bfloat16_what_it_learns_in_float32(made, guidance, normal):
+def test_an_mlp_learns_in_bfloat16_as_in_float32(made, guidance, normal):
     model = Model(MLP(2, 16, 2, classes=3, two_times=True))
     pair = Pair(*(normal(end, 32, 2).float() for end in "01"), torch.arange(32) % 4)
     for velocity in (OfPairs(guidance, 3), OfTeacher(Guided(model.velocity, 3, guidance))):

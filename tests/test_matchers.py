@@ -43,7 +43,7 @@ class Told(nn.Module):
 
 @pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
 @pytest.mark.parametrize("name", MATCHERS)
-def test_flow_matching_looks_where_a_matcher_does_and_wants_its_velocity(name, shape, normal):
+def test_flow_matching_is_that_of_a_matcher(name, shape, normal):
     """The same ends, times and noise: the same points, and no loss at torchcfm's velocities."""
     matcher, schedule, bridge = (MATCHERS[name][0](SIGMA), *MATCHERS[name][1:])
     x0, x1 = normal("x0", 64, *shape), normal("x1", 64, *shape)
@@ -62,7 +62,7 @@ def test_flow_matching_looks_where_a_matcher_does_and_wants_its_velocity(name, s
     torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-10)
 
 
-def test_the_weighted_score_of_torchcfm_is_what_the_drift_adds_to_the_velocity(normal):
+def test_the_score_of_torchcfm_is_what_the_drift_adds(normal):
     """A net s with lambda s = -eps (arXiv 2307.03672) is sigma^2 / 2 times the score."""
     matcher, bridge = cfm.SchrodingerBridgeConditionalFlowMatcher(SIGMA), BrownianBridge(SIGMA)
     eps, t = normal("eps", 64, 1), torch.linspace(0.02, 0.98, 64, dtype=torch.float64)
@@ -87,14 +87,14 @@ def test_exact_pairs_are_the_plan_of_torchcfm(clouds):
 
 
 @pytest.mark.parametrize("reg", [1.0, 5.0])
-def test_the_sinkhorn_plan_is_that_of_torchcfm_at_the_same_absolute_regularisation(clouds, reg):
+def test_the_sinkhorn_plan_is_that_of_torchcfm(clouds, reg):
     mean = float((clouds[0].unsqueeze(1) - clouds[1]).square().sum(2).mean())
     plan = Sinkhorn(reg / mean, tolerance=1e-10, iterations=100_000).plan(*clouds).log_plan.exp()
     np.testing.assert_allclose(plan, OTPlanSampler("sinkhorn", reg=reg).get_map(*clouds), rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("sigma", [0.8, 2.0])
-def test_the_ends_of_the_schroedinger_bridge_are_those_of_torchcfm(clouds, sigma):
+def test_schroedinger_bridges_are_those_of_torchcfm(clouds, sigma):
     matcher = cfm.SchrodingerBridgeConditionalFlowMatcher(sigma, ot_method="sinkhorn")
     plan = SchroedingerBridge(sigma, tolerance=1e-10, iterations=100_000).plan(*clouds).log_plan.exp()
     np.testing.assert_allclose(plan, matcher.ot_sampler.get_map(*clouds), rtol=1e-5, atol=1e-9)
@@ -107,7 +107,7 @@ def test_the_wasserstein_distance_is_that_of_torchcfm(clouds):
 # differences that docs/matchers.md names
 
 
-def test_torchcfm_draws_pairs_with_replacement_and_flowgen_uses_every_row(clouds):
+def test_flowgen_uses_every_row_and_torchcfm_does_not(clouds):
     with globally_seeded(0):
         x0, _ = OTPlanSampler("exact").sample_plan(*clouds)
     coupled = ExactOT()(Pair(*clouds), generator(0, "pairs"))
@@ -123,7 +123,7 @@ def test_the_partial_plan_of_torchcfm_leaves_nothing_out(clouds):
     np.testing.assert_allclose(partial, whole, rtol=1e-3, atol=1e-8)
 
 
-def test_torchcfm_gives_each_label_a_source_of_its_own_and_flowgen_does_not(normal):
+def test_torchcfm_alone_ties_the_source_to_labels(normal):
     x0, labels = normal("x0", 400, 1), torch.arange(400) % 2
     x1 = 0.5 * normal("x1", 400, 1) + torch.where(labels == 0, -4.0, 4.0).unsqueeze(1)
     with globally_seeded(0):

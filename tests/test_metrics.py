@@ -27,7 +27,7 @@ def rotation(speed):
 
 @pytest.mark.parametrize("field", [translation, dilation])
 @pytest.mark.parametrize("steps", [1, 7, 50])
-def test_straight_lines_have_no_curvature_and_the_energy_of_their_length(normal, field, steps):
+def test_straight_lines_have_no_curvature(normal, field, steps):
     x = normal("x", 100, 2)
     found = geometry(field, x, uniform(steps))
     length = 25 if field is translation else 4 * x.square().sum(1).mean().item()
@@ -37,7 +37,7 @@ def test_straight_lines_have_no_curvature_and_the_energy_of_their_length(normal,
     torch.testing.assert_close(found.end, x + translation(x, None) if field is translation else 3 * x)
 
 
-def test_circles_have_the_energy_of_their_speed_and_the_straightness_of_their_chord(normal):
+def test_circles_have_the_energy_of_their_speed(normal):
     """|v| = w r throughout, and the chord of the angle w is 2 r sin(w / 2)."""
     x, speed = normal("x", 100, 2), 2.0
     square = x.square().sum(1).mean().item()
@@ -59,7 +59,7 @@ def test_euler_steps_on_circles_have_their_own_closed_form(normal):
     assert found.straightness == pytest.approx(energy - abs(turned - 1) ** 2 * square, rel=1e-9)
 
 
-def test_straightness_is_the_mean_square_distance_of_velocity_from_the_chord(normal):
+def test_straightness_is_the_distance_from_the_chord(normal):
     x, grid = normal("x", 30, 2), torch.tensor([0.0, 0.1, 0.5, 0.6, 1.0], dtype=torch.float64)
     found = geometry(rotation(3.0), x, grid)
     lengths = grid.diff()
@@ -91,7 +91,7 @@ def test_a_circle_has_the_curvature_of_its_turn_less_a_step(normal, steps, speed
         assert found == pytest.approx(abs(speed) * (1 - 1 / steps), rel=1e-4)
 
 
-def test_an_uneven_grid_turns_at_each_corner_by_the_step_before_it(normal):
+def test_an_uneven_grid_turns_by_the_step_before(normal):
     grid = torch.tensor([0.0, 0.1, 0.5, 0.6, 1.0], dtype=torch.float64)
     found = geometry(rotation(3.0), normal("x", 30, 2), grid).curvature
     assert found == pytest.approx(sum(math.atan(3 * h) for h in (0.1, 0.4, 0.1)), rel=1e-12)
@@ -137,7 +137,7 @@ def test_a_corner_has_the_curvature_of_its_angle(normal, angle):
     assert geometry(corner, normal("x", 5, 2), uniform(6)).curvature == pytest.approx(angle, rel=1e-7)
 
 
-def test_what_stands_still_has_no_curvature_and_counts_in_the_mean(normal):
+def test_what_stands_still_has_no_curvature(normal):
     x = normal("x", 40, 2)
     assert geometry(lambda x, t, cond=None: torch.zeros_like(x), x, uniform(5))[1:] == (0, 0, 0)
     half = (torch.arange(40) < 20).unsqueeze(1)
@@ -155,7 +155,7 @@ def test_the_geometry_of_images_is_that_of_their_pixels(normal):
 # the error of a solver
 
 
-def test_the_endpoint_error_is_the_root_of_the_mean_square_distance(normal):
+def test_the_endpoint_error_is_a_root_mean_square(normal):
     ends = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     assert endpoint_error(ends, ends + torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == pytest.approx(math.sqrt(25 / 2))
     assert endpoint_error(ends, ends) == 0

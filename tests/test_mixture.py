@@ -84,7 +84,7 @@ def known_ends(schedule):
     ids=["ddim", "dpm++2m", "unipc", "edm", "heun", "rk4"],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
-def test_with_the_exact_score_of_a_mixture_a_sampler_has_its_order(make, order, schedule):
+def test_samplers_have_their_order_on_a_mixture(make, order, schedule):
     mixture = Mixture(schedule)
     x, truth = known_ends(schedule)
     errors = [
@@ -115,7 +115,7 @@ def test_with_the_exact_score_of_a_mixture_a_sampler_has_its_order(make, order, 
     ids=["ddpm", "ddim-1", "ddim-0.5", "edm", "sde-0.5", "sde-1", "sde-1.5", "corrected"],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
-def test_with_the_exact_score_of_a_mixture_noise_keeps_the_marginal(make, schedule):
+def test_noise_keeps_the_marginal_of_a_mixture(make, schedule):
     """From the marginal of one time to that of another, along three directions."""
     mixture = Mixture(schedule)
     end = solve(mixture.velocity, mixture.sample(2000, FIRST), log_snr_between(schedule, 80), make(schedule))

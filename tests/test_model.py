@@ -27,7 +27,7 @@ def points(gaussian_flow, normal):
     return make
 
 
-def test_whatever_it_predicts_an_exact_model_has_the_exact_velocity(usable, gaussian_flow, exact_model, points):
+def test_an_exact_model_has_the_exact_velocity(usable, gaussian_flow, exact_model, points):
     schedule, prediction = usable
     flow, x = gaussian_flow(schedule), points(schedule)
     torch.testing.assert_close(
@@ -35,7 +35,7 @@ def test_whatever_it_predicts_an_exact_model_has_the_exact_velocity(usable, gaus
     )
 
 
-def test_whatever_it_predicts_an_exact_model_has_the_exact_score(usable, gaussian_flow, exact_model, points):
+def test_an_exact_model_has_the_exact_score(usable, gaussian_flow, exact_model, points):
     schedule, prediction = usable
     flow, x = gaussian_flow(schedule), points(schedule)
     torch.testing.assert_close(
@@ -74,7 +74,7 @@ def test_condition_and_both_times_reach_the_net(normal, recorder):
         assert torch.equal(net.seen[3], cond)
 
 
-def test_a_model_refuses_a_target_that_is_singular_where_sampling_starts(singular, recorder):
+def test_a_model_refuses_a_singular_prediction(singular, recorder):
     schedule, prediction = singular
     with pytest.raises(InputError, match="singular"):
         Model(recorder, schedule, prediction)
@@ -129,7 +129,7 @@ def test_all_times_have_their_own_features():
     assert features.shape == (101, TimeFeatures(4).size)
 
 
-def test_time_features_are_time_and_points_on_circles_at_half_turns():
+def test_time_features_are_time_and_fourier_features():
     """Each frequency k adds a point of a unit circle, with speed pi k; a half turn keeps the ends of time apart."""
     t, one = torch.linspace(0, 1, 50), torch.ones(50)
     features, speed = torch.func.jvp(TimeFeatures(3), (t,), (one,))

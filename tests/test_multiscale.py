@@ -105,7 +105,7 @@ def test_points_that_are_all_equal_are_permuted(rng, d):
 
 
 @pytest.mark.parametrize("d", [2, 5])
-def test_rows_that_occur_many_times_are_permuted_and_cost_little(made, rng, d):
+def test_repeated_rows_are_permuted_and_cost_little(made, rng, d):
     few = made(6, d)
     pair = Pair(made(1500, d).x0, few.x1.repeat(250, 1), torch.arange(1500).double())
     coupled = MultiscaleOT()(pair, rng)
@@ -194,7 +194,7 @@ def coupled_rows(pair, seed):
     return MultiscaleOT()(pair, generator(seed, "moved")).cond.long()
 
 
-def test_in_the_plane_many_rows_cost_no_more_than_exact_groups_of_512():
+def test_many_rows_cost_no_more_than_exact_groups_of_512():
     ends, ratios = IndependentPairs(Gaussian(), eight_gaussians()), []
     for seed in range(2):
         pair = ends(8192, generator(seed, "pairs"))
@@ -224,7 +224,7 @@ def test_each_group_is_solved_as_it_is_alone(made):
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_labels_stay_with_their_sources_in_large_and_small_classes(normal, rng, prepared):
+def test_labels_keep_sources_in_large_and_small_classes(normal, rng, prepared):
     labels = torch.cat([torch.zeros(1300), torch.ones(1100), torch.full((70,), 2.0), torch.full((1,), 3.0)]).long()
     labels = labels[torch.randperm(len(labels), generator=rng)]
     number = torch.arange(len(labels))
@@ -244,7 +244,7 @@ def test_labels_stay_with_their_sources_in_large_and_small_classes(normal, rng, 
 @pytest.mark.parametrize(
     ("group", "rows", "anchors"), [(0, 1024, 0), (1024, 9999, 0), (1600, 9999, 1600), (0, 1600, 1600)]
 )
-def test_anchors_are_prepared_for_groups_that_need_them_and_are_few(made, group, rows, anchors):
+def test_anchors_are_prepared_for_groups_that_need_them(made, group, rows, anchors):
     drawn = []
     MultiscaleOT(group).prepared(rows, lambda n: drawn.append(n) or made(n, 2))
     assert sum(drawn) == anchors
@@ -281,7 +281,7 @@ def test_anchors_without_potentials_are_as_optimal(made, d, constant):
     assert mean_cost(Pair(found.x0, found.x1)) == pytest.approx(cost[rows, columns].mean(), rel=1e-5)
 
 
-def test_potentials_of_anchors_solve_the_dual_problem_and_are_tight_on_the_pairs(anchors):
+def test_potentials_of_anchors_solve_the_dual_problem(anchors):
     found, _ = anchors
     slack = torch.from_numpy(cdist(found.x0, found.x1, "sqeuclidean")) - found.potentials.double()
     f = slack.min(1).values
@@ -290,7 +290,7 @@ def test_potentials_of_anchors_solve_the_dual_problem_and_are_tight_on_the_pairs
     torch.testing.assert_close(slack.diagonal(), f, rtol=0, atol=1e-4)
 
 
-def test_an_anchor_leads_its_source_to_an_end_that_is_best_for_it(anchors):
+def test_an_anchor_leads_its_source_to_its_best_end(anchors):
     """To its own by the tree; by the potentials to one that is as good: at a vertex of the dual there are others."""
     found, _ = anchors
     if found.x0.shape[1] < TREE_BELOW:
@@ -304,7 +304,7 @@ def test_an_anchor_leads_its_source_to_an_end_that_is_best_for_it(anchors):
 
 
 @pytest.mark.parametrize("d", [2, 4])
-def test_what_anchors_lead_to_is_near_where_the_optimum_takes_a_row(normal, d):
+def test_anchors_lead_near_the_optimum(normal, d):
     """Between two Gaussian laws the optimum is affine: x to 3 x + 5."""
     x0, x1 = normal("a", 1500, d).float(), 3 * normal("b", 1500, d).float() + 5
     x = normal("c", 500, d).float()
@@ -338,7 +338,7 @@ def test_halving_once_more_halves_the_parts_that_there_are(normal, d, levels):
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
-def test_a_set_is_halved_by_its_own_medians_along_directions_that_all_sets_share(normal, d):
+def test_a_set_is_halved_by_its_own_medians(normal, d):
     x = normal("x", 1000, d).float()
     moved = 4 * x + 100  # powers of two, and an offset that is small beside the rows' differences
     orders = _divided([x, x.clone(), moved], 4, generator(0, "halves"))

@@ -65,13 +65,13 @@ def test_samples_far_from_the_data_have_none_of_it(normal, dim):
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_samples_of_one_of_two_clusters_are_right_about_half_of_the_data(normal, k):
+def test_samples_of_one_cluster_cover_half_of_the_data(normal, k):
     one, two = clusters(normal, 40)
     found = manifold(one, torch.cat([one, two]), k)
     assert found == pytest.approx((1, 0.5, (k + 1) / k, 0.5), rel=1e-12)
 
 
-def test_data_of_one_of_two_clusters_of_samples_makes_half_of_them_wrong(normal):
+def test_data_of_one_cluster_makes_half_of_samples_wrong(normal):
     one, two = clusters(normal, 40)
     assert manifold(torch.cat([one, two]), one) == pytest.approx((0.5, 1, (6 / 5) / 2, 1), rel=1e-12)
 
@@ -89,7 +89,7 @@ def test_one_far_row_of_data_fools_precision_but_not_density(normal):
 @pytest.mark.parametrize("dim", [2, 4, WIDE])
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("unit", [1.0, 0.1])
-def test_balls_of_whole_numbers_hold_the_many_rows_on_their_edges(dim, k, unit):
+def test_balls_of_whole_numbers_hold_their_edges(dim, k, unit):
     """Squares of distances are whole numbers too: another reach is no matter of rounding."""
     rng = np.random.default_rng(dim)
     top = 2 if dim == WIDE else 9
@@ -159,7 +159,7 @@ def test_four_neighbours_are_found_among_five_rows(normal):
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_the_nearest_row_is_that_of_brute_force_and_of_equal_rows_the_first(normal, dim, pairs_held):
+def test_the_nearest_row_is_that_of_brute_force(normal, dim, pairs_held):
     data = normal("data", 40, dim)
     data = torch.cat([data, data.flip(0), data[:3] + 5])
     x = normal("x", 60, dim)
@@ -191,7 +191,7 @@ def test_the_ratio_is_between_0_and_1(normal, dim):
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_exact_copies_are_counted_however_often_the_data_holds_the_row(normal, dim, times, offset):
+def test_exact_copies_of_repeated_rows_are_counted(normal, dim, times, offset):
     """The data is offset from the origin and said `times` over; a third of the samples are its rows."""
     data = normal("data", 90, dim) + offset
     x = torch.cat([data[:20], normal("x", 40, dim) + offset + 1000])
@@ -211,7 +211,7 @@ def test_the_middle_between_two_rows_is_no_copy_of_either():
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @pytest.mark.parametrize("threshold", [1 / 3, 0.7])
-def test_fresh_draws_look_like_copies_as_often_as_balls_are_smaller(dim, threshold):
+def test_fresh_draws_look_like_copies_as_expected(dim, threshold):
     """Where data is locally uniform, d1 / d2 < r where the nearest falls in a ball of r^d the volume."""
     shares = []
     for draw in range(40):
@@ -241,7 +241,7 @@ def test_a_second_row_of_data_is_needed(normal):
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_near_copies_are_counted_however_often_the_data_holds_the_row(normal, times):
+def test_near_copies_of_repeated_rows_are_counted(normal, times):
     """A row that is there twice is no nearer second neighbour of itself."""
     data = normal("data", 200, 2)
     assert copies(data + 1e-6 * normal("noise", 200, 2), data.repeat(times, 1)) == 1
@@ -298,7 +298,7 @@ def test_blocks_that_are_done_with_give_their_memory_back():
     assert int(grown) / 1024 < 500
 
 
-def test_neighbours_of_float32_are_those_of_the_same_numbers_in_float64(normal):
+def test_neighbours_in_float32_are_those_in_float64(normal):
     x, data = normal("x", 70, 3).float(), normal("data", 90, 3).float()
     assert manifold(x, data) == manifold(x.double(), data.double())
     assert torch.equal(nearest_ratio(x, data), nearest_ratio(x.double(), data.double()))

@@ -115,7 +115,7 @@ def test_channels_last_is_the_same_image(make, inputs):
     torch.testing.assert_close(there, net(x, *rest), rtol=1e-4, atol=1e-5)
 
 
-def test_under_autocast_a_prediction_is_nearly_the_same_and_keeps_its_type(make, inputs):
+def test_autocast_keeps_a_prediction_and_its_type(make, inputs):
     net = awake(make())
     exact = net(*inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -93,7 +93,7 @@ def refused(home, *arguments):
     return err
 
 
-def test_the_command_keeps_a_classifier_and_says_how_often_it_is_right(home):
+def test_the_command_keeps_a_classifier_with_its_accuracy(home):
     arguments = ("train-classifier", "runs/bare", "--steps", 200, "--batch-size", 128, "--overwrite")
     before = set(Path("runs/bare").iterdir())
     code, out, _ = home(*arguments)
@@ -220,7 +220,7 @@ def test_a_classifier_draws_a_class_of_a_run_without_labels(home):
     torch.testing.assert_close(made, exact)
 
 
-def test_without_a_label_its_classes_are_as_frequent_as_in_the_data(home):
+def test_classes_without_a_label_are_as_in_the_data(home):
     x = drawn(home, "runs/bare", "--num", 1000, "--classifier-guidance", 3, "--steps", 20)
     shares = nearest(x).bincount(minlength=3) / 1000
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.25, 0.25]), rtol=0, atol=0.07)

@@ -57,7 +57,7 @@ def test_stratified_times_fall_one_in_each_stratum(n):
         assert torch.equal((t * n).floor().long().sort().values, torch.arange(n))
 
 
-def test_the_place_in_a_batch_tells_nothing_of_a_stratified_time():
+def test_a_stratified_time_is_independent_of_its_place():
     first = torch.stack([Stratified()(4, generator(seed, "times"))[0] for seed in range(2000)])
     assert kstest(first.numpy(), "uniform").pvalue > 1e-3
 
@@ -97,7 +97,7 @@ def test_log_normal_times_have_that_law_of_noise_on_every_path(schedule, mean, s
     assert kstest(((c.sigma / c.alpha).log().numpy() - mean) / std, truncnorm(*bounds).cdf).pvalue > 1e-3
 
 
-def test_a_log_normal_law_of_noise_is_a_logit_normal_law_of_time_on_the_straight_path():
+def test_log_normal_noise_is_logit_normal_time_when_linear():
     quantiles = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     found = LogNormal(-0.4, 1.3).times(quantiles, Linear(), (0.0, 1.0))
     exact = torch.sigmoid(torch.from_numpy(norm(0.4, 1.3).ppf(quantiles.numpy())))
@@ -197,7 +197,7 @@ def test_flow_matching_is_least_at_the_conditional_expectation(usable, matched):
     assert (slope.mean(0).abs() < 4.5 * slope.std(0) / DRAWS**0.5 + 1e-12).all()
 
 
-def test_flow_matching_of_a_gaussian_is_the_conditional_variance(schedule, gaussian_flow, exact_model, normal):
+def test_the_loss_of_a_gaussian_is_the_conditional_variance(schedule, gaussian_flow, exact_model, normal):
     """Whatever the prediction y = a x1 + b x0, at the optimum the loss is the mean of Var(y | x_t) over time."""
     flow = gaussian_flow(schedule)
     pair = Pair(normal("source", DRAWS, 2), flow.mean + flow.std * normal("data", DRAWS, 2))
@@ -279,7 +279,7 @@ def test_the_losses_of_a_batch_are_those_of_its_parts(usable, known_times, shape
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 4, 5)])
-def test_the_losses_of_a_batch_with_a_bridge_are_those_of_its_parts(schedule, bridge, shape, normal):
+def test_losses_with_a_bridge_are_those_of_the_parts(schedule, bridge, shape, normal):
     pair = Pair(normal("x0", 8, *shape), normal("x1", 8, *shape), torch.arange(8))
     model, objective = Model(Sum(), schedule), FlowMatching(Stratified(), bridge)
     torch.testing.assert_close(in_rows(objective, model, pair), objective(model, pair, generator(0, "objective")))
@@ -323,7 +323,7 @@ def gaussian_pair(normal):
     return lambda flow: Pair(normal("source", DRAWS, 2), flow.mean + flow.std * normal("data", DRAWS, 2))
 
 
-def test_flow_matching_with_a_bridge_is_least_at_the_marginal_velocity(schedule, bridge, gaussian_flow, gaussian_pair):
+def test_the_minimiser_with_a_bridge_is_the_velocity(schedule, bridge, gaussian_flow, gaussian_pair):
     flow = gaussian_flow(schedule)
     model = Model(Tilted(BridgedNet(flow, bridge)), schedule)
     slope = slopes(model, gaussian_pair(flow), FlowMatching(bridge=bridge))
@@ -351,7 +351,7 @@ def inner(n, generator):
 
 @pytest.mark.parametrize("sigma", [0.1, 1.0])
 @pytest.mark.parametrize("bridge", [ConstantBridge, BrownianBridge])
-def test_points_and_velocities_with_a_bridge_are_those_of_torchcfm(bridge, sigma, normal, recorder):
+def test_points_with_a_bridge_are_those_of_torchcfm(bridge, sigma, normal, recorder):
     """torchcfm's noise is read off the point, and is standard normal; its velocity at the point is the target."""
     from torchcfm import conditional_flow_matching as cfm
 

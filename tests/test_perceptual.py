@@ -46,7 +46,7 @@ def test_pairs_that_are_known_have_no_loss(usable, normal):
 
 
 @pytest.mark.parametrize("weight", [0.5, 3.0])
-def test_features_of_a_straight_path_weigh_errors_of_the_velocity_alike_at_all_times(normal, weight):
+def test_features_weigh_errors_alike_at_all_times(normal, weight):
     """For features A x: |e| + weight |A e|, e the error of the velocity, whatever the time."""
     pair, miss = ends(normal), torch.tensor([0.3, -1.0, 0.2])
     model = Model(Knows(pair, Linear(), predictions.velocity, miss))

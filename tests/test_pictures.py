@@ -100,7 +100,7 @@ def test_a_folder_gives_back_its_images(tmp_path, channels):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["samples"]
 
 
-def test_names_are_the_numbers_of_samples_and_labels_go_with_them(tmp_path):
+def test_names_are_the_numbers_of_samples(tmp_path):
     write_folder(tmp_path / "a", [noise(3, 1, 4, 4)], start=999_999, labels=torch.tensor([4, 0, 2]))
     with (tmp_path / "a/labels.csv").open() as file:
         assert list(csv.reader(file)) == [

@@ -61,7 +61,7 @@ def test_a_prediction_gives_both_ends_back(schedule, prediction, pair):
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), VP()], ids=str)
-def test_v_is_the_velocity_in_the_angle_where_variance_is_preserved(schedule, pair):
+def test_v_is_the_velocity_in_the_angle(schedule, pair):
     """With alpha = sin(phi) and sigma = cos(phi), dx/dphi is -v."""
     c = schedule.coeffs(TIMES)
     angle = torch.atan2(c.alpha, c.sigma)
@@ -75,9 +75,7 @@ def test_v_is_the_velocity_in_the_angle_where_variance_is_preserved(schedule, pa
     )
 
 
-def test_conversions_turn_the_exact_expectations_of_a_gaussian_into_each_other(
-    schedule, prediction, gaussian_flow, normal
-):
+def test_conversions_agree_on_a_gaussian(schedule, prediction, gaussian_flow, normal):
     flow = gaussian_flow(schedule)
     mean, std = flow.moments(0.6)
     x, t = mean + std * normal("points", 40, 2), torch.full((40,), 0.6, dtype=torch.float64)
@@ -123,7 +121,7 @@ def test_a_span_is_as_wide_as_it_can_be(usable, pair):
     assert bool(finite) == (hi == 1)
 
 
-def test_targets_that_say_nothing_of_the_data_at_the_start_are_refused(singular, pair):
+def test_predictions_without_data_at_the_start_are_refused(singular, pair):
     schedule, prediction = singular
     assert not recovered(schedule, prediction, pair, 0.0).isfinite().all()
     with pytest.raises(InputError, match=prediction.__name__):

@@ -120,7 +120,7 @@ def test_so_many_tasks_are_done_while_the_first_result_is_used(threads):
     results.close()
 
 
-def test_without_threads_tasks_are_done_here_when_they_are_asked_for():
+def test_without_threads_tasks_are_done_when_asked_for():
     begun = []
     results = in_order([lambda: begun.append(threading.current_thread())] * 3, 0, 2)
     assert not begun
@@ -144,7 +144,7 @@ def test_what_a_task_raises_is_raised_in_its_place(threads, error):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_closing_waits_for_the_tasks_under_way_and_drops_the_rest(threads):
+def test_closing_waits_for_the_tasks_under_way(threads):
     begun, ended, before = [], [], threading.active_count()
 
     def task(k):

@@ -155,7 +155,7 @@ def test_fields_that_are_given_win_over_the_size():
     assert (made.depth, made.width) == (1, DIT_SIZES["tiny"]["width"])
 
 
-def test_another_size_has_its_own_fields_where_those_of_one_are_recorded():
+def test_another_size_has_fields_of_its_own():
     tree = make_config({"data": "digits", "net": {"name": "unet", "size": "small", "dropout": 0.3}}).model_dump()
     made = make_config(override(tree, "net.size", "base")).net
     assert made == make_config({"data": "digits", "net": {"name": "unet", "size": "base"}}).net
@@ -241,7 +241,7 @@ def finish(run):
 
 
 @pytest.mark.parametrize("train", [{"lr_schedule": "cosine"}, {"warmup": 500}, {"lr_schedule": "cosine", "warmup": 5}])
-def test_a_run_whose_rates_hang_on_its_length_is_not_made_longer(tmp_path, train):
+def test_a_run_whose_rates_hang_on_length_stays_as_long(tmp_path, train):
     run = finish(create(tmp_path / "run", steps=20, **train))
     with pytest.raises(InputError, match=r"--resume cannot change train.steps from 20 to 30"):
         run.extended({"train": {"steps": 30}})

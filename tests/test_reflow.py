@@ -11,9 +11,7 @@ from flowgen.samplers.ode import rk4
 from flowgen.schedules import Linear
 
 
-def test_reflow_pairs_each_source_point_with_where_the_exact_flow_takes_it(
-    schedule, gaussian_flow, exact_model, normal
-):
+def test_reflow_pairs_points_with_where_the_flow_ends(schedule, gaussian_flow, exact_model, normal):
     exact = gaussian_flow(schedule)
     model = exact_model(exact, predictions.v)
     grid = log_snr(schedule, 150, *model.span)

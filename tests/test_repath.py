@@ -40,7 +40,7 @@ def test_an_exact_model_is_exact_on_any_path(repathed, normal):
 
 
 @pytest.mark.whole
-def test_a_model_on_another_path_starts_where_it_has_seen_the_noise(repathed):
+def test_another_schedule_starts_where_noise_was_seen(repathed):
     model, _ = repathed
     old = model.net.model
     first = torch.tensor(model.span[0], dtype=torch.float64)

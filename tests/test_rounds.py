@@ -97,7 +97,7 @@ def test_a_guided_parent_is_measured_as_its_pairs_were_made(trained, table, tmp_
 
 
 @pytest.mark.parametrize("path", ["cosine", "ve"])
-def test_a_parent_on_another_path_starts_where_its_sampling_does(tmp_path, path):
+def test_a_parent_on_another_schedule_starts_as_its_samples(tmp_path, path):
     tree = {
         "data": "moons",
         "schedule": path,
@@ -140,7 +140,7 @@ def test_what_cannot_be_measured_is_said(trained, table, teacher, tmp_path):
 # what is kept
 
 
-def test_what_is_known_of_the_same_weights_is_not_measured_again(teacher, tmp_path, monkeypatch):
+def test_figures_of_the_same_weights_are_kept(teacher, tmp_path, monkeypatch):
     one = reflowed(teacher, tmp_path / "one")
     first = measure_round(one)
     two = reflowed(one, tmp_path / "two", **{"train.steps": 20})
@@ -179,7 +179,7 @@ def test_figures_that_were_measured_otherwise_are_measured_anew(teacher, tmp_pat
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"how": 3}', None])
-def test_figures_of_other_weights_or_in_a_damaged_file_are_measured_anew(teacher, tmp_path, damage):
+def test_figures_of_other_weights_are_measured_anew(teacher, tmp_path, damage):
     run = reflowed(teacher, tmp_path / "one")
     first = measure_round(run)
     if damage is None:
@@ -193,7 +193,7 @@ def test_figures_of_other_weights_or_in_a_damaged_file_are_measured_anew(teacher
         assert measure_round(run) == first
 
 
-def test_the_first_flow_is_the_last_ancestor_that_is_there_as_it_was(teacher, tmp_path):
+def test_the_first_flow_is_the_last_ancestor_there(teacher, tmp_path):
     one = reflowed(teacher, tmp_path / "one")
     two = reflowed(one, tmp_path / "two")
     three = reflowed(two, tmp_path / "three")
@@ -213,7 +213,7 @@ def test_the_first_flow_is_the_last_ancestor_that_is_there_as_it_was(teacher, tm
     ("straightness", "gain"),
     [((2.0, 2.0, 0.5), 0.75), ((2.0, 0.5, 0.1), 0.2), ((2.0, 0.5, 0.5), 0.0), ((2.0, 0.5, 0.7), -0.1)],
 )
-def test_the_gain_is_what_a_round_takes_of_the_bends_of_the_first_flow(straightness, gain):
+def test_the_gain_is_the_share_of_bends_removed(straightness, gain):
     assert a_round(*((x, 1.0) for x in straightness)).gain == pytest.approx(gain)
 
 
@@ -230,7 +230,7 @@ def test_the_gain_is_what_a_round_takes_of_the_bends_of_the_first_flow(straightn
         (2.0, math.nan, 0.0, True),
     ],
 )
-def test_a_flow_has_drifted_that_is_worse_than_the_first_and_than_noise(first, made, floor, drifted):
+def test_a_flow_worse_than_the_first_has_drifted(first, made, floor, drifted):
     assert a_round((1.0, first), (1.0, 1.0), (1.0, made), floor).drifted == drifted
 
 

@@ -101,7 +101,7 @@ def test_a_run_can_be_made_longer_bit_for_bit(tmp_path):
     assert_same(finish(longer), finish(create(tmp_path / "whole")))
 
 
-def test_what_was_written_after_the_last_checkpoint_is_written_again(tmp_path):
+def test_lines_after_the_last_checkpoint_are_rewritten(tmp_path):
     """A kill leaves log lines that no checkpoint has, and the last of them may be cut short."""
     run = create(tmp_path / "run")
     steps = runs.train(run)
@@ -137,7 +137,7 @@ def test_nothing_touches_the_global_random_states(tmp_path):
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
-def test_the_log_holds_the_mean_of_the_losses_since_the_line_before(tmp_path):
+def test_the_log_holds_means_since_the_line_before(tmp_path):
     run = create(tmp_path / "run")
     losses = [progress.loss for progress in runs.train(run)]
     lines = run.history()
@@ -151,7 +151,7 @@ def test_only_the_newest_checkpoints_are_kept(teacher):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no digest", "no tensors"])
-def test_a_damaged_checkpoint_is_named_refused_and_the_one_before_goes_on(tmp_path, damage):
+def test_after_a_damaged_checkpoint_the_one_before_resumes(tmp_path, damage):
     whole = finish(create(tmp_path / "whole", steps=35))
     run = leave(create(tmp_path / "run", steps=35), 25)
     before, newest = checkpoints.find(run.checkpoints)
@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     assert_same(finish(run), whole)
 
 
-def test_a_loss_that_turns_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+def test_a_nan_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     def poisoned(self, model, pair, generator):
         loss = clean(self, model, pair, generator)
         return loss * math.nan if next(calls) == 23 else loss
@@ -213,7 +213,7 @@ def test_there_is_no_pickle_in_a_run_folder(teacher):
     assert not any(b"ctorch" in path.read_bytes() or path.read_bytes().startswith(b"\x80") for path in files)
 
 
-def test_weights_load_without_the_run_having_seen_its_data_again(tmp_path):
+def test_weights_load_without_the_data(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("a,b,c\n" + "\n".join(f"{i},{i % 7},{i * i}" for i in range(50)))
     run = finish(create(tmp_path / "run", data=str(table)))
@@ -286,7 +286,7 @@ def pairs_of(run):
     return stored_pairs(run).pair
 
 
-def test_a_reflow_names_its_parent_by_hash_and_starts_from_its_weights(teacher, tmp_path):
+def test_a_reflow_starts_from_its_parents_weights(teacher, tmp_path):
     run = reflowed(teacher, tmp_path / "child")
     assert run.config.reflow.parent_hash == checkpoints.file_hash(teacher.weights)
     pairs_of(run)
@@ -380,7 +380,7 @@ class Board:
         self.told.append((name, step))
 
 
-def test_a_run_that_goes_on_forgets_what_tensorboard_has_of_later_steps(tmp_path, monkeypatch):
+def test_a_resumed_run_drops_later_steps_of_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setattr(Board, "told", [])
     for module in (log, folder):
         monkeypatch.setattr(module, "board", lambda: Board)

@@ -40,7 +40,7 @@ def drawn(flowgen, runs, tmp_path):
 
 
 @pytest.mark.parametrize("solver", SAMPLERS)
-def test_every_sampler_draws_from_a_diffusion_and_row_i_is_that_of_the_seed(drawn, solver):
+def test_every_sampler_draws_row_i_of_the_seed(drawn, solver):
     few, told = drawn("vp", "--num", 70, "--solver", solver, "--steps", 6)
     many, _ = drawn("vp", "--num", 130, "--solver", solver, "--steps", 6)
     other, _ = drawn("vp", "--num", 70, "--solver", solver, "--steps", 6, "--seed", 1)
@@ -76,7 +76,7 @@ def test_the_same_samples_come_by_another_path(drawn):
 
 @pytest.mark.parametrize("run", ["ot", "bridge"])
 @pytest.mark.parametrize("solver", ["ddpm", "sde", "pc", "langevin"])
-def test_noise_where_the_velocity_does_not_say_the_score_is_refused(flowgen, runs, run, solver):
+def test_noise_without_a_score_is_refused(flowgen, runs, run, solver):
     code, _, err = flowgen("sample", runs / run, "--solver", solver)
     assert code == 2
     assert "independent" in err
@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(flowgen, runs, tmp_path, o
     assert not (tmp_path / "none.npy").exists()
 
 
-def test_samplers_are_measured_like_solvers_but_for_an_error_that_noise_has_not(flowgen, runs, tmp_path):
+def test_samplers_are_measured_like_solvers(flowgen, runs, tmp_path):
     measured = {}
     for solver in ("dpm++2m", "ddpm"):
         code, told, err = flowgen(

@@ -109,7 +109,7 @@ def test_noise_keeps_the_marginals_at_weak_order_one(make, schedule, gaussian_fl
 
 
 @pytest.mark.parametrize("churned", [(0.0, math.inf), (0.2, 3.0)])
-def test_churn_that_shrinks_with_the_steps_keeps_them_at_order_two(churned, schedule, gaussian_flow, errors):
+def test_churn_that_shrinks_with_steps_keeps_order_two(churned, schedule, gaussian_flow, errors):
     lo, hi = churned
     slope, error = order(errors, lambda steps: EDMSampler(schedule, 8 / steps, lo, hi), gaussian_flow(schedule))
     assert slope == pytest.approx(2, abs=0.1)
@@ -185,7 +185,7 @@ def test_whole_walks_lead_near_the_data(name, schedule, gaussian_flow, law):
 
 
 @pytest.mark.parametrize("snr", [0.05, 0.3])
-def test_moves_at_a_level_settle_at_its_marginal_but_for_their_length(snr, schedule, gaussian_flow, law):
+def test_moves_at_a_level_settle_at_its_marginal(snr, schedule, gaussian_flow, law):
     """x + e score + sqrt(2 e) z has the stationary variance V / (1 - e / (2 V)) on N(m, V)."""
     flow, t = gaussian_flow(schedule), 0.6
     mean, std = flow.moments(t)
@@ -200,7 +200,7 @@ def test_moves_at_a_level_settle_at_its_marginal_but_for_their_length(snr, sched
     torch.testing.assert_close(other**2, (1 - shrunk) * v / (1 - e / (2 * v)), rtol=1e-9, atol=0)
 
 
-def test_the_moves_of_a_corrected_step_are_those_of_langevin_after_it(schedule, gaussian_flow, law):
+def test_a_corrected_step_ends_with_moves_of_langevin(schedule, gaussian_flow, law):
     flow, grid = gaussian_flow(schedule), torch.tensor([0.4, 0.5], dtype=torch.float64)
     predicted = law(DDIM(schedule, 1.0), flow, grid, *flow.moments(0.4))
     both = law(PredictorCorrector(DDIM(schedule, 1.0), schedule, 0.2, steps=3), flow, grid, *flow.moments(0.4))
@@ -253,7 +253,7 @@ def test_the_score_is_read_from_the_velocity(schedule, gaussian_flow, normal):
     torch.testing.assert_close(ScoreOf(flow.velocity, schedule)(x, t), flow.score(x, t), rtol=1e-6, atol=1e-8)
 
 
-def test_the_reverse_diffusion_has_its_level_and_rests_where_it_is_infinite(schedule):
+def test_the_reverse_diffusion_has_its_level(schedule):
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     for level in (0.0, 0.3, 2.0):
         torch.testing.assert_close(ReverseTime(schedule, level)(t), level * schedule.diffusion(t))
@@ -282,7 +282,7 @@ def make(request):
     return request.param
 
 
-def test_a_row_has_the_noise_of_its_number_in_whatever_batch_it_is(make, gaussian_flow, normal):
+def test_a_row_has_the_noise_of_its_number_in_any_batch(make, gaussian_flow, normal):
     for schedule in (Linear(), VP()):
         flow, x, grid = gaussian_flow(schedule), normal("x", 150, 2), uniform(4, 0, 0.9)
         whole = solve(flow.velocity, x, grid, make(schedule, 4).at(7))

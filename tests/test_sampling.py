@@ -105,7 +105,7 @@ def test_a_sample_does_not_depend_on_the_number_of_threads(net_model):
     assert torch.equal(one, two)
 
 
-def test_fixed_step_samples_keep_their_identity_with_every_solver(fixed_step):
+def test_samples_keep_their_identity_with_every_solver(fixed_step):
     model, (solver, _) = Model(MLP(2, 16, 1)), fixed_step
     assert torch.equal(drawn(model, 10, 64, solver=solver), drawn(model, 200, 8192, solver=solver)[:10])
 
@@ -153,7 +153,7 @@ def test_pairs_are_source_points_and_their_ends(net_model):
     assert torch.equal(net_model.scaling.undo(pair.x1), drawn(net_model, 100, 8192))
 
 
-def test_sampling_leaves_global_state_gradients_and_weights_alone(net_model, global_state_untouched):
+def test_sampling_leaves_global_state_alone(net_model, global_state_untouched):
     before = [p.clone() for p in net_model.parameters()]
     x = drawn(net_model, 10, 64)
     assert not x.requires_grad
@@ -194,7 +194,7 @@ def test_no_samples_and_no_chunks_are_refused(num, chunk):
         sample(Model(MLP(2)), Gaussian(), num, uniform(1), euler, chunk=chunk)
 
 
-def test_samples_of_an_exact_model_are_as_near_to_the_data_as_data_is(gaussian_flow, exact_model, normal):
+def test_exact_samples_are_as_near_to_data_as_data_is(gaussian_flow, exact_model, normal):
     exact = gaussian_flow(Linear())
 
     ends = flow(exact_model(exact, predictions.velocity), normal("source", 800, 2), uniform(40), rk4)

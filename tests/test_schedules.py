@@ -31,7 +31,7 @@ def test_derivatives_are_those_of_alpha_and_sigma(schedule):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_path_ends_on_the_data_exactly_or_on_the_blur_that_it_was_asked_for(schedule, dtype):
+def test_a_schedule_ends_on_the_data_or_its_blur(schedule, dtype):
     c = schedule.coeffs(torch.ones(3, dtype=dtype))
     assert torch.equal(c.alpha, torch.ones(3, dtype=dtype))
     torch.testing.assert_close(c.sigma, torch.full((3,), blur(schedule), dtype=dtype), rtol=2e-6, atol=0)
@@ -136,7 +136,7 @@ def test_the_offset_cosine_is_that_of_the_paper(offset):
 
 
 @pytest.mark.parametrize(("steps", "beta_min", "beta_max"), [(1000, 1e-4, 0.02), (7, 0.05, 0.9)])
-def test_ddpm_keeps_the_share_of_data_that_each_of_its_steps_leaves(steps, beta_min, beta_max):
+def test_ddpm_keeps_the_share_of_data_of_each_step(steps, beta_min, beta_max):
     schedule, alpha = DDPM(steps, beta_min, beta_max), 1.0
     for k, beta in enumerate(np.linspace(beta_min, beta_max, steps), start=1):
         alpha *= math.sqrt(1 - beta)
@@ -144,7 +144,7 @@ def test_ddpm_keeps_the_share_of_data_that_each_of_its_steps_leaves(steps, beta_
         assert found == pytest.approx(alpha, rel=1e-11)
 
 
-def test_ddpm_of_many_steps_is_the_variance_preserving_diffusion():
+def test_ddpm_of_many_steps_is_vp():
     t, errors = torch.linspace(0, 1, 101, dtype=torch.float64), []
     for steps in (500, 1000, 2000):
         few, limit = DDPM(steps, 0.1 / steps, 20 / steps).coeffs(t), VP().coeffs(t)
@@ -278,7 +278,7 @@ def test_the_derivative_of_a_bridge_is_that_of_its_width(bridge):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_bridge_is_finite_on_its_span_and_keeps_the_shape_and_type_of_time(bridge, dtype):
+def test_a_bridge_is_finite_on_its_span(bridge, dtype):
     t = torch.tensor([bridge.span, (0.3, 0.5)], dtype=dtype)
     for value in bridge.gamma(t):
         assert value.isfinite().all()
@@ -286,7 +286,7 @@ def test_a_bridge_is_finite_on_its_span_and_keeps_the_shape_and_type_of_time(bri
 
 
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 3.0])
-def test_a_brownian_bridge_has_the_variance_of_a_pinned_random_walk(sigma, normal):
+def test_a_brownian_bridge_has_its_variance(sigma, normal):
     """n independent steps of variance sigma^2 / n that sum to W: the walk less t W returns to zero."""
     walks, n = 20_000, 16
     walk = (sigma / n**0.5 * normal("steps", walks, n)).cumsum(1)
@@ -298,7 +298,7 @@ def test_a_brownian_bridge_has_the_variance_of_a_pinned_random_walk(sigma, norma
     assert ((pinned[:, :-1].square().mean(0).sqrt() / width[:-1] - 1).abs() < 4 / (2 * walks) ** 0.5).all()
 
 
-def test_a_brownian_bridge_is_zero_at_both_ends_and_symmetric_between_them():
+def test_a_brownian_bridge_is_zero_at_both_ends():
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     width, slope = BrownianBridge(0.5).gamma(t)
     assert torch.equal(width[[0, -1]], torch.zeros(2, dtype=torch.float64))

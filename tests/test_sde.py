@@ -193,7 +193,7 @@ def test_the_drift_moves_mean_and_variance_as_the_flow_does(flow, g):
         torch.testing.assert_close(jvp(moment, (INNER,), (one,))[1], change, rtol=1e-9, atol=1e-9)
 
 
-def test_with_the_width_of_its_bridge_the_drift_leads_to_the_expected_end(normal):
+def test_the_drift_leads_to_the_expected_end(normal):
     """A mixture of Brownian bridges: each goes to its end at (x1 - x) / (1 - t) (arXiv 2307.03672)."""
     for flow in (FLOWS["independent"], FLOWS["entropic"]):
         x, t = normal("points", 99, 1), INNER.unsqueeze(1)
@@ -227,7 +227,7 @@ def test_rows_with_and_without_noise_go_together(flow, normal):
     torch.testing.assert_close(field(x, t), torch.cat(one_by_one), rtol=1e-12, atol=0)
 
 
-def test_condition_reaches_velocity_and_noise_and_a_model_is_a_noise(normal):
+def test_the_condition_reaches_velocity_and_noise(normal):
     """Images, each with a label; the net of the model knows its time and its label."""
     x, t, cond = normal("x", 4, 3, 2, 2), torch.full((4,), 0.25, dtype=torch.float64), torch.arange(4)
     bridge, model = BrownianBridge(2.0), Model(Sum())
@@ -295,7 +295,7 @@ def test_only_entropic_pairs_are_the_pairs_of_their_own_sde(name, normal):
 
 
 @pytest.mark.parametrize("sigma", [0.3, 2.0])
-def test_between_two_points_a_walk_has_the_variance_of_a_brownian_bridge(sigma, normal):
+def test_a_walk_between_two_points_is_a_brownian_bridge(sigma, normal):
     """Euler-Maruyama on dx = (b - x) / (1 - t) dt + sigma dW, to the digit, and at order 1 the bridge."""
     flow, errors = Gaussians(-1.0, 0.0, 2.0, 0.0, 0.0, BrownianBridge(sigma)), []
     for steps in (25, 50, 100):
@@ -330,7 +330,7 @@ def test_without_noise_it_is_eulers_method_bit_for_bit(flow, normal, dtype):
         assert noiseless[-1].dtype == dtype
 
 
-def test_the_noise_is_normal_and_independent_from_row_to_row_and_step_to_step():
+def test_noise_is_normal_and_independent():
     grid = uniform(40).tolist()
     z = noises(None, 1, 500, grid)
     assert kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
@@ -339,7 +339,7 @@ def test_the_noise_is_normal_and_independent_from_row_to_row_and_step_to_step():
     assert (torch.corrcoef(z) - torch.eye(500)).abs().max() < 5.5 / 40**0.5
 
 
-def test_a_row_has_the_noise_of_its_number_in_whatever_batch_it_is(flow, normal):
+def test_a_row_has_the_noise_of_its_number_in_any_batch(flow, normal):
     x, g = normal("x", 200, 1), lambda t: 0.7
     whole = solve(drift_of(flow, g), x, uniform(6), EulerMaruyama(g, 4))
     for first, last in ((0, 200), (0, 1), (64, 128), (37, 151), (199, 200)):

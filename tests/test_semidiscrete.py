@@ -72,7 +72,7 @@ def test_two_rows_share_the_source_by_a_plane_through_its_mean(normal, d):
     assert float(found.values.diff() - squares.diff()) / unit == pytest.approx(0, abs=0.02)
 
 
-def test_the_dual_is_the_cost_of_exact_transport_of_a_large_sample(rows, solved):
+def test_the_dual_is_the_exact_cost_of_a_large_sample(rows, solved):
     """mean_x min_j (|x - y_j|^2 - g_j) + mean(g) is below every coupling's cost on a sample, and near the least."""
     x0 = Gaussian().sample(3000, generator(0, "sample"))
     exact = ot.emd2([], [], squares(x0, rows).numpy(), numItermax=10**6)
@@ -81,7 +81,7 @@ def test_the_dual_is_the_cost_of_exact_transport_of_a_large_sample(rows, solved)
     assert 0.96 * exact < float(dual) <= exact
 
 
-def test_the_dual_is_below_the_cost_of_exact_transport_of_batches(rows, solved):
+def test_the_dual_is_below_the_exact_cost_of_batches(rows, solved):
     pair = Pair(Gaussian().sample(6000, generator(0, "sample")), rows.repeat(20, 1))
     cost = (pair.x0 - ExactOT(group=50)(pair, generator(0, "none")).x1).square().sum(1).mean()
     made = Semidiscrete(Gaussian(), rows, solved.values)(6000, generator(0, "sample"))
@@ -92,7 +92,7 @@ def test_the_dual_is_below_the_cost_of_exact_transport_of_batches(rows, solved):
 
 
 @pytest.mark.parametrize("d", [2, 40])
-def test_cells_have_equal_mass_and_the_chi_square_is_what_is_reported(normal, d):
+def test_cells_have_equal_mass_and_their_chi_square(normal, d):
     y = normal("y", 60, d) * torch.linspace(0.2, 3, 60).unsqueeze(1)
     found = potentials(Gaussian((d,)), y, seed=0, tolerance=0.01)
     p = masses(Gaussian((d,)), y, found.values)
@@ -100,7 +100,7 @@ def test_cells_have_equal_mass_and_the_chi_square_is_what_is_reported(normal, d)
     assert found.chi_square < 0.01
 
 
-def test_a_few_draws_pass_a_test_of_uniform_rows_and_x0_keeps_its_law(rows, solved):
+def test_a_few_draws_pass_a_test_of_uniform_rows(rows, solved):
     pair = Semidiscrete(Gaussian(), rows, solved.values)(3000, generator(0, "pairs"))
     hits = (squares(pair.x1, rows) == 0).sum(0)
     assert chisquare(hits.numpy()).pvalue > 1e-3
@@ -114,7 +114,7 @@ def test_no_exchange_of_partners_lowers_the_cost(rows, solved):
     assert (kept <= cost + cost.T + 1e-5).all()
 
 
-def test_pairs_are_of_one_class_whose_rows_share_the_whole_source(rows):
+def test_rows_of_each_class_share_the_whole_source(rows):
     labels = (rows[:, 0] > 0).long() * 3 + 2
     found = potentials(Gaussian(), rows, seed=0, labels=labels, tolerance=0.03)
     law = Semidiscrete(Gaussian(), rows, found.values, labels)
@@ -143,7 +143,7 @@ def test_the_chi_square_of_classes_is_that_of_all_rows(rows):
 # what does not matter
 
 
-def test_a_shift_or_an_order_of_the_data_or_a_constant_changes_nothing(rows, solved):
+def test_shifts_and_orders_change_nothing(rows, solved):
     order = torch.randperm(300, generator=generator(0, "order"))
     shuffled = potentials(Gaussian(), rows[order], seed=0, tolerance=0.01).values
     torch.testing.assert_close(shuffled, solved.values[order], rtol=0, atol=1e-3)
@@ -248,7 +248,7 @@ def test_potentials_are_a_function_of_the_seed(rows, global_state_untouched):
 
 
 @pytest.mark.parametrize("labelled", [False, True])
-def test_a_stream_that_starts_later_is_the_tail_and_its_parts_are_the_whole(rows, solved, labelled):
+def test_a_later_stream_is_the_tail_and_parts_the_whole(rows, solved, labelled):
     labels = torch.arange(300) % 3 if labelled else None
     law = Semidiscrete(Gaussian(), rows, solved.values, labels)
     assert isinstance(law, PairStream)

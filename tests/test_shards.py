@@ -277,7 +277,7 @@ def test_a_shard_that_two_parents_have_swapped_is_refused(teacher, trained, tmp_
 
 
 @pytest.mark.parametrize(("solver", "steps", "coarse"), [("heun", 8, 4), ("euler", 5, 2), ("rk4", 2, 2), ("ab2", 1, 2)])
-def test_the_error_of_a_pair_is_its_distance_from_where_other_steps_end(teacher, tmp_path, solver, steps, coarse):
+def test_the_error_of_a_pair_is_between_numbers_of_steps(teacher, tmp_path, solver, steps, coarse):
     run = child(teacher, tmp_path / "child", solver=solver, steps=steps)
     make(run)
     # of two steps the coarse ones are one, but for a walk of one, beside which there are two
@@ -311,7 +311,7 @@ def test_an_end_that_is_not_finite_is_said(teacher, tmp_path, monkeypatch):
 # labels
 
 
-def test_labels_are_as_frequent_as_in_the_data_and_a_tenth_is_hidden(labelled, tmp_path):
+def test_labels_are_as_frequent_as_in_the_data(labelled, tmp_path):
     run = child(labelled, tmp_path / "child", pairs=4000, steps=1, solver="euler")
     make(run)
     shares = column(run, "cond").bincount(minlength=4) / 4000
@@ -350,7 +350,7 @@ def test_guidance_of_a_flow_without_labels_leaves_no_folder(teacher, tmp_path):
     assert not (tmp_path / "child").exists()
 
 
-def test_data_that_have_changed_are_refused_before_anything_is_made(trained, table, tmp_path):
+def test_changed_data_are_refused_before_work(trained, table, tmp_path):
     parent = trained(table, tmp_path / "parent", steps=2)
     np.savez(table, x=np.ones((9, 3)), y=np.arange(9))
     with pytest.raises(InputError, match="has changed since the run began"):
@@ -361,7 +361,7 @@ def test_data_that_have_changed_are_refused_before_anything_is_made(trained, tab
 # images, and data as the source
 
 
-def test_ends_of_images_are_kept_in_half_precision_and_their_errors_are_not(trained, tmp_path, normal):
+def test_ends_of_images_are_kept_in_half_precision(trained, tmp_path, normal):
     np.save(tmp_path / "images.npy", normal("images", 40, 4, 4).float().sigmoid().numpy())
     small = {"net": {"name": "resmlp", "width": 16, "depth": 1}, "train": {"steps": 20, "batch_size": 32, "lr": 1e-2}}
     parent = trained(tmp_path / "images.npy", tmp_path / "parent", **small)

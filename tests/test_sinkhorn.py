@@ -109,7 +109,7 @@ def test_sinkhorn_becomes_the_independent_plan_as_epsilon_grows(made):
     torch.testing.assert_close(plan, torch.full_like(plan, 1 / 1600), rtol=1e-4, atol=0)
 
 
-def test_at_infinite_epsilon_every_permutation_is_equally_likely(made, rng):
+def test_infinite_epsilon_makes_permutations_alike(made, rng):
     pair = made(3, 2)
     entropic = Sinkhorn(epsilon=1e9)
     counts = dict.fromkeys(permutations(range(3)), 0)
@@ -135,7 +135,7 @@ def test_the_unit_of_epsilon_is_the_mean_cost(made):
     torch.testing.assert_close(plan.log_plan, scaled.log_plan, rtol=1e-8, atol=1e-8)
 
 
-def test_a_plan_that_has_not_converged_is_used_with_a_warning_of_its_error(made, rng):
+def test_an_unconverged_plan_warns_of_its_error(made, rng):
     pair, entropic = made(30, 2), Sinkhorn(epsilon=0.005, tolerance=1e-6, iterations=3)
     with pytest.warns(RuntimeWarning, match=f"3 iterations.*{entropic.plan(pair.x0, pair.x1).error:.2g}"):
         coupled = entropic(pair, rng)
@@ -181,7 +181,7 @@ def test_a_batch_has_converged_when_its_worst_group_has(easy_and_hard):
     assert not early.converged
 
 
-def test_groups_are_coupled_within_themselves_whatever_their_number_and_length(made, rng):
+def test_groups_are_coupled_within_themselves(made, rng):
     pair = made(47, 2)
     coupled = Sinkhorn(0.001, group=10, iterations=20_000)(pair, rng)
     for rows in torch.arange(47).split(10):
@@ -252,7 +252,7 @@ def test_rows_that_coincide_leave_the_other_groups_alone(made, rng):
 # entropy and facts
 
 
-def test_the_entropy_of_a_plan_is_that_of_scipy_between_a_permutation_and_independence(normal):
+def test_the_entropy_of_a_plan_is_that_of_scipy(normal):
     cost = costs(normal("x0", 4, 30, 2), normal("x1", 4, 30, 2))
     plan = sinkhorn(cost, torch.tensor([0.02, 0.3, 3.0, 1e6]).double().view(4, 1, 1), iterations=20_000)
     theirs = [entropy(log_plan.exp().flatten(), base=30) - 1 for log_plan in plan.log_plan]
@@ -275,7 +275,7 @@ def test_one_row_has_no_entropy_and_no_error(made):
 @pytest.mark.parametrize(
     "entropic", [Sinkhorn(0.3, 1e-9, 4, group=10), SchroedingerBridge(1.0, 1e-9, 4, group=10)], ids=str
 )
-def test_facts_are_the_worst_error_and_the_mean_entropy_of_the_groups(made, entropic):
+def test_diagnostics_are_of_all_groups(made, entropic):
     pair = made(25, 2)
     plans = [entropic.plan(pair.x0[rows], pair.x1[rows]) for rows in torch.arange(25).split(10)]
     facts = entropic.diagnostics(pair.x0, pair.x1)
@@ -318,7 +318,7 @@ def test_the_bridge_between_gaussians_of_the_line_is_gaussian(a, b, sigma):
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.5])
-def test_the_bridge_between_gaussians_of_the_plane_is_that_of_each_axis(sigma):
+def test_the_bridge_of_gaussians_is_that_of_each_axis(sigma):
     def grid(a, b):
         return torch.cartesian_prod(quantiles(24, a).squeeze(1), quantiles(24, b).squeeze(1))
 
@@ -376,7 +376,7 @@ def test_a_bridge_refuses_parameters_that_make_no_plan(parameters):
         SchroedingerBridge(*parameters)
 
 
-def test_a_bridge_refuses_rows_that_are_not_finite_and_ends_of_different_length(made, rng):
+def test_a_bridge_refuses_infinite_rows_and_unlike_ends(made, rng):
     pair = made(8, 2)
     with pytest.raises(InputError, match="8 and 7"):
         SchroedingerBridge()(pair._replace(x1=pair.x1[:7]), rng)

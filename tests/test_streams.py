@@ -50,7 +50,7 @@ def test_an_epoch_has_every_row_once(count):
     assert order(count, 3, 5).sort().values.tolist() == list(range(count))
 
 
-def test_orders_differ_by_seed_epoch_and_stream_and_by_nothing_else():
+def test_orders_differ_by_seed_epoch_and_stream_alone():
     keys = [(0, 0, "data"), (1, 0, "data"), (0, 1, "data"), (0, 0, "source")]
     found = {tuple(order(COUNT, *key).tolist()) for key in keys}
     assert len(found) == 4
@@ -177,7 +177,7 @@ def test_each_image_is_mirrored_or_not_as_a_coin_falls(pictures):
 # pairs
 
 
-def test_source_and_data_of_the_same_rows_come_in_orders_of_their_own():
+def test_source_and_data_have_orders_of_their_own():
     both = TensorDataset(torch.arange(200.0).unsqueeze(1))
     met = torch.zeros(200, 200)
     for pair in take(IndependentPairs(both, both).stream(200, seed=0), 60):
@@ -190,7 +190,7 @@ def test_source_and_data_of_the_same_rows_come_in_orders_of_their_own():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_the_source_says_nothing_of_that_of_the_data(seed):
+def test_orders_of_source_and_data_are_independent(seed):
     both = TensorDataset(torch.arange(2000.0).unsqueeze(1))
     (pair,) = take(IndependentPairs(both, both).stream(2000, seed=seed), 1)
     assert torch.corrcoef(torch.cat([pair.x0, pair.x1], dim=1).T)[0, 1].abs() < 0.09  # four standard deviations

@@ -94,7 +94,7 @@ def test_training_is_a_function_of_its_seed(global_state_untouched):
     assert not set(losses) & set(other)
 
 
-def test_every_step_has_draws_of_its_own_that_are_a_function_of_seed_and_step():
+def test_draws_are_a_function_of_seed_and_step():
     drawn = []
 
     def objective(model, pair, generator):
@@ -282,7 +282,7 @@ def test_every_average_is_what_it_would_be_alone():
         assert same(state.model.state_dict(), alone.model.state_dict())
 
 
-def test_the_first_average_keeps_its_names_and_the_others_have_theirs():
+def test_each_average_keeps_its_names():
     several, one = State(model(), ema=(0.05, 0.1, 0.12)).tensors(), State(model()).tensors()
     first = [name for name in one if name.startswith("ema.")]
     others = {name.replace("ema.", f"ema-{width}.") for name in first for width in (0.1, 0.12)}
@@ -325,7 +325,7 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_averages_have_the_buffers_of_the_model_and_do_not_change_them(training):
+def test_averages_have_the_buffers_of_the_model(training):
     state = State(Model(Counting()).train(training), ema=(0.05, 0.2))
     list(fit(state, pairs(), FlowMatching(), 7, seed=0))
     for averaged in state.averages.values():

@@ -75,7 +75,7 @@ def test_there_and_back_is_where_one_was(teacher, solver):
     assert torch.equal(back.x1, gone.x1)
 
 
-def test_inverted_pairs_are_training_rows_and_where_the_flow_comes_from_to_them(trained, table, tmp_path):
+def test_inverted_pairs_are_training_rows_and_their_noise(trained, table, tmp_path):
     parent = trained(table, tmp_path / "parent", steps=100)
     data = parent.config.load_data()
     run = child(parent, tmp_path / "child", pairs=600, steps=200)
@@ -148,7 +148,7 @@ def test_images_that_are_streamed_are_read_by_their_numbers(trained, tmp_path):
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.0, [150, 0]), (0.3, [105, 45]), (1.0, [0, 150])])
-def test_the_share_of_inverted_pairs_is_what_is_asked_for_and_each_has_its_error(teacher, tmp_path, share, counts):
+def test_the_share_of_inverted_pairs_is_as_asked_for(teacher, tmp_path, share, counts):
     run = child(teacher, tmp_path / "child", inverted=share)
     pair = made(run)
     found = {each.kind: each for each in runs.endpoint_errors(run)}
@@ -182,7 +182,7 @@ def test_every_epoch_mixes_both(teacher, tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("tolerance", [0.1, 0.01, 0.001])
-def test_steps_are_doubled_until_the_error_is_within_the_tolerance(teacher, tmp_path, share, tolerance):
+def test_steps_are_doubled_to_the_tolerance(teacher, tmp_path, share, tolerance):
     run = child(teacher, tmp_path / "child", inverted=share, steps=3, tolerance=tolerance)
     made(run)
     (found,) = runs.endpoint_errors(run)

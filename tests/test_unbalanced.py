@@ -164,7 +164,7 @@ def test_parameters_that_make_no_plan_are_refused(make, parameters):
 
 @pytest.mark.parametrize("distance", [8.0, 30.0, 1000.0])
 @pytest.mark.parametrize("relaxed", [Partial(0.9), Unbalanced()], ids=["partial", "unbalanced"])
-def test_outliers_get_no_pairs_and_the_others_those_of_clean_data(relaxed, with_outliers, rng, distance):
+def test_outliers_get_no_pairs(relaxed, with_outliers, rng, distance):
     pair = with_outliers(distance)
     coupled = relaxed(pair, rng)
     assert int((coupled.cond >= 114).sum()) <= 1
@@ -215,7 +215,7 @@ def test_the_least_mass_gives_every_source_its_nearest_data(made, rng):
     assert torch.equal(Partial(1e-9)(pair, rng).cond.long(), squares(pair.x0, pair.x1).argmin(1))
 
 
-def test_at_least_the_mass_is_used_and_never_at_a_higher_cost_than_more(made):
+def test_at_least_the_mass_is_used_at_the_least_cost(made):
     pair = made(40, 2)
     plans = {mass: Partial(mass).plan(pair.x0, pair.x1) for mass in (0.2, 0.5, 0.9, 1.0)}
     for mass, plan in plans.items():
@@ -255,7 +255,7 @@ def test_the_unbalanced_plan_is_that_of_pot(made, epsilon, penalty):
 
 @pytest.mark.parametrize("distance", [0.0, 10.0, 1000.0])
 @pytest.mark.parametrize("penalty", [0.1, 3.0, 50.0])
-def test_the_unbalanced_plan_is_optimal_however_far_the_outliers(with_outliers, distance, penalty):
+def test_the_plan_is_optimal_however_far_the_outliers(with_outliers, distance, penalty):
     pair = with_outliers(distance)
     cost = squares(pair.x0, pair.x1)
     plan = Unbalanced(0.05, penalty, tolerance=1e-10, iterations=20_000).plan(pair.x0, pair.x1)
@@ -267,7 +267,7 @@ def test_the_unbalanced_plan_is_optimal_however_far_the_outliers(with_outliers, 
     torch.testing.assert_close(plan.log_plan.exp().sum(1), torch.full((120,), 1 / 120).double())
 
 
-def test_the_error_of_an_unbalanced_plan_falls_with_its_distance_from_the_optimum(made):
+def test_the_error_falls_with_distance_from_the_optimum(made):
     pair = made(40, 2)
     best = soft(Unbalanced(0.02, 1.0, tolerance=1e-12, iterations=20_000), pair)
     for tolerance in (1e-2, 1e-4, 1e-6):
@@ -290,7 +290,7 @@ def test_large_penalties_converge_as_fast_as_small_ones(made, penalty):
     assert Unbalanced(0.05, penalty, tolerance=1e-8).plan(pair.x0, pair.x1).iterations <= 100
 
 
-def test_without_a_penalty_each_source_draws_by_its_own_costs_alone(made):
+def test_without_a_penalty_sources_draw_by_their_own_costs(made):
     pair = made(40, 2)
     cost = squares(pair.x0, pair.x1)
     alone = torch.softmax(-cost / (0.3 * cost.flatten().median()), 1) / 40
@@ -316,7 +316,7 @@ def test_a_plan_that_has_not_converged_is_used_with_a_warning(made, rng):
     assert torch.equal(coupled.x0, pair.x0)
 
 
-def test_facts_are_the_worst_error_and_the_mean_entropy_of_the_groups(made):
+def test_diagnostics_are_of_all_groups(made):
     pair, relaxed = made(25, 2), Unbalanced(group=10, tolerance=1e-8)
     plans = [relaxed.plan(pair.x0[rows], pair.x1[rows]) for rows in torch.arange(25).split(10)]
     facts = relaxed.diagnostics(pair.x0, pair.x1)
@@ -337,7 +337,7 @@ def counted(relaxed, pair, rng):
 
 
 @pytest.mark.parametrize("relaxed", [Partial(0.9), Partial(0.37), Unbalanced(0.1, 1.0), Unbalanced(0.5, 0.1)], ids=str)
-def test_each_data_row_is_used_as_often_as_expected_rounded_up_or_down(relaxed, made, rng):
+def test_data_rows_are_used_as_often_as_expected(relaxed, made, rng):
     pair = made(15, 2)
     used, mean = counted(relaxed, pair, rng).sum(1), 15 * soft(relaxed, pair).sum(0)
     assert (used >= (mean + NEAR_WHOLE).floor()).all()

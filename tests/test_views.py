@@ -41,7 +41,7 @@ def test_images_are_compared_by_principal_components(normal):
 
 
 @pytest.mark.parametrize("shape", [(6,), (1, 8, 8), (3, 9, 7)])
-def test_a_classifier_learns_and_its_features_tell_classes_apart(shape, normal, global_state_untouched):
+def test_features_of_a_classifier_tell_classes_apart(shape, normal, global_state_untouched):
     labels = torch.arange(300) % 3
     centres = normal("centres", 3, *shape).float()
     x = centres[labels] + 0.5 * normal("noise", 300, *shape).float()
@@ -148,7 +148,7 @@ def test_weights_that_would_run_code_are_refused(fidelity, tmp_path):
         views.inception(Scaling(), tmp_path / "missing.pth")
 
 
-def test_the_components_of_many_columns_are_those_of_a_full_decomposition(normal, monkeypatch):
+def test_components_are_those_of_a_full_decomposition(normal, monkeypatch):
     x = normal("wide", 60, 50).float() * torch.linspace(3, 0.1, 50)
     full = views.principal(Scaling(), x, 5)
     monkeypatch.setattr(views, "FEW", 10)

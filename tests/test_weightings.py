@@ -38,7 +38,7 @@ def test_a_weight_of_the_data_is_that_of_the_paper(schedule, known):
     torch.testing.assert_close(weight(schedule.coeffs(INSIDE), predictions.data), exact(snr), rtol=1e-9, atol=0)
 
 
-def test_weights_of_the_noise_have_half_the_slope_of_the_log_snr(schedule):
+def test_weights_of_noise_have_half_the_slope_of_log_snr(schedule):
     t = INSIDE.clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(schedule.log_snr(t).sum(), t)
     found = weightings.Likelihood()(schedule.coeffs(INSIDE), predictions.noise)
