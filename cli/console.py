@@ -24,22 +24,6 @@ if TYPE_CHECKING:
     from flowgen.runs import EndpointError, Run
     from flowgen.training.distributed import Processes
 
-DATA_HELP = (
-    "moons, circles, 8gaussians, 25gaussians, checkerboard, spirals, pinwheel, swissroll, s-curve, rings, gaussian; "
-    "a table: FILE.npy, .npz, .csv, .parquet; or images: digits, a folder, an idx file, an array in .npy or .npz, "
-    "hub:NAME."
-)
-COUPLING_HELP = "independent, multiscale, exact, sinkhorn, semidiscrete, unbalanced, partial or bridge"
-HEADER_HELP = "Whether the first line of a .csv holds names: yes or no."
-PATH_HELP = "linear, cosine, vp, ddpm, offset-cosine or ve."
-SOLVER_HELP = "euler, midpoint, heun, rk4, ab2; dopri5, dopri8, bosh3, adaptive-heun; jump."
-SAMPLER_HELP = f"{SOLVER_HELP[:-1]}; ddim, ddpm, ddpm-large, dpm++2m, dpm++3m, unipc, edm, sde, pc, langevin."
-GRID_HELP = (
-    "Where the solver steps: uniform, log-snr, karras, quadratic, shifted; on ddpm trailing, leading, linspaced."
-)
-NOISE_HELP = "How much the solver draws: ddim's eta, edm's churn, the level of sde, the step size of pc and langevin."
-
-
 Move = Callable[..., None]
 """Moves a bar: (done, note)."""
 DataPlace = Annotated[

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import COUPLING_HELP, DATA_HELP, HEADER_HELP, bar, check_place, show
+from .console import bar, check_place, show
+from .helps import COUPLING_HELP, DATA_HELP, HEADER_HELP
 
 if TYPE_CHECKING:
     from flowgen.evaluation.pairing import Comparison, Measured

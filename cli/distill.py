@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import DataPlace, SourcePlace, Threads, check_parts, create_run, draw_run, pair_run, together, train_run
+from .helps import METHOD_HELP
 
 if TYPE_CHECKING:
     from flowgen.config import Config
@@ -24,7 +25,7 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            help="endpoint, progressive, meanflow, shortcut, alpha-flow or consistency.",
+            help=METHOD_HELP,
             show_default="endpoint; of several steps, or from such a run: progressive",
         ),
     ] = None,

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from .console import (
-    HEADER_HELP,
-    SAMPLER_HELP,
     SourcePlace,
     Threads,
     bar,
@@ -25,6 +23,7 @@ from .console import (
     say,
     use_threads,
 )
+from .helps import HEADER_HELP, SAMPLER_HELP
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,19 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import (
-    GRID_HELP,
-    HEADER_HELP,
-    NOISE_HELP,
-    SAMPLER_HELP,
-    DataPlace,
-    SourcePlace,
-    Threads,
-    bar,
-    check_place,
-    show,
-    use_threads,
-)
+from .console import DataPlace, SourcePlace, Threads, bar, check_place, show, use_threads
+from .helps import GRID_HELP, HEADER_HELP, NOISE_HELP, SAMPLER_HELP
 
 if TYPE_CHECKING:
     from rich.text import Text

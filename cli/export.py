@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .console import SOLVER_HELP, SourcePlace
+from .console import SourcePlace
+from .helps import SOLVER_HELP
 
 
 def export(

@@ -10,19 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import (
-    HEADER_HELP,
-    DataPlace,
-    SourcePlace,
-    Threads,
-    bar,
-    check_other,
-    check_place,
-    printed,
-    rows_to,
-    say,
-    use_threads,
-)
+from .console import DataPlace, SourcePlace, Threads, bar, check_other, check_place, printed, rows_to, say, use_threads
+from .helps import HEADER_HELP, ODE_HELP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +38,7 @@ def likelihood(
         int | None,
         typer.Option(help="Probes that estimate the divergence; 0: exact.", show_default="0; images: 1"),
     ] = None,
-    solver: Annotated[str, typer.Option(help="euler, midpoint, heun, rk4, ab2; dopri5 and other adaptives.")] = "rk4",
+    solver: Annotated[str, typer.Option(help=ODE_HELP)] = "rk4",
     steps: Annotated[
         int | None, typer.Option(help="Steps of the solver.", show_default="50; images: 25; adaptive: 1")
     ] = None,

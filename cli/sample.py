@@ -9,21 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import (
-    GRID_HELP,
-    NOISE_HELP,
-    PATH_HELP,
-    SAMPLER_HELP,
-    SourcePlace,
-    Threads,
-    bar,
-    evaluations,
-    printed,
-    rows_to,
-    say,
-    together,
-    use_threads,
-)
+from .console import SourcePlace, Threads, bar, evaluations, printed, rows_to, say, together, use_threads
+from .helps import GRID_HELP, NOISE_HELP, PATH_HELP, SAMPLER_HELP
 from .labels import conditions, kept_labels
 
 if TYPE_CHECKING:

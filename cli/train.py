@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import (
+from .console import DataPlace, bar, check_parts, create_run, draw_run, potential_run, together, train_run
+from .helps import (
     COUPLING_HELP,
     DATA_HELP,
     HEADER_HELP,
+    NET_HELP,
+    OBJECTIVE_HELP,
     PATH_HELP,
-    DataPlace,
-    bar,
-    check_parts,
-    create_run,
-    draw_run,
-    potential_run,
-    together,
-    train_run,
+    PREDICTION_HELP,
+    TIMES_HELP,
+    WEIGHT_HELP,
 )
 
 if TYPE_CHECKING:
@@ -56,9 +54,7 @@ def train(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(
-            help="flow-matching; one step: meanflow, shortcut, alpha-flow, consistency.", show_default="flow-matching"
-        ),
+        typer.Option(help=OBJECTIVE_HELP, show_default="flow-matching"),
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Folded into a one-step model, of this weight.", show_default="1.0")
@@ -69,25 +65,25 @@ def train(
         typer.Option(
             "--prediction",
             "--target",
-            help="velocity, data, noise, v, score or edm.",
+            help=PREDICTION_HELP,
             show_default="velocity; vp, ddpm, ve: noise; offset-cosine: v",
         ),
     ] = None,
     weight: Annotated[
         str | None,
         typer.Option(
-            help="Of the times in the loss: unweighted, simple, snr, min-snr, sigmoid, edm, likelihood.",
+            help=WEIGHT_HELP,
             show_default="unweighted",
         ),
     ] = None,
     times: Annotated[
         str | None,
         typer.Option(
-            help="uniform, stratified, discrete, logit-normal, log-normal or u-shaped.",
+            help=TIMES_HELP,
             show_default="uniform; digits: stratified; ddpm: discrete",
         ),
     ] = None,
-    net: Annotated[str | None, typer.Option(help="mlp, resmlp, unet or dit.", show_default="mlp; images: unet")] = None,
+    net: Annotated[str | None, typer.Option(help=NET_HELP, show_default="mlp; images: unet")] = None,
     size: Annotated[
         str | None,
         typer.Option(

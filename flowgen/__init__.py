@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same for type checkers, which do not run what follows
         pairs,
         plots,
         predictions,
+        registry,
         repath,
         runs,
         samplers,
@@ -110,9 +111,9 @@ _NAMES = {
 _MODULES = (
     "bench config core couplings data evaluation guidance interop likelihood losses metrics model nn objectives "
     "objectives.classifier objectives.flow_maps objectives.perceptual pairs pairs.reflow paths.bridge plots "
-    "predictions repath runs samplers samplers.flow_map samplers.grids samplers.ode samplers.sde sampling schedules "
-    "settings times training training.checkpoints training.distributed training.ema training.loop training.optim "
-    "weightings"
+    "predictions registry repath runs samplers samplers.flow_map samplers.grids samplers.ode samplers.sde sampling "
+    "schedules settings times training training.checkpoints training.distributed training.ema training.loop "
+    "training.optim weightings"
 )
 _PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
 _FOUND = {module.rpartition(".")[2]: module for module in _MODULES.split()}

@@ -98,7 +98,7 @@ def whole(what: str, value: Any, least: int | None = 1) -> int:
 
 
 @final
-class Choices(dict[str, Any], Generic[T]):
+class Choices(Mapping[str, Any], Generic[T]):
     """The parts of one kind that have a name: an object, or a class that is made with its defaults, for each.
 
     Called with what a user gave, a part or its name, it returns the part.
@@ -106,11 +106,23 @@ class Choices(dict[str, Any], Generic[T]):
     Args:
         kind: what the parts are called in messages.
         of: the class of all parts, also of those without a name.
+        table: the parts that have one, such as `registry.Objects`.
     """
 
     def __init__(self, kind: str, of: Any, table: Mapping[str, Any]) -> None:
-        super().__init__(table)
-        self.kind, self.of = kind, of
+        self.kind, self.of, self.table = kind, of, table
+
+    def __getitem__(self, name: str) -> Any:
+        return self.table[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
 
     def __call__(self, given: T | str) -> T:
         """Return the part that was given, or the one of that name.

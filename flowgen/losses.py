@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Choices, InputError
+from flowgen.registry import Objects
 
 __all__ = ["LOSSES", "AdaptiveLoss", "Loss", "PseudoHuber", "Squared"]
 
@@ -77,6 +78,4 @@ class AdaptiveLoss:
         return square / (square.detach() + self.c) ** self.power
 
 
-LOSSES: Choices[Loss] = Choices(
-    "loss", Callable, {"squared": Squared, "pseudo-huber": PseudoHuber, "adaptive": AdaptiveLoss}
-)
+LOSSES: Choices[Loss] = Choices("loss", Callable, Objects("loss"))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Choices, Field, InputError, Pair, like
+from flowgen.registry import Objects
 from flowgen.schedules import Coeffs, Schedule
 
 __all__ = [
@@ -187,6 +188,4 @@ def span(schedule: Schedule, prediction: Prediction, start: float = 0.0) -> tupl
     return start, 1.0 if ends_well else 1 - schedule.margin
 
 
-PREDICTIONS: Choices[Prediction] = Choices(
-    "prediction", Callable, {"velocity": velocity, "data": data, "noise": noise, "v": v, "score": score, "edm": EDM}
-)
+PREDICTIONS: Choices[Prediction] = Choices("prediction", Callable, Objects("prediction"))

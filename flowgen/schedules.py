@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Choices, InputError, Pair, Point, expand_time, like
+from flowgen.registry import Objects
 
 __all__ = [
     "DDPM",
@@ -343,8 +344,4 @@ class VE(Schedule):
         return 1 - torch.log1p(torch.exp(-log_snr) / self.sigma_min**2) / rate
 
 
-SCHEDULES: Choices[Schedule] = Choices(
-    "schedule",
-    Schedule,
-    {"linear": Linear, "cosine": Cosine, "vp": VP, "ddpm": DDPM, "offset-cosine": OffsetCosine, "ve": VE},
-)
+SCHEDULES: Choices[Schedule] = Choices("schedule", Schedule, Objects("schedule"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Choices, InputError, Named
+from flowgen.registry import Objects
 from flowgen.schedules import Schedule
 
 __all__ = [
@@ -145,18 +146,7 @@ class UShaped(TimeDistribution):
         return (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a).clamp(0, 1)
 
 
-TIMES: Choices[TimeDistribution] = Choices(
-    "time distribution",
-    Callable,
-    {
-        "uniform": Uniform,
-        "stratified": Stratified,
-        "discrete": Discrete,
-        "logit-normal": LogitNormal,
-        "log-normal": LogNormal,
-        "u-shaped": UShaped,
-    },
-)
+TIMES: Choices[TimeDistribution] = Choices("time distribution", Callable, Objects("time distribution"))
 
 
 class TimePairs(NamedTuple):

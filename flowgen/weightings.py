@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flowgen.core import Choices, InputError
 from flowgen.predictions import Prediction, determinant
+from flowgen.registry import Objects
 from flowgen.schedules import Coeffs
 
 __all__ = ["WEIGHTS", "EDMWeight", "Likelihood", "MinSNR", "Sigmoid", "Simple", "TruncatedSNR", "Unweighted", "Weight"]
@@ -149,16 +150,4 @@ def _check_positive(kind: str, name: str, value: float) -> None:
         raise InputError(f"{kind} needs a positive {name}, not {value}")
 
 
-WEIGHTS: Choices[Weight] = Choices(
-    "weight",
-    Callable,
-    {
-        "unweighted": Unweighted,
-        "simple": Simple,
-        "snr": TruncatedSNR,
-        "min-snr": MinSNR,
-        "sigmoid": Sigmoid,
-        "edm": EDMWeight,
-        "likelihood": Likelihood,
-    },
-)
+WEIGHTS: Choices[Weight] = Choices("weight", Callable, Objects("weight"))

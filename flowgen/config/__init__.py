@@ -3,13 +3,20 @@
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data, read_rows
 from flowgen.config.devices import find_device
 from flowgen.config.experiment import Config, make_config
-from flowgen.config.names import COUPLINGS, LOSSES, LR_SCHEDULES, PREDICTIONS, SCHEDULES, SOLVERS, TIMES, WEIGHTS
 from flowgen.config.nets import NETS
 from flowgen.config.objectives import OBJECTIVES, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 from flowgen.config.places import Places
 from flowgen.config.samplers import GRIDS, SAMPLERS, sampling_by
+from flowgen.config.semidiscrete import COUPLINGS
 from flowgen.core import lookup
+from flowgen.losses import LOSSES
+from flowgen.predictions import PREDICTIONS
+from flowgen.samplers.ode import SOLVERS
+from flowgen.schedules import SCHEDULES
+from flowgen.times import TIMES
+from flowgen.training.optim import LR_SCHEDULES
+from flowgen.weightings import WEIGHTS
 
 __all__ = [
     "COUPLINGS",

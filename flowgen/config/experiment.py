@@ -14,35 +14,29 @@ from flowgen import losses, predictions, schedules, weightings
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, data_hash, kind, load_data
 from flowgen.config.devices import find_device
 from flowgen.config.fields import Choice, Record, Section, explain
-from flowgen.config.names import (
-    BRIDGES,
-    COUPLINGS,
-    LOSSES,
-    LR_SCHEDULES,
-    PREDICTIONS,
-    SCHEDULES,
-    TIMES,
-    WEIGHTS,
-    LRSchedule,
-)
 from flowgen.config.nets import NETS, MLPConfig, NetConfig, sized
 from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, ObjectiveConfig, Parts, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 from flowgen.config.places import Places, absolute, check_same, check_there, is_place, places_of
 from flowgen.config.recipes import recipe_of
-from flowgen.config.semidiscrete import SemidiscreteConfig
+from flowgen.config.semidiscrete import COUPLINGS, SemidiscreteConfig
 from flowgen.core import InputError, note
 from flowgen.couplings import Coupling, Independent, MultiscaleOT, SchroedingerBridge
 from flowgen.couplings.exact import LARGEST
 from flowgen.data import Distribution, Flipped, Gaussian, Scaled, Scaling, TensorDataset
+from flowgen.losses import LOSSES
 from flowgen.model import Model
 from flowgen.objectives import Objective, StepwiseObjective
 from flowgen.pairs import IndependentPairs, Pool
-from flowgen.paths.bridge import BrownianBridge, ConstantBridge
+from flowgen.paths.bridge import BRIDGES, BrownianBridge, ConstantBridge
+from flowgen.predictions import PREDICTIONS
+from flowgen.schedules import SCHEDULES
 from flowgen.settings import check_texts, merged
 from flowgen.threads import fitting
-from flowgen.times import LogNormal, TimeDistribution, Uniform
+from flowgen.times import TIMES, LogNormal, TimeDistribution, Uniform
 from flowgen.training.distributed import Processes
+from flowgen.training.optim import LR_SCHEDULES, LRSchedule
+from flowgen.weightings import WEIGHTS
 
 __all__ = ["Config", "make_config"]
 

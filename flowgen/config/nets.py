@@ -12,6 +12,7 @@ from torch import nn
 from flowgen.config.fields import default
 from flowgen.core import InputError, lookup
 from flowgen.nn import DIT_SIZES, MLP, UNET_SIZES, DiT, ResMLP, UNet
+from flowgen.registry import Objects
 
 __all__ = ["NETS", "NetConfig", "sized"]
 
@@ -104,7 +105,7 @@ class DiTConfig:
         return DiT(shape, classes, self.patch, self.width, self.depth, self.heads, self.dropout, seed=seed)
 
 
-NETS: dict[str, type[NetConfig]] = {"mlp": MLPConfig, "resmlp": ResMLPConfig, "unet": UNetConfig, "dit": DiTConfig}
+NETS: Objects[type[NetConfig]] = Objects("net")
 SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "unet": {**UNET_SIZES, "custom": {}},
     "dit": {**DIT_SIZES, "custom": {}},

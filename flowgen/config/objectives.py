@@ -14,6 +14,7 @@ from flowgen.core import Field, FlowMap
 from flowgen.losses import Loss
 from flowgen.objectives import Objective, StepwiseObjective, flow_maps
 from flowgen.paths.bridge import Bridge
+from flowgen.registry import Objects
 from flowgen.times import TimeDistribution
 from flowgen.weightings import Weight
 
@@ -172,12 +173,4 @@ class ProgressiveConfig(ObjectiveConfig):
         return flow_maps.Shortcut(times.Steps(self.jumps), distance=parts.loss, halves=parts.teaching.jump)
 
 
-OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
-    "flow-matching": FlowMatchingConfig,
-    "meanflow": MeanFlowConfig,
-    "shortcut": ShortcutConfig,
-    "alpha-flow": AlphaFlowConfig,
-    "consistency": ConsistencyConfig,
-    "endpoint": EndPointConfig,
-    "progressive": ProgressiveConfig,
-}
+OBJECTIVES: Objects[type[ObjectiveConfig]] = Objects("objective")

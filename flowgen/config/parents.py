@@ -7,7 +7,6 @@ from typing import Annotated
 from pydantic import Field
 
 from flowgen.config.fields import Choice, Section
-from flowgen.config.names import SOLVERS
 from flowgen.samplers import ode
 
 __all__ = ["DistillConfig", "ReflowConfig", "Teacher"]
@@ -31,7 +30,7 @@ class ReflowConfig(Teacher):
     inverted: float = Field(0.0, ge=0, le=1)
     steps: int = Field(50, ge=1)
     tolerance: float = Field(0.01, ge=0)
-    solver: Annotated[ode.Solver, Choice("solver", SOLVERS)] = ode.heun
+    solver: Annotated[ode.Solver, Choice("solver", ode.SOLVERS)] = ode.heun
 
 
 class DistillConfig(Teacher):

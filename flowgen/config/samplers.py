@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import NamedTuple
 
 from torch import Tensor
 
-from flowgen.config.names import SOLVERS
 from flowgen.core import InputError, lookup
+from flowgen.registry import Objects
 from flowgen.samplers import DDIM, Ancestral, DPMSolverPP, EDMSampler, Langevin, PredictorCorrector, UniPC, grids
-from flowgen.samplers.ode import Solver
+from flowgen.samplers.ode import SOLVERS, Solver
 from flowgen.samplers.sde import ReverseSDE
-from flowgen.sampling import Spacing, even
+from flowgen.sampling import Spacing
 from flowgen.schedules import DDPM, Schedule
 
 __all__ = ["GRIDS", "SAMPLERS", "Sampling", "sampling_by"]
@@ -31,26 +32,37 @@ class Made(NamedTuple):
     grid: str = "uniform"
 
 
-SAMPLERS: dict[str, Made] = {
-    "ddim": Made(lambda schedule, eta, seed: DDIM(schedule, eta, seed=seed), noise=0.0),
-    "ddpm": Made(lambda schedule, noise, seed: Ancestral(schedule, seed=seed)),
-    "ddpm-large": Made(lambda schedule, noise, seed: Ancestral(schedule, large=True, seed=seed)),
-    "dpm++2m": Made(lambda schedule, noise, seed: DPMSolverPP(schedule, 2), grid="log-snr"),
-    "dpm++3m": Made(lambda schedule, noise, seed: DPMSolverPP(schedule, 3), grid="log-snr"),
-    "unipc": Made(lambda schedule, noise, seed: UniPC(schedule), grid="log-snr"),
-    "edm": Made(lambda schedule, churn, seed: EDMSampler(schedule, churn, seed=seed), noise=0.0, grid="karras"),
-    "sde": Made(lambda schedule, level, seed: ReverseSDE(schedule, level, seed), noise=1.0),
-    "pc": Made(
-        lambda schedule, snr, seed: PredictorCorrector(ReverseSDE(schedule, 1.0, seed), schedule, snr, seed=seed),
-        noise=0.16,
-    ),
-    "langevin": Made(lambda schedule, size, seed: Langevin(schedule, size, 10, seed=seed), noise=1.0, grid="log-snr"),
-}
+ddim = Made(lambda schedule, eta, seed: DDIM(schedule, eta, seed=seed), noise=0.0)
+ddpm = Made(lambda schedule, noise, seed: Ancestral(schedule, seed=seed))
+ddpm_large = Made(lambda schedule, noise, seed: Ancestral(schedule, large=True, seed=seed))
+dpmpp_2m = Made(lambda schedule, noise, seed: DPMSolverPP(schedule, 2), grid="log-snr")
+dpmpp_3m = Made(lambda schedule, noise, seed: DPMSolverPP(schedule, 3), grid="log-snr")
+unipc = Made(lambda schedule, noise, seed: UniPC(schedule), grid="log-snr")
+edm = Made(lambda schedule, churn, seed: EDMSampler(schedule, churn, seed=seed), noise=0.0, grid="karras")
+sde = Made(lambda schedule, level, seed: ReverseSDE(schedule, level, seed), noise=1.0)
+pc = Made(
+    lambda schedule, snr, seed: PredictorCorrector(ReverseSDE(schedule, 1.0, seed), schedule, snr, seed=seed),
+    noise=0.16,
+)
+langevin = Made(lambda schedule, size, seed: Langevin(schedule, size, 10, seed=seed), noise=1.0, grid="log-snr")
+
+SAMPLERS: Objects[Made] = Objects("sampler")
+
+
+def quadratic(schedule: Schedule, steps: int, lo: float, hi: float) -> Tensor:
+    """Return `grids.quadratic`, on any path."""
+    return grids.quadratic(steps, lo, hi)
+
+
+def shifted(schedule: Schedule, steps: int, lo: float, hi: float) -> Tensor:
+    """Return `grids.shifted` by 3, on any path."""
+    return grids.shifted(grids.uniform(steps, lo, hi), 3.0)
 
 
 def _of_steps(spacing: Callable[[DDPM, int], Tensor]) -> Spacing:
     """Return a spacing of the steps of a path with discrete steps."""
 
+    @wraps(spacing)
     def made(schedule: Schedule, steps: int, lo: float, hi: float) -> Tensor:
         if not isinstance(schedule, DDPM) or hi < 1:
             raise InputError(
@@ -62,16 +74,9 @@ def _of_steps(spacing: Callable[[DDPM, int], Tensor]) -> Spacing:
     return made
 
 
-GRIDS: dict[str, Spacing] = {
-    "uniform": even,
-    "log-snr": grids.log_snr,
-    "karras": grids.karras,
-    "quadratic": lambda schedule, steps, lo, hi: grids.quadratic(steps, lo, hi),
-    "shifted": lambda schedule, steps, lo, hi: grids.shifted(grids.uniform(steps, lo, hi), 3.0),
-    "trailing": _of_steps(grids.trailing),
-    "leading": _of_steps(grids.leading),
-    "linspaced": _of_steps(grids.linspaced),
-}
+trailing, leading, linspaced = _of_steps(grids.trailing), _of_steps(grids.leading), _of_steps(grids.linspaced)
+
+GRIDS: Objects[Spacing] = Objects("grid")
 
 
 class Sampling(NamedTuple):

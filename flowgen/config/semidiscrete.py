@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -16,8 +16,12 @@ from flowgen.core import InputError, generator
 from flowgen.couplings import Potentials, ascend
 from flowgen.data import Distribution, TensorDataset
 from flowgen.data.streams import FiniteDataset
+from flowgen.registry import Objects
 
-__all__ = ["SemidiscreteConfig"]
+__all__ = ["COUPLINGS", "SemidiscreteConfig"]
+
+COUPLINGS: Objects[Any] = Objects("coupling")
+"""Those of `flowgen.couplings`, and `SemidiscreteConfig`."""
 
 
 @final

@@ -2,9 +2,8 @@
 
 from flowgen.couplings.bridge import SchroedingerBridge
 from flowgen.couplings.conditional import Conditioned
-from flowgen.couplings.exact import Coupling, ExactOT, Independent, Reporting, assign, transport_cost
+from flowgen.couplings.exact import COUPLINGS, Coupling, ExactOT, Independent, Reporting, assign, transport_cost
 from flowgen.couplings.multiscale import MultiscaleOT
-from flowgen.couplings.names import COUPLINGS
 from flowgen.couplings.semidiscrete import Potentials, Semidiscrete, ascend
 from flowgen.couplings.sinkhorn import Plan, Sinkhorn, sinkhorn
 from flowgen.couplings.unbalanced import Partial, Unbalanced

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError, Named, Pair
-from flowgen.couplings.exact import Coupling, transport_cost, widest
-from flowgen.couplings.names import COUPLINGS
+from flowgen.couplings.exact import COUPLINGS, Coupling, transport_cost, widest
 
 __all__ = ["Conditioned", "found_weight"]
 

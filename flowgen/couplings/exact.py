@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowgen.core import InputError, Pair
+from flowgen.core import Choices, InputError, Pair
+from flowgen.registry import Objects
 
 __all__ = [
+    "COUPLINGS",
     "Coupling",
     "ExactOT",
     "Independent",
@@ -35,6 +37,9 @@ class Coupling(Protocol):
     """
 
     def __call__(self, pair: Pair, generator: torch.Generator) -> Pair: ...
+
+
+COUPLINGS: Choices[Coupling] = Choices("coupling", Callable, Objects("coupling", "", "drawn"))
 
 
 @runtime_checkable

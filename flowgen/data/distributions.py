@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError
+from flowgen.registry import Objects
 
 __all__ = [
     "TOYS",
@@ -260,17 +261,5 @@ def s_curve(noise: float = 0.05, scale: float = 1.5) -> Blurred:
     return Blurred(skeleton, noise * scale, pieces=2)
 
 
-TOYS: dict[str, Callable[[], Distribution]] = {
-    "moons": moons,
-    "circles": circles,
-    "8gaussians": eight_gaussians,
-    "25gaussians": gaussian_grid,
-    "checkerboard": Checkerboard,
-    "spirals": spirals,
-    "pinwheel": Pinwheel,
-    "swissroll": swissroll,
-    "s-curve": s_curve,
-    "rings": rings,
-    "gaussian": Gaussian,
-}
+TOYS: Objects[Callable[[], Distribution]] = Objects("toy")
 """The distributions that have a name."""

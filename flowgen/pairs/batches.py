@@ -11,8 +11,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 
 from flowgen.core import WHOLE, InputError, Pair, Part, check_labels, generator, row_labels, whole
-from flowgen.couplings.exact import Coupling, Independent
-from flowgen.couplings.names import COUPLINGS
+from flowgen.couplings.exact import COUPLINGS, Coupling, Independent
 from flowgen.data.epochs import positions
 from flowgen.data.streams import DistributionField, chunks
 from flowgen.pairs.prefetch import in_order

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from flowgen.core import InputError, Pair, generator
-from flowgen.couplings.exact import Coupling
-from flowgen.couplings.names import COUPLINGS
+from flowgen.couplings.exact import COUPLINGS, Coupling
 from flowgen.data.distributions import Distribution
 from flowgen.data.epochs import endless
 from flowgen.data.scaling import Scaling

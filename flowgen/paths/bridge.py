@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import InputError
+from flowgen.registry import Objects
 
 __all__ = ["BRIDGES", "Bridge", "BrownianBridge", "ConstantBridge"]
 
@@ -75,4 +76,4 @@ class BrownianBridge(_Noise):
         return self.sigma * root, self.sigma * (1 - 2 * t) / (2 * root)
 
 
-BRIDGES: dict[str, type] = {"constant": ConstantBridge, "brownian": BrownianBridge}
+BRIDGES: Objects[type[Bridge]] = Objects("bridge")

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from flowgen.config import OBJECTIVES, Config, Places, Teaching, lookup, make_config
+from flowgen.config import Config, Places, Teaching, lookup, make_config
 from flowgen.config.nets import MLPConfig
+from flowgen.config.objectives import ObjectiveConfig
 from flowgen.config.places import absolute
 from flowgen.config.recipes import reflow_defaults
 from flowgen.core import InputError, StrPath
 from flowgen.model import Model
+from flowgen.registry import Objects
 from flowgen.runs.folder import Run, parent
 from flowgen.runs.rounds import refitted
 from flowgen.samplers import ode
@@ -28,7 +30,7 @@ HALF_STEPS = 2
 """Heun's steps of a velocity in each of the two jumps that teach one."""
 STAGES = 3
 """The students of a flow in a progressive distillation."""
-METHODS = {name: kind for name, kind in OBJECTIVES.items() if kind.maps}
+METHODS: Objects[type[ObjectiveConfig]] = Objects("objective", "map", "taught")
 """Objectives of flow maps by name."""
 
 

@@ -9,10 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from flowgen.core import (
-    FlowMap,
-    expand_time,
-)
+from flowgen.core import FlowMap, expand_time
 from flowgen.data.streams import DistributionField, source_rows
 from flowgen.samplers.ode import Solver
 from flowgen.schedules import Schedule
@@ -32,6 +29,9 @@ class FlowMapStep(Solver):
         self, field: FlowMap, x: Tensor, t: float, s: float, cond: Tensor | None = None, carry: Any = None
     ) -> tuple[Tensor, None]:
         return torch.add(x, field(x, expand_time(t, x), expand_time(s, x), cond), alpha=s - t), None
+
+
+jump = FlowMapStep()
 
 
 @final

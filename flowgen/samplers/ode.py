@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flowgen.core import Choices, Failure, Field, InputError, expand_time
+from flowgen.registry import Objects
 
 __all__ = ["SOLVERS", "AdamsBashforth2", "AdaptiveSolver", "RungeKutta", "Solver", "euler", "heun", "midpoint", "rk4"]
 
@@ -193,16 +194,8 @@ class AdaptiveSolver(Solver):
 _ADAPTIVE_ORDERS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2}
 
 
-SOLVERS: Choices[Solver] = Choices(
-    "solver",
-    Solver,
-    {
-        "euler": euler,
-        "midpoint": midpoint,
-        "heun": heun,
-        "rk4": rk4,
-        "ab2": AdamsBashforth2(),
-        **{name: AdaptiveSolver(name) for name in ("dopri5", "dopri8", "bosh3")},
-        "adaptive-heun": AdaptiveSolver("adaptive_heun"),
-    },
-)
+ab2 = AdamsBashforth2()
+dopri5, dopri8, bosh3 = AdaptiveSolver("dopri5"), AdaptiveSolver("dopri8"), AdaptiveSolver("bosh3")
+adaptive_heun = AdaptiveSolver("adaptive_heun")
+
+SOLVERS: Choices[Solver] = Choices("solver", Solver, Objects("solver"))

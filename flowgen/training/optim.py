@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple, Protocol, final
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from flowgen.core import InputError
+from flowgen.registry import Objects
 
-__all__ = ["AdamW", "ConstantRate", "CosineRate", "Rate"]
+__all__ = ["LR_SCHEDULES", "AdamW", "ConstantRate", "CosineRate", "LRSchedule", "Rate"]
 
 
 class Rate(Protocol):
@@ -72,6 +73,21 @@ class CosineRate:
             return ConstantRate(self.lr, self.warmup)(step)
         done = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
         return self.floor + (self.lr - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def constant(lr: float, steps: int, warmup: int) -> Rate:
+    """Return the rate lr after the warm-up."""
+    return ConstantRate(lr, warmup)
+
+
+def cosine(lr: float, steps: int, warmup: int) -> Rate:
+    """Return half a cosine from lr down to 0 after the warm-up."""
+    return CosineRate(lr, steps, warmup)
+
+
+LRSchedule = Callable[[float, int, int], Rate]
+"""The learning rate at its highest, the steps of training and those of the warm-up, to the rate of each step."""
+LR_SCHEDULES: Objects[LRSchedule] = Objects("lr_schedule")
 
 
 class _Moments(NamedTuple):
