@@ -48,7 +48,7 @@ def store(tmp_path_factory):
     """Runs that no test changes: a flow, one with diffusion's path, one with noise on its path, and a reflow."""
     folder = tmp_path_factory.mktemp("runs")
     flow = made(folder / "flow")
-    made(folder / "vp", path="vp")
+    made(folder / "vp", schedule="vp")
     made(folder / "bridge", coupling={"name": "bridge", "sigma": 0.3})
     reflow = runs.reflow_config(flow.folder, {"reflow.pairs": 128, "train.steps": 5})
     finish(Run.create(folder / "reflow", reflow, "flowgen reflow"))
@@ -111,11 +111,11 @@ def test_a_student_learns_from_pairs_or_from_a_velocity(teacher, method, student
 
 
 def test_a_student_has_the_settings_of_its_teacher(student, tmp_path):
-    teacher = made(tmp_path / "teacher", 5, path="cosine", seed=7, times="u-shaped", loss="pseudo-huber")
+    teacher = made(tmp_path / "teacher", 5, schedule="cosine", seed=7, times="u-shaped", loss="pseudo-huber")
     config = distill_config(teacher.folder, "meanflow", 1, {"net.width": 24})
     before, after = teacher.config.model_dump(), config.model_dump()
     assert after["net"] == {**before["net"], "two_times": True, "width": 24}
-    for key in ("path", "coupling", "seed", "pool", "train", "data", "split"):
+    for key in ("schedule", "coupling", "seed", "pool", "train", "data", "split"):
         assert before[key] == after[key]
     assert after["times"] != before["times"]
     assert after["loss"] != before["loss"]

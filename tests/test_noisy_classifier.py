@@ -159,7 +159,7 @@ def test_held_out_rows_are_not_learned_from(home):
     assert pair.cond.unique().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("key", ["data", "path", "split", "shape"])
+@pytest.mark.parametrize("key", ["data", "schedule", "split", "shape"])
 def test_a_classifier_of_something_else_is_refused(home, key):
     file = classifier_file(Path("runs/bare"))
     tensors, metadata = checkpoints.read_tensors(file)
@@ -175,7 +175,7 @@ def test_a_file_that_is_no_classifier_is_refused(home):
     with pytest.raises(InputError, match="not the classifier of a flowgen run"):
         load_classifier(Path("runs/bare"), trained)
     shutil.copy(classifier_file(Path("runs/vp")), file)
-    with pytest.raises(InputError, match="of another path"):
+    with pytest.raises(InputError, match="of another schedule"):
         load_classifier(Path("runs/bare"), trained)
     file.write_bytes(b"no")
     with pytest.raises(InputError, match="not a readable safetensors file"):
