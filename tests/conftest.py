@@ -94,7 +94,7 @@ ADAPTIVE = {"dopri5": 20, "dopri8": 20, "bosh3": 20, "adaptive_heun": 20}
 class KnownTimes:
     """A time law and its distribution function."""
 
-    law: times.TimeDistribution
+    distribution: times.TimeDistribution
     cdf: Callable[[np.ndarray], np.ndarray]
 
 
