@@ -1,9 +1,13 @@
-"""Which cases are run: all with --full; else of a product of parameters so many that every two values meet."""
+"""Which cases are run: all with --full; else of a product of parameters so many that every two values meet.
+
+Of tests marked `costly`, so many that every value is met.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from heapq import heapify, heappop, heapreplace
 from itertools import combinations
 from typing import Any
 
@@ -33,9 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             functions[item.nodeid.partition("[")[0]].append(item)
     left = set[pytest.Item]()
     for cases in functions.values():
-        if len(cases) > FEW and not any(case.get_closest_marker(mark) for case in cases for mark in WHOLE):
-            kept = pairwise([values_of(case) for case in cases])
-            left |= {case for index, case in enumerate(cases) if index not in kept}
+        costly = cases[0].get_closest_marker("costly")
+        if not costly and (len(cases) <= FEW or any(case.get_closest_marker(mark) for case in cases for mark in WHOLE)):
+            continue
+        kept = covering([values_of(case) for case in cases], 1 if costly else 2)
+        left |= {case for index, case in enumerate(cases) if index not in kept}
     config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = [item for item in items if item not in left]
 
@@ -47,33 +53,34 @@ def values_of(case: Any) -> Values:
         if isinstance(value, tuple) and len(value) > 1:
             found |= {f"{name}.{place}": _same(part) for place, part in enumerate(value)}
         else:
-            found[name] = case.callspec.indices[name]
+            found[name] = _same(value)  # and not its index, which pytest counts through all cases
     return found
 
 
-def pairwise(cases: Sequence[Values]) -> set[int]:
-    """The numbers of some of the cases, in which every two values meet that meet in any: the greedy cover.
+def covering(cases: Sequence[Values], size: int) -> set[int]:
+    """The numbers of some of the cases, in which all sets of so many values meet that meet in any: the greedy cover.
 
     A case that is alone with a value of its single parameter is always among them.
     """
-    pairs = [
-        set(combinations(sorted(values.items(), key=lambda item: item[0]), 2)) or {tuple(values.items())}
+    sets = [
+        set(combinations(sorted(values.items(), key=lambda item: item[0]), size)) or {tuple(values.items())}
         for values in cases
     ]
-    open_pairs, kept = set().union(*pairs), set[int]()
-    gains = {index: len(own) for index, own in enumerate(pairs)}
-    while open_pairs:
-        best = max(gains, key=lambda index: (gains[index], -index))
-        gain = len(pairs[best] & open_pairs)
-        if gain < gains[best]:  # it was counted before others covered some of its pairs
-            gains[best] = gain
+    open_sets, kept = set().union(*sets), set[int]()
+    gains = [(-len(own), index) for index, own in enumerate(sets)]
+    heapify(gains)
+    while open_sets:
+        counted, best = gains[0]
+        gain = -len(sets[best] & open_sets)
+        if gain != counted:  # it was counted before others covered some of its sets
+            heapreplace(gains, (gain, best))
             continue
+        heappop(gains)
         kept.add(best)
-        open_pairs -= pairs[best]
-        del gains[best]
+        open_sets -= sets[best]
     return kept
 
 
 def _same(value: Any) -> Hashable:
     """What is equal for equal values: the value itself where it is plain, else its identity."""
-    return value if isinstance(value, str | int | float | None) else id(value)
+    return (type(value), value) if isinstance(value, str | int | float | None) else id(value)
