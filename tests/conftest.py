@@ -15,21 +15,26 @@ from flowgen import times
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from itertools import product
+from pathlib import Path
 
 import flowgen_cli
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiers import pytest_addoption, pytest_collection_modifyitems  # noqa: F401  # hooks
 from torch import Tensor, nn
 
-from flowgen import predictions, runs
+from flowgen import plots, predictions, runs
 from flowgen.config import make_config
-from flowgen.core import FlowMap, Pair, generator, like
+from flowgen.core import FlowMap, InputError, Pair, generator, like
 from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
 from flowgen.data import TOYS
+from flowgen.evaluation import Settings, measure, rounds
 from flowgen.metrics import pairwise
 from flowgen.model import Model
 from flowgen.paths.bridge import Bridge, BrownianBridge, ConstantBridge
@@ -69,6 +74,12 @@ USABLE = {
     for schedule, prediction in product(SCHEDULES, PREDICTIONS)
     if (schedule, prediction) not in SINGULAR
 }
+ELSEWHERE = {
+    f"{kind}-{new}": (*both, SCHEDULES[new])
+    for (kind, both), new in product(USABLE.items(), ("linear", "cosine", "vp", "offset-cosine", "ve"))
+    if both[0] != SCHEDULES[new]
+}
+"""What is usable, and another path to read it on."""
 COUPLINGS = {
     "independent": Independent(),
     "exact": ExactOT(),
@@ -168,6 +179,11 @@ def singular(request) -> tuple[Schedule, Prediction]:
 
 @pytest.fixture(**each(USABLE))
 def usable(request) -> tuple[Schedule, Prediction]:
+    return request.param
+
+
+@pytest.fixture(**each(ELSEWHERE))
+def elsewhere(request) -> tuple[Schedule, Prediction, Schedule]:
     return request.param
 
 
@@ -358,8 +374,63 @@ def exact_model() -> Callable[[GaussianFlow | EmpiricalFlow, Prediction], Model]
     return lambda flow, prediction: Model(ExactNet(flow, prediction), flow.schedule, prediction)
 
 
+WRITE = plots.write
+
+
+@pytest.fixture(scope="session")
+def called(tmp_path_factory) -> Callable[..., Path]:
+    """called(arguments, files): the folder in which `flowgen ARGUMENTS` was called, once for all tests: they copy it.
+
+    Before, files() writes there what the command reads.
+    """
+    folders: dict[tuple, Path] = {}
+
+    def folder(*arguments, files=lambda: None):
+        words = tuple(map(str, arguments))
+        if (key := (files.__qualname__, *words)) not in folders:
+            made = tmp_path_factory.mktemp("called")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(made)
+                files()
+                patch.setattr(sys, "argv", ["flowgen", *words])
+                with redirect_stdout(StringIO()), redirect_stderr(StringIO()), pytest.raises(SystemExit) as end:
+                    flowgen_cli.main()
+            assert not end.value.code
+            folders[key] = made
+        return folders[key]
+
+    return folder
+
+
 @pytest.fixture
-def flowgen(monkeypatch, tmp_path, capsys):
+def few_measured(monkeypatch) -> None:
+    """Measures runs by few rows, in few steps."""
+    monkeypatch.setattr(rounds, "ROWS", Settings(num=100, repeats=2))
+    monkeypatch.setattr(rounds, "IMAGES", Settings(num=40, repeats=2))
+    for name, value in {"FINE": 25, "FINE_IMAGES": 8, "DENSITY_POINTS": 200, "DENSITY_STEPS": 20}.items():
+        monkeypatch.setattr(measure, name, value)
+
+
+@pytest.fixture
+def empty_pictures(monkeypatch) -> None:
+    """Writes one pixel in place of a figure that is drawn in full, which takes half a second."""
+
+    def write(path, made) -> None:
+        if not Path(path).parent.is_dir():
+            raise InputError(f"{path}: there is no folder {Path(path).parent}")
+        Image.new("L", (1, 1)).save(path, "PNG")
+
+    monkeypatch.setattr(plots, "write", write)
+
+
+@pytest.fixture
+def whole_pictures(empty_pictures, monkeypatch) -> None:
+    """Draws figures in full, also by `flowgen`."""
+    monkeypatch.setattr(plots, "write", WRITE)
+
+
+@pytest.fixture
+def flowgen(monkeypatch, tmp_path, capsys, few_measured, empty_pictures):
     """Runs `flowgen ARGUMENTS` in an empty folder; gives the exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
@@ -382,18 +453,32 @@ def table(tmp_path, normal):
     return tmp_path / "t.npz"
 
 
+def quick_run(data: str | Path, folder: Path, steps: int = 30, **tree: object) -> Run:
+    """Train a small run in few steps."""
+    small = {"net": {"width": 16, "depth": 2}, "train": {"steps": steps, "batch_size": 32}, "pool": {"batches": 2}}
+    run = Run.create(folder, make_config({"data": str(data), **small, **tree}), "flowgen train", overwrite=True)
+    for _ in runs.train(run):
+        pass
+    return run
+
+
 @pytest.fixture
 def trained() -> Callable[..., Run]:
     """trained(data, folder, **settings): a quick run on a table."""
+    return quick_run
 
-    def train(schedule, folder, steps=30, **tree) -> Run:
-        small = {"net": {"width": 16, "depth": 2}, "train": {"steps": steps, "batch_size": 32}, "pool": {"batches": 2}}
-        run = Run.create(folder, make_config({"data": str(schedule), **small, **tree}), "flowgen train", overwrite=True)
-        for _ in runs.train(run):
-            pass
-        return run
 
-    return train
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[..., Path]:
+    """once(data, **settings): the folder of a quick run that is trained once for all tests, which copy it."""
+    kept: dict[str, Path] = {}
+
+    def folder(data, **settings):
+        if (key := repr((data, settings))) not in kept:
+            kept[key] = quick_run(data, tmp_path_factory.mktemp("once") / data, **settings).folder
+        return kept[key]
+
+    return folder
 
 
 @pytest.fixture

@@ -71,18 +71,18 @@ def no_thread_is_left():
 
 
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("group", [0, 1, 4, 7, 10, 12, 30, 31, 100])
 @pytest.mark.parametrize("pool", POOLS, ids=str)
-def test_every_pair_of_a_pool_is_used_as_often_as_promised(pool, group, threads):
+def test_every_pair_of_a_pool_is_used_as_often_as_promised(pool, threads):
     """Groups smaller and larger than the batch of 10 and the pool of 30, and such as do not divide them."""
-    stream = batches(numbered, 10, seed=0, coupling=ExactOT(group), pool=pool, threads=threads)
-    for k in range(3):
-        drawn = numbered(10 * pool.batches, generator(0, "pairs", k)).cond
-        for _ in range(pool.reuse):
-            got = Pair.cat([next(stream) for _ in range(pool.batches)])
-            for end in (got.x0.squeeze(1), got.x1.squeeze(1), got.cond):
-                assert torch.equal(end.sort().values, drawn)
-            assert torch.equal(got.cond, got.x1.squeeze(1))
+    for group in (0, 1, 4, 7, 10, 12, 30, 31, 100):
+        stream = batches(numbered, 10, seed=0, coupling=ExactOT(group), pool=pool, threads=threads)
+        for k in range(3):
+            drawn = numbered(10 * pool.batches, generator(0, "pairs", k)).cond
+            for _ in range(pool.reuse):
+                got = Pair.cat([next(stream) for _ in range(pool.batches)])
+                for end in (got.x0.squeeze(1), got.x1.squeeze(1), got.cond):
+                    assert torch.equal(end.sort().values, drawn)
+                assert torch.equal(got.cond, got.x1.squeeze(1))
 
 
 @pytest.mark.parametrize(("group", "rows"), [(0, [30]), (4, [12, 12, 6]), (10, [10] * 3), (15, [15, 15]), (99, [30])])

@@ -29,7 +29,7 @@ def untimed(found: dict) -> list[dict]:
     return [{key: x for key, x in each.items() if key not in times} for each in found["couplings"]]
 
 
-def test_a_person_reads_a_table_and_sees_a_picture(flowgen):
+def test_a_person_reads_a_table_and_sees_a_picture(flowgen, whole_pictures):
     code, out, err = flowgen("couplings", "moons", *SMALL, "--json", "f.json")
     assert code == 0
     for name in QUICK:

@@ -69,8 +69,8 @@ def flowgen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not end.value.code, line
 
 
-SLOW = ("commands.md", "images.md", "one-step.md", "diffusion.md", "measuring.md")
-"""Pages whose blocks take long; those of the README are always run."""
+SLOW = ("README.md", "commands.md", "library.md", "images.md", "one-step.md", "diffusion.md", "measuring.md")
+"""Pages whose blocks take long."""
 
 
 @pytest.mark.parametrize(

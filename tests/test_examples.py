@@ -15,6 +15,7 @@ def example(name: str) -> Callable[..., dict[str, float]]:
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
 
 
+@pytest.mark.slow
 def test_moons(tmp_path: Path) -> None:
     picture = tmp_path / "moons.png"
     numbers = example("moons")(steps=400, points=500, picture=picture)
@@ -25,6 +26,7 @@ def test_moons(tmp_path: Path) -> None:
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_moons_to_8gaussians(tmp_path: Path) -> None:
     picture = tmp_path / "flow.png"
     numbers = example("moons_to_8gaussians")(steps=400, points=500, picture=picture)
@@ -68,6 +70,7 @@ def test_guidance(tmp_path: Path) -> None:
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_table(tmp_path: Path) -> None:
     numbers = example("table")(steps=300, picture=tmp_path / "columns.png")
     assert numbers["mean"] < 0.2

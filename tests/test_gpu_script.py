@@ -21,6 +21,7 @@ def gpu(*words, python=sys.executable, timeout=1800):
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
+@pytest.mark.slow
 def test_all_parts_run_in_small_on_the_cpu(tmp_path):
     done = gpu("--tiny", "--out", tmp_path / "out")
     text = (tmp_path / "out" / "gpu.md").read_text()

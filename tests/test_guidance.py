@@ -75,25 +75,25 @@ def test_the_guided_velocity_is_the_line_through_both(schedule, points, weight):
     assert torch.equal(made[cond == NULL], without[cond == NULL])
 
 
-@pytest.mark.parametrize("weight", [0.0, 2.0, 4.0])
-def test_guidance_is_the_same_in_every_prediction(usable, points, weight):
+def test_guidance_is_the_same_in_every_prediction(usable, points):
     """Predictions are converted by `targets`; guided in one, and told as another, they are what is guided there."""
     schedule, prediction = usable
     x, t, cond = points
     model = model_of(schedule, prediction)
     c = schedule.coeffs(like(t, x))
-    raw = Guided(lambda x, t, cond: model(x, t, t, cond), NULL, weight)(x, t, cond)
-    for other in (predictions.velocity, predictions.score, predictions.data, predictions.noise, predictions.v):
+    for weight in (0.0, 2.0, 4.0):
+        raw = Guided(lambda x, t, cond: model(x, t, t, cond), NULL, weight)(x, t, cond)
+        for other in (predictions.velocity, predictions.score, predictions.data, predictions.noise, predictions.v):
 
-        def field(x, t, cond, other=other):
-            return predictions.convert(model(x, t, t, cond), x, schedule.coeffs(like(t, x)), prediction, other)
+            def field(x, t, cond, other=other):
+                return predictions.convert(model(x, t, t, cond), x, schedule.coeffs(like(t, x)), prediction, other)
 
-        there = Guided(field, NULL, weight)(x, t, cond)
-        torch.testing.assert_close(predictions.convert(there, x, c, other, prediction), raw, rtol=1e-6, atol=1e-6)
-    velocity = Guided(model.velocity, NULL, weight)(x, t, cond)
-    torch.testing.assert_close(
-        velocity, predictions.convert(raw, x, c, prediction, predictions.velocity), rtol=1e-6, atol=1e-6
-    )
+            there = Guided(field, NULL, weight)(x, t, cond)
+            torch.testing.assert_close(predictions.convert(there, x, c, other, prediction), raw, rtol=1e-6, atol=1e-6)
+        velocity = Guided(model.velocity, NULL, weight)(x, t, cond)
+        torch.testing.assert_close(
+            velocity, predictions.convert(raw, x, c, prediction, predictions.velocity), rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("schedule", [Linear(), VP(), VE()], ids=["linear", "vp", "ve"])

@@ -268,7 +268,7 @@ def test_a_table_with_labels_trains_a_flow_of_each_class(flowgen, table):
 # copies
 
 
-def test_likely_copies_are_drawn_beside_the_chart(flowgen, digits):
+def test_likely_copies_are_drawn_beside_the_chart(flowgen, digits, whole_pictures):
     out = good(flowgen, "evaluate", digits, "--num", 40, "--repeats", 1, "--steps", "1,3")
     assert f"nearest to training images: {digits}/plots/nearest.png" in out
     assert Image.open(digits / "plots/nearest.png").size[0] > 500

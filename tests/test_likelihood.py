@@ -181,6 +181,7 @@ def test_a_linear_field_makes_a_gaussian_of_known_covariance(normal, dim):
     torch.testing.assert_close(found, MultivariateNormal(mean, flowed @ flowed.T).log_prob(x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.costly
 def test_densities_are_those_of_the_exact_flow(usable, gaussian_flow, exact_model, normal):
     """The flow from N(0, sigma(0)^2) is affine: back to where a point came from, and its lengths by their ratio."""
     schedule, prediction = usable

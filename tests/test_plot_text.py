@@ -21,7 +21,7 @@ def figure():
     return FigureCanvasAgg(Figure()).figure
 
 
-def test_a_price_in_dollars_trains_to_the_end(flowgen):
+def test_a_price_in_dollars_trains_to_the_end(flowgen, whole_pictures):
     names = ["price $ (50%) of $", "_hidden", "a"]
     with open("prices.csv", "w", newline="") as file:
         csv.writer(file).writerows([names, *np.random.default_rng(0).normal(size=(60, 3)).tolist()])

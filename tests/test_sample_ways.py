@@ -12,18 +12,12 @@ pytestmark = pytest.mark.journey
 TRAIN = ("train", "moons", "--steps", "60", "--set", "net.width=16", "--set", "pool.batches=2")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, request):
-    """A diffusion, a flow on pairs of optimal transport, and one with noise between its pairs."""
-    import subprocess
-    import sys
-
-    root = tmp_path_factory.mktemp("runs")
+@pytest.fixture
+def runs(called):
+    """A diffusion, a flow on pairs of optimal transport, and one with noise between its pairs: only to be read."""
     bridge = ("--coupling", "independent", "--set", "bridge.sigma=0.3")
-    for name, options in {"vp": ("--path", "vp"), "ot": (), "bridge": bridge}.items():
-        command = [sys.executable, "-m", "flowgen", *TRAIN, *options, "--out", str(root / name)]
-        subprocess.run(command, check=True, capture_output=True)
-    return root
+    kinds = {"vp": ("--path", "vp"), "ot": (), "bridge": bridge}
+    return {name: called(*TRAIN, *options, "--out", name) / name for name, options in kinds.items()}
 
 
 @pytest.fixture
@@ -32,7 +26,7 @@ def drawn(flowgen, runs, tmp_path):
 
     def call(name, *options):
         out = tmp_path / "samples.npy"
-        code, told, err = flowgen("sample", runs / name, "--out", out, *options)
+        code, told, err = flowgen("sample", runs[name], "--out", out, *options)
         assert code == 0, err
         return np.load(out, allow_pickle=False), told
 
@@ -77,7 +71,7 @@ def test_the_same_samples_come_by_another_path(drawn):
 @pytest.mark.parametrize("run", ["ot", "bridge"])
 @pytest.mark.parametrize("solver", ["ddpm", "sde", "pc", "langevin"])
 def test_noise_without_a_score_is_refused(flowgen, runs, run, solver):
-    code, _, err = flowgen("sample", runs / run, "--solver", solver)
+    code, _, err = flowgen("sample", runs[run], "--solver", solver)
     assert code == 2
     assert "independent" in err
 
@@ -102,7 +96,7 @@ def test_samplers_that_draw_none_take_any_flow(drawn, solver):
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(flowgen, runs, tmp_path, options, words):
-    code, _, err = flowgen("sample", runs / "vp", "--out", tmp_path / "none.npy", *options)
+    code, _, err = flowgen("sample", runs["vp"], "--out", tmp_path / "none.npy", *options)
     assert code == 2
     assert words in err
     assert err.count("\n") == 1
@@ -113,7 +107,7 @@ def test_samplers_are_measured_like_solvers(flowgen, runs, tmp_path):
     measured = {}
     for solver in ("dpm++2m", "ddpm"):
         code, told, err = flowgen(
-            *("evaluate", runs / "vp", "--solver", solver, "--steps", "4,8", "--num", 100, "--repeats", 2),
+            *("evaluate", runs["vp"], "--solver", solver, "--steps", "4,8", "--num", 100, "--repeats", 2),
             *("--json", tmp_path / "all.json", "--out", tmp_path / "chart.png"),
         )
         assert code == 0, err

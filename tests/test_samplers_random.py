@@ -89,6 +89,7 @@ def order(errors, solver_of, flow):
 # the marginals
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     "make",
     [
@@ -108,6 +109,7 @@ def test_noise_keeps_the_marginals_at_weak_order_one(make, schedule, gaussian_fl
     assert error < 0.08
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("churned", [(0.0, math.inf), (0.2, 3.0)])
 def test_churn_that_shrinks_with_steps_keeps_order_two(churned, schedule, gaussian_flow, errors):
     lo, hi = churned
@@ -170,6 +172,7 @@ def test_ddim_is_right_for_a_point_at_every_level(eta, schedule, gaussian_flow, 
     torch.testing.assert_close(deviation, exact.moments(0.9)[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", ["ddim-whole", "churned", "stochastic"])
 def test_whole_walks_lead_near_the_data(name, schedule, gaussian_flow, law):
     """Many steps from what sampling starts with: N(0, sigma(0)^2), even where the path is not all noise there."""
@@ -184,6 +187,7 @@ def test_whole_walks_lead_near_the_data(name, schedule, gaussian_flow, law):
 # Langevin
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("snr", [0.05, 0.3])
 def test_moves_at_a_level_settle_at_its_marginal(snr, schedule, gaussian_flow, law):
     """x + e score + sqrt(2 e) z has the stationary variance V / (1 - e / (2 V)) on N(m, V)."""

@@ -20,7 +20,7 @@ from flowgen.schedules import VE, VP, Linear
 
 def test_the_exact_field_of_a_gaussian_walks_the_exact_flow_map(schedule, gaussian_flow, normal):
     exact = gaussian_flow(schedule)
-    grid = log_snr(schedule, 150, *predictions.span(schedule, predictions.v))
+    grid = log_snr(schedule, 60, *predictions.span(schedule, predictions.v))
     mean, std = exact.moments(0.0)
     x = mean + std * normal("points", 30, 2)
     end = solve(exact.velocity, x, grid, rk4)
@@ -29,13 +29,14 @@ def test_the_exact_field_of_a_gaussian_walks_the_exact_flow_map(schedule, gaussi
     torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.costly
 def test_every_exact_model_takes_the_source_to_the_data(usable, gaussian_flow, exact_model):
     """The flow is affine: three points give the mean and the spread of all its samples."""
     schedule, prediction = usable
     exact = gaussian_flow(schedule)
     corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     model = exact_model(exact, prediction)
-    centre, right, up = flow(model, corners, log_snr(schedule, 150, *model.span), rk4)
+    centre, right, up = flow(model, corners, log_snr(schedule, 40, *model.span), rk4)
     spread = torch.stack([right - centre, up - centre])
     start = schedule.coeffs(torch.zeros(1, dtype=torch.float64))
     left_out = float(start.alpha / start.sigma) + 0.003  # of the data at the start, and of time at the end
@@ -86,11 +87,11 @@ def drawn(model, num, chunk, seed=7, solver=heun):
     return sample(model, Gaussian(), num, uniform(4), solver, seed=seed, chunk=chunk)
 
 
-@pytest.mark.parametrize("num", [1, 10, 63, 64, 65, 100, 1000])
 @pytest.mark.parametrize("chunk", [1, 64, 100, 8192])
-def test_a_sample_does_not_depend_on_how_many_are_drawn_or_how(net_model, num, chunk):
+def test_a_sample_does_not_depend_on_how_many_are_drawn_or_how(net_model, chunk):
     whole = drawn(net_model, 1000, 1000)
-    assert torch.equal(drawn(net_model, num, chunk), whole[:num])
+    for num in (1, 10, 63, 64, 65, 100, 1000):
+        assert torch.equal(drawn(net_model, num, chunk), whole[:num])
 
 
 def test_a_sample_does_not_depend_on_the_number_of_threads(net_model):

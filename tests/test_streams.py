@@ -234,6 +234,7 @@ def draw(request, rows, stored):
     return request.param(rows, stored)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 def test_the_parts_of_a_batch_are_the_batch_whatever_is_coupled(draw, coupling, pool):
     options = {"seed": 5, "coupling": coupling, "pool": pool}
