@@ -1,15 +1,14 @@
-"""What the laws hold for: a new path, prediction, coupling, solver, time law or toy is one line here.
+"""What the laws hold for: all that the registry names, and some with other parameters.
 
-A test that takes `path` holds for every path, and one that takes `usable` for every path with every prediction that
-determines a velocity on it.
+A test that takes `schedule` holds for every schedule, and one that takes `usable` for every schedule with every
+prediction that determines a velocity on it. What is new in the registry is held to the laws of its kind without a line
+here; a time distribution needs its distribution function too.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-
-from flowgen import times
 
 # before torch: small networks on several threads wait for each other, and workers of xdist for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from io import StringIO
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import flowgen_cli
 import numpy as np
@@ -29,46 +29,41 @@ from PIL import Image
 from tiers import pytest_addoption, pytest_collection_modifyitems  # noqa: F401  # hooks
 from torch import Tensor, nn
 
-from flowgen import plots, predictions, runs
+from flowgen import plots, predictions, runs, times
 from flowgen.config import make_config
 from flowgen.core import FlowMap, InputError, Pair, generator, like
-from flowgen.couplings import ExactOT, Independent, MultiscaleOT, Sinkhorn
-from flowgen.data import TOYS
+from flowgen.couplings import ExactOT, Sinkhorn
 from flowgen.evaluation import Settings, measure, rounds
 from flowgen.metrics import pairwise
 from flowgen.model import Model
 from flowgen.paths.bridge import Bridge, BrownianBridge, ConstantBridge
 from flowgen.predictions import Prediction
+from flowgen.registry import Objects
 from flowgen.runs import Run
 from flowgen.samplers import ode
-from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine, Schedule
+from flowgen.schedules import DDPM, VE, VP, Linear, Schedule
+
+
+def named(kind: str, *groups: str) -> dict[str, Any]:
+    """The parts of a kind, by name; of classes, an object with the defaults."""
+    return {name: made() if isinstance(made, type) else made for name, made in Objects(kind, *groups).items()}
+
 
 SCHEDULES: dict[str, Schedule] = {
-    "linear": Linear(),
+    **named("schedule"),
     "linear-blurred": Linear(sigma_min=0.05),
-    "cosine": Cosine(),
-    "vp": VP(),
     "vp-constant": VP(beta_min=12.0, beta_max=12.0),
-    "offset-cosine": OffsetCosine(),
-    "ddpm": DDPM(),
     "ddpm-few": DDPM(steps=20, beta_min=0.01, beta_max=0.6),
-    "ve": VE(),
     "ve-narrow": VE(sigma_min=0.05, sigma_max=20.0),
 }
-BRIDGES: dict[str, Bridge] = {
-    "constant": ConstantBridge(0.3),
-    "brownian": BrownianBridge(0.7),
+BRIDGES: dict[str, Bridge] = {**named("bridge"), "constant": ConstantBridge(0.3), "brownian": BrownianBridge(0.7)}
+PREDICTIONS: dict[str, Prediction] = {**named("prediction"), "edm-wide": predictions.EDM(sigma_data=2.0)}
+SINGULAR = {
+    (name, prediction)
+    for name, schedule in SCHEDULES.items()
+    for prediction in ("noise", "score")
+    if schedule.mark(0.0).alpha == 0
 }
-PREDICTIONS: dict[str, Prediction] = {
-    "velocity": predictions.velocity,
-    "data": predictions.data,
-    "noise": predictions.noise,
-    "v": predictions.v,
-    "score": predictions.score,
-    "edm": predictions.EDM(),
-    "edm-wide": predictions.EDM(sigma_data=2.0),
-}
-SINGULAR = set(product(("linear", "linear-blurred", "cosine", "offset-cosine"), ("noise", "score")))
 USABLE = {
     f"{schedule}-{prediction}": (SCHEDULES[schedule], PREDICTIONS[prediction])
     for schedule, prediction in product(SCHEDULES, PREDICTIONS)
@@ -81,23 +76,15 @@ ELSEWHERE = {
 }
 """What is usable, and another path to read it on."""
 COUPLINGS = {
-    "independent": Independent(),
-    "exact": ExactOT(),
+    **named("coupling", ""),
     "exact-groups": ExactOT(group=5),
     "exact-whole": ExactOT(group=0),
-    "multiscale": MultiscaleOT(),
-    "sinkhorn": Sinkhorn(),
     "sinkhorn-groups": Sinkhorn(epsilon=0.2, group=7),
 }
-FIXED_STEP = {
-    "euler": (ode.euler, 1),
-    "midpoint": (ode.midpoint, 2),
-    "heun": (ode.heun, 2),
-    "rk4": (ode.rk4, 4),
-    "ab2": (ode.AdamsBashforth2(), 1),
-}
+TOYS = {name: make() for name, make in Objects("toy").items()}
+FIXED_STEP = {name: (solver, 1 if name == "ab2" else solver.order) for name, solver in named("solver", "").items()}
 """Solvers and the evaluations of one step."""
-ADAPTIVE = {"dopri5": 20, "dopri8": 20, "bosh3": 20, "adaptive_heun": 20}
+ADAPTIVE = {solver.method: 20 for solver in named("solver", "adaptive").values()}
 """Adaptive methods, and the multiple of the tolerance that their error stays under."""
 
 
@@ -127,14 +114,17 @@ def u_shaped_cdf(a: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: np.interp(x, t, total / total[-1])
 
 
+CDFS = {
+    "uniform": uniform_cdf,
+    "stratified": uniform_cdf,
+    "discrete": uniform_cdf,
+    "logit-normal": logit_normal_cdf(0, 1),
+    "log-normal": uniform_cdf,  # of its quantiles
+    "u-shaped": u_shaped_cdf(4),
+}
 TIMES = {
-    "uniform": KnownTimes(times.Uniform(), uniform_cdf),
-    "stratified": KnownTimes(times.Stratified(), uniform_cdf),
-    "discrete": KnownTimes(times.Discrete(), uniform_cdf),
-    "log-normal, its quantiles": KnownTimes(times.LogNormal(), uniform_cdf),
-    "logit-normal": KnownTimes(times.LogitNormal(), logit_normal_cdf(0, 1)),
+    **{name: KnownTimes(made, CDFS[name]) for name, made in named("time distribution").items()},
     "logit-normal-low": KnownTimes(times.LogitNormal(-0.8, 1.6), logit_normal_cdf(-0.8, 1.6)),
-    "u-shaped": KnownTimes(times.UShaped(), u_shaped_cdf(4)),
     "u-shaped-flat": KnownTimes(times.UShaped(0.1), u_shaped_cdf(0.1)),
     "u-shaped-steep": KnownTimes(times.UShaped(60), u_shaped_cdf(60)),
 }
@@ -229,14 +219,14 @@ def known_times(request) -> KnownTimes:
     return request.param
 
 
-@pytest.fixture(params=list(TOYS))
+@pytest.fixture(**each(TOYS))
 def toy(request):
-    return TOYS[request.param]()
+    return request.param
 
 
-@pytest.fixture(params=[name for name, law in TOYS.items() if hasattr(law(), "log_density")])
+@pytest.fixture(**each({name: toy for name, toy in TOYS.items() if hasattr(toy, "log_density")}))
 def toy_with_density(request):
-    return TOYS[request.param]()
+    return request.param
 
 
 @pytest.fixture

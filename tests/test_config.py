@@ -208,7 +208,6 @@ def test_a_setting_needs_key_and_value(setting):
     ],
 )
 def test_the_help_of_the_commands_names_all_there_is(option, table):
-    # the help is written by hand, since importing the tables would import torch
     commands = typer.main.get_command(flowgen_cli.app).commands
     taking_some = {"--solver": {"likelihood", "edit"}}.get(option, set())
     parameters = [p for name, command in commands.items() if name not in taking_some for p in command.params]
