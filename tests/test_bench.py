@@ -232,7 +232,7 @@ def fill(folder, but=()):
 
 
 @pytest.mark.slow
-def test_the_table_from_nothing_to_a_picture(bench):
+def test_the_table_from_nothing_to_a_picture(bench, whole_pictures):
     ran = FLOW._replace(seed=42)
     fill(Path("bench/table2d-quick/cells"), but=[ran])
     code, out, _ = bench("table2d", "--quick")

@@ -30,7 +30,10 @@ WIDE = {"name": "unet", "channels": 128, "blocks": 1}
 TREES = {
     "mlp": {"data": "t.npz", "labels": True, "net": {"name": "mlp", "width": 16, "depth": 2}},
     "resmlp": {"data": "digits", "net": {"name": "resmlp", "width": 16, "depth": 1}},
-    "unet": {"data": "digits", "net": {"name": "unet", "size": "tiny", "multipliers": [1, 1], "attention": [2]}},
+    "unet": {
+        "data": "digits",
+        "net": {"name": "unet", "size": "tiny", "channels": 32, "blocks": 1, "multipliers": [1, 1], "attention": [2]},
+    },
     "dit": {"data": "digits", "net": {"name": "dit", "size": "tiny", "depth": 1}},
     "unlabelled": {"data": "moons", "net": {"width": 16, "depth": 1}},
     "between": {"data": "moons", "source": "8gaussians", "net": {"width": 16, "depth": 1}},
@@ -136,19 +139,24 @@ def close(x, y):
     [
         ("mlp", "onnx", "heun", 2),
         ("mlp", "torch-export", "ab2", 4),
-        ("resmlp", "onnx", "euler", 1),
         ("unet", "onnx", "euler", 1),
-        ("dit", "onnx", "euler", 1),
         ("dit", "torch-export", "euler", 2),
-        ("map", "onnx", "jump", 1),
         ("map", "torch-export", "jump", 3),
-        ("map", "torch-export", "euler", 2),
-        ("consistency", "torch-export", "jump", 1),
-        ("unlabelled", "onnx", "rk4", 2),
         ("vp", "onnx", "euler", 3),
-        ("vp", "onnx", "heun", 4),
         ("ve", "torch-export", "heun", 3),
-        ("ve-noise", "onnx", "euler", 2),
+        *(
+            pytest.param(*way, marks=pytest.mark.slow)
+            for way in (
+                ("resmlp", "onnx", "euler", 1),
+                ("dit", "onnx", "euler", 1),
+                ("map", "onnx", "jump", 1),
+                ("map", "torch-export", "euler", 2),
+                ("consistency", "torch-export", "jump", 1),
+                ("unlabelled", "onnx", "rk4", 2),
+                ("vp", "onnx", "heun", 4),
+                ("ve-noise", "onnx", "euler", 2),
+            )
+        ),
     ],
 )
 def test_an_export_makes_the_samples_of_flowgen(name, form, solver, steps, run_of, made_of):
@@ -295,13 +303,17 @@ def test_the_named_sizes_are_the_nets_of_diffusers(name):
     assert (y - null)[:2].abs().amax() > 0.01 * y.abs().amax()
 
 
-def test_diffusers_is_imported_without_torchvision(monkeypatch):
+@pytest.mark.slow
+def test_diffusers_is_imported_without_torchvision():
     script = (
         "import sys; from flowgen.interop.to_diffusers import diffusers_parts; diffusers_parts(); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "diffusers" in done.stdout.split()
     assert not [name for name in done.stdout.split() if name.split(".")[0] == "torchvision"]
+
+
+def test_diffusers_that_cannot_be_imported_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(Failure, match="diffusers cannot be imported"):
         to_diffusers.diffusers_parts()
