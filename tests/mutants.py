@@ -40,7 +40,7 @@ HELPERS = [file for file in ROOT.glob("tests/*.py") if not file.name.startswith(
 TIERS = ("not slow and not journey", "journey and not slow")
 """The marks of the tests that are run first, and of those that are run for what the first do not notice."""
 
-MOST = 40
+MOST = 200
 """Tests that are run for one fault, at most."""
 
 SECONDS = 30.0

@@ -342,6 +342,12 @@ def test_a_worker_can_be_sent_its_folder(numbered):
 # what cannot be read
 
 
+def test_a_folder_without_broken_images_is_loaded_silently(numbered):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert levels(numbered(5).load().pixels) == [0, 1, 2, 3, 4]
+
+
 def test_few_broken_images_are_left_out_and_named(numbered):
     folder = numbered(201)
     spoil(folder, 66, 150)
