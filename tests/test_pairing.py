@@ -153,7 +153,7 @@ class Scripted:
         self.now += self.preparation
         return self
 
-    def facts(self, x0, x1, cond=None):
+    def diagnostics(self, x0, x1, cond=None):
         return {"rows": len(x0), "distance": (x0 - x1).square().sum(1).mean().item()}
 
 
