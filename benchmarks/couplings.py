@@ -38,7 +38,7 @@ from flowgen.bench.report import machine, quartiles, spread, table, verdict
 from flowgen.bench.speed import conditions
 from flowgen.bench.table2d import PROBLEMS, Protocol, measure, network
 from flowgen.bench.torchcfm import matchers
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import Pair, generator
 from flowgen.couplings import Coupling, Semidiscrete
 from flowgen.couplings.semidiscrete import potentials
@@ -155,7 +155,7 @@ runs or while others are timed. Pools of 100 batches, each pair used ten times, 
 def pixels(folder: Path, batch: int, rounds: int, threads: int) -> str:
     """A step of the small U-Net on images of 784 pixels."""
     tree = {"data": str(folder), "labels": False, "net": {"name": "unet", "size": "small"}}
-    config = make_config(tree)
+    config = resolve_config(tree)
     data = config.load_data()
     ends = IndependentPairs(
         config.source_distribution(data.distribution.shape, data.scaling), Scaled(data.distribution, data.scaling)

@@ -138,7 +138,7 @@ def train(
 
     By several processes: torchrun --nproc-per-node 2 -m -- flowgen train DATA.
     """
-    from flowgen.config import make_config
+    from flowgen.config import resolve_config
     from flowgen.config.places import places_of
     from flowgen.core import InputError
     from flowgen.runs import Run
@@ -189,7 +189,7 @@ def train(
         out = Path("runs", Path(str(tree["data"]).rpartition(":")[2]).resolve().stem)
     if parent and not resume:
         raise InputError("--parent is of a run that goes on: give --resume too")
-    run = Run.open(out) if resume else Run(out, make_config(tree))
+    run = Run.open(out) if resume else Run(out, resolve_config(tree))
     with together(str(tree.get("device", run.config.device))) as group:
         check_parts(run.config, group)
         if group.first and resume:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from flowgen import data, grids, heun, runs, sampling
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 
 
 def main(steps: int = 2000, folder: Path | None = None, picture: Path | None = None) -> dict[str, float]:
@@ -26,7 +26,7 @@ def main(steps: int = 2000, folder: Path | None = None, picture: Path | None = N
 
         # The recipe of images is a U-Net and labels; what is named here wins over it.
         settings = {"data": str(folder), "net": {"size": "tiny"}, "train": {"steps": steps, "preview_every": 500}}
-        run = runs.Run.create(Path(temporary, "run"), make_config(settings), "examples/images.py")
+        run = runs.Run.create(Path(temporary, "run"), resolve_config(settings), "examples/images.py")
         for progress in runs.train(run):
             if progress.step % 100 == 0:
                 print(f"step {progress.step}, loss {progress.loss:.3f}")

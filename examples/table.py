@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from flowgen import data, grids, heun, plots, runs, sampling
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 
 
 def main(steps: int = 4000, table: Path | None = None, picture: Path | None = None) -> dict[str, float]:
@@ -25,7 +25,7 @@ def main(steps: int = 4000, table: Path | None = None, picture: Path | None = No
 
         # A run folder is made from a configuration: names and numbers, as in TOML or on the command line.
         settings = {"data": str(table), "net": {"width": 128}, "train": {"steps": steps, "batch_size": 256}}
-        run = runs.Run.create(Path(folder, "run"), make_config(settings), "examples/table.py")
+        run = runs.Run.create(Path(folder, "run"), resolve_config(settings), "examples/table.py")
         for progress in runs.train(run):
             if progress.step % 1000 == 0:
                 print(f"step {progress.step}, loss {progress.loss:.3f}")

@@ -30,7 +30,7 @@ from tiers import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 
 from torch import Tensor, nn
 
 from flowgen import plots, predictions, runs, times
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import FlowMap, InputError, Pair, generator, like
 from flowgen.couplings import ExactOT, Sinkhorn
 from flowgen.evaluation import Settings, measure, rounds
@@ -446,7 +446,7 @@ def table(tmp_path, normal):
 def quick_run(data: str | Path, folder: Path, steps: int = 30, **tree: object) -> Run:
     """Train a small run in few steps."""
     small = {"net": {"width": 16, "depth": 2}, "train": {"steps": steps, "batch_size": 32}, "pool": {"batches": 2}}
-    run = Run.create(folder, make_config({"data": str(data), **small, **tree}), "flowgen train", overwrite=True)
+    run = Run.create(folder, resolve_config({"data": str(data), **small, **tree}), "flowgen train", overwrite=True)
     for _ in runs.train(run):
         pass
     return run

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowgen import evaluation, runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import InputError, Note
 from flowgen.data import read_table
 from flowgen.runs import Run
@@ -39,7 +39,7 @@ def store(tmp_path_factory):
     write(folder / "other.csv", ("weight", "age", "shoe"), seed=1)
     rows = read_table(folder / "crossed.csv").x.numpy()
     np.save(folder / "bare.npy", rows[:, ::-1])
-    run = Run.create(folder / "run", make_config({"data": str(folder / "data.csv"), **SMALL}), "")
+    run = Run.create(folder / "run", resolve_config({"data": str(folder / "data.csv"), **SMALL}), "")
     for _ in runs.train(run):
         pass
     return folder
@@ -52,7 +52,7 @@ def rows(store):
 
 
 def test_a_source_is_reordered_by_name(store, rows):
-    config = make_config({"data": str(store / "data.csv"), "source": str(store / "crossed.csv"), **SMALL})
+    config = resolve_config({"data": str(store / "data.csv"), "source": str(store / "crossed.csv"), **SMALL})
     data = config.check()
     source = config.source_distribution((2,), data.scaling, data.columns)
     x = data.scaling.undo(source.sample(2000, torch.Generator().manual_seed(0)))
@@ -91,7 +91,7 @@ def test_other_columns_are_refused_by_name(store):
     run, other = store / "run", store / "other.csv"
     refused(store, lambda: evaluation.load_subject(run, other))
     refused(store, lambda: asked_rows(runs.load(run), other, None, None, 0))
-    refused(store, lambda: make_config({"data": str(store / "data.csv"), "source": str(other), **SMALL}).check())
+    refused(store, lambda: resolve_config({"data": str(store / "data.csv"), "source": str(other), **SMALL}).check())
 
 
 def test_an_edit_refuses_other_columns_by_name(store, flowgen):
@@ -104,13 +104,13 @@ def test_columns_without_names_are_taken_in_order_with_a_word(store, rows):
     with pytest.warns(Note, match="in order as height, weight"):
         asked = asked_rows(runs.load(store / "run"), store / "bare.npy", None, None, 0)
     torch.testing.assert_close(asked.x.double(), rows, rtol=1e-6, atol=0)
-    config = make_config({"data": str(store / "data.csv"), "source": str(store / "bare.npy"), **SMALL})
+    config = resolve_config({"data": str(store / "data.csv"), "source": str(store / "bare.npy"), **SMALL})
     with pytest.warns(Note, match="in order as height, weight"):
         config.check()
 
 
 def test_tables_without_names_need_no_word(store):
-    config = make_config({"data": str(store / "bare.npy"), "source": str(store / "bare.npy"), **SMALL})
+    config = resolve_config({"data": str(store / "bare.npy"), "source": str(store / "bare.npy"), **SMALL})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         config.check()

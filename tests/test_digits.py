@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flowgen import evaluation, runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import InputError
 from flowgen.data import Scaled, Scaling, TensorDataset, read_table
 from flowgen.evaluation.measure import Settings, real_vs_real
@@ -37,7 +37,7 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     rows = np.stack(list(COLUMNS.values()), axis=1)
     np.savetxt(folder / "t.csv", rows, delimiter=",", header=",".join(COLUMNS), comments="", fmt="%.17g")
-    run = Run.create(folder / "run", make_config({"data": str(folder / "t.csv"), **SETTINGS}), "")
+    run = Run.create(folder / "run", resolve_config({"data": str(folder / "t.csv"), **SETTINGS}), "")
     for _ in runs.train(run):
         pass
     return folder

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from flowgen import runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import generator
 from flowgen.data.images.pictures import GAP
 from flowgen.data.tables import read_table
@@ -56,7 +56,7 @@ def kinds(tmp_path_factory):
         # the exactness that is asked for below is that of the nets of this split
         tree = {"data": "digits", "net": NET, "train": TRAIN, "split": {"stratify": False}, **tree}
         data = str(folder / tree["data"]) if "." in tree["data"] else tree["data"]
-        for _ in runs.train(Run.create(folder / kind, make_config({**tree, "data": data}), "flowgen train")):
+        for _ in runs.train(Run.create(folder / kind, resolve_config({**tree, "data": data}), "flowgen train")):
             pass
     return folder
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flowgen import checkpoints, interop, runs, sampling
-from flowgen.config import SOLVERS, make_config
+from flowgen.config import SOLVERS, resolve_config
 from flowgen.config.nets import UNetConfig
 from flowgen.core import Failure, InputError, generator
 from flowgen.data.streams import source_rows
@@ -70,7 +70,7 @@ def run_of(tmp_path_factory):
         if name not in made:
             tree = TREES[name] | ({"data": str(home / "t.npz")} if name == "mlp" else {})
             train = {"steps": 1, "batch_size": 8, "preview_every": 0}
-            config = make_config({**tree, "train": train, "pool": {"batches": 1}})
+            config = resolve_config({**tree, "train": train, "pool": {"batches": 1}})
             made[name] = Run.create(home / name, config, "flowgen train")
             for _ in runs.train(made[name]):
                 pass
@@ -463,7 +463,7 @@ def test_weights_beyond_one_file_are_refused(run_of, flowgen, monkeypatch):
 
 
 def test_a_run_without_weights_cannot_be_exported(flowgen, tmp_path):
-    Run.create(tmp_path / "r", make_config({"data": "moons"}), "flowgen train")
+    Run.create(tmp_path / "r", resolve_config({"data": "moons"}), "flowgen train")
     code, _, err = flowgen("export", "r")
     assert (code, err.count("\n"), "has no weights yet" in err) == (2, 1, True)
 
@@ -495,7 +495,7 @@ def test_a_missing_package_is_named(form, package, run_of, flowgen, monkeypatch)
 )
 def test_diffusers_is_for_straight_flows_from_noise(change, message, run_of):
     trained = runs.load(run_of("wide"), "cpu")
-    config = make_config({**TREES["wide"], **change})
+    config = resolve_config({**TREES["wide"], **change})
     model = config.model(trained.source.shape, trained.model.scaling, len(trained.classes))
     source = config.source_distribution(trained.source.shape, trained.model.scaling)
     with pytest.raises(InputError, match=message):

@@ -15,9 +15,9 @@ from flowgen_cli.groups import GROUPS, RUN, group_of
 from PIL import Image
 
 import flowgen as package
-from flowgen.config import SCHEDULES, make_config
+from flowgen.config import SCHEDULES, kind, resolve_config
+from flowgen.config.defaults import reflow_defaults
 from flowgen.config.parents import ReflowConfig
-from flowgen.config.recipes import reflow_defaults
 from flowgen.settings import flat
 
 COMMANDS: dict[str, Any] = vars(typer.main.get_command(flowgen_cli.app))["commands"]
@@ -159,7 +159,7 @@ def test_a_default_of_train_is_what_is_taken(option: str, data: dict[tuple[str, 
     text = options("train")[option].show_default
     for kinds, name in data.items():
         for path in [None, *SCHEDULES] if option != "path" else [None]:
-            config = flat(make_config({"data": name, **({"schedule": path} if path else {})}).model_dump())
+            config = flat(resolve_config({"data": name, **({"schedule": path} if path else {})}).model_dump())
             expected = told(text, *kinds, path or "linear")
             assert str(config.get(SETTINGS[option], 1.0)) == expected, (name, path)
 
@@ -167,8 +167,8 @@ def test_a_default_of_train_is_what_is_taken(option: str, data: dict[tuple[str, 
 def test_the_default_size_is_what_is_taken(data: dict[tuple[str, ...], str]) -> None:
     text = options("train")["size"].show_default
     for kinds, name in data.items():
-        assert flat(make_config({"data": name}).model_dump()).get("net.size", "") == told(text, *kinds)
-    chosen = make_config({"data": data["images",], "net": "dit"})
+        assert flat(resolve_config({"data": name}).model_dump()).get("net.size", "") == told(text, *kinds)
+    chosen = resolve_config({"data": data["images",], "net": "dit"})
     assert flat(chosen.model_dump())["net.size"] == told(text, "images", "dit")
 
 
@@ -176,7 +176,7 @@ def test_the_default_size_is_what_is_taken(data: dict[tuple[str, ...], str]) -> 
 def test_the_default_of_ot_batch_is_what_is_taken(command: str) -> None:
     text = options(command)["ot_batch"].show_default
     for coupling in ("multiscale", "exact", "sinkhorn", "unbalanced", "partial", "bridge"):
-        made = flat(make_config({"data": "moons", "coupling": coupling}).model_dump())
+        made = flat(resolve_config({"data": "moons", "coupling": coupling}).model_dump())
         assert str(made["coupling.group"]) == told(text, coupling)
 
 
@@ -188,4 +188,4 @@ def test_the_defaults_of_couplings_are_those_of_train() -> None:
 def test_the_default_of_pairs_is_what_is_taken(data: dict[tuple[str, ...], str]) -> None:
     text, usual = options("reflow")["pairs"].show_default, ReflowConfig.model_fields["pairs"].default
     for kinds, name in data.items():
-        assert str(reflow_defaults(name).get("pairs", usual)) == told(text, *kinds)
+        assert str(reflow_defaults(name, kind(name)).get("pairs", usual)) == told(text, *kinds)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flowgen import runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.data.images import decoding
 from flowgen.runs import Run
 
@@ -142,7 +142,7 @@ def test_images_that_break_in_a_stream_end_it_with_one_line(flowgen, files):
 def quick(folder, data, **tree):
     train = {"steps": 4, "batch_size": 16, "ema": [0.05, 0.1], "preview_every": 0, "checkpoint_every": 2}
     tree = {"data": data, "net": {"name": "resmlp", "width": 8, "depth": 1}, "train": train, **tree}
-    run = Run.create(Path(folder), make_config(tree), "")
+    run = Run.create(Path(folder), resolve_config(tree), "")
     for _ in runs.train(run):
         pass
 

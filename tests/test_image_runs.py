@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flowgen import checkpoints, grids, heun, runs, sampling
-from flowgen.config import load_data, make_config
+from flowgen.config import load_data, resolve_config
 from flowgen.config.data import ImagesConfig, SplitConfig
 from flowgen.core import InputError
 from flowgen.data import TensorDataset, streams
@@ -51,7 +51,7 @@ def create(folder, data, memory=256, **tree):
     images = {"memory": memory, "workers": 0, "flip": True, **tree.pop("images", {})}
     train = {**TRAIN, **tree.pop("train", {})}
     return Run.create(
-        folder, make_config({"data": str(data), "net": NET, "images": images, "train": train, **tree}), ""
+        folder, resolve_config({"data": str(data), "net": NET, "images": images, "train": train, **tree}), ""
     )
 
 

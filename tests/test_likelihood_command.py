@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flowgen import checkpoints, runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.data import Gaussian, moons, read_table
 from flowgen.likelihood import Rademacher, dequantised, log_likelihood, probes
 from flowgen.runs.densities import asked_rows
@@ -52,7 +52,7 @@ def store(tmp_path_factory):
     for name, tree in trees.items():
         small = {"data": "moons", "train": {"steps": 25, "batch_size": 32}, "pool": {"batches": 2, "reuse": 1}}
         small |= {} if "net" in tree else {"net": {"width": 16, "depth": 2}}
-        run = runs.Run.create(folder / name, make_config(merged(small, tree)), "flowgen train")
+        run = runs.Run.create(folder / name, resolve_config(merged(small, tree)), "flowgen train")
         for _ in runs.train(run):
             pass
     return folder

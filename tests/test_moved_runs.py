@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowgen import checkpoints, runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import InputError
 from flowgen.runs import Run, reflow_config
 
@@ -47,12 +47,12 @@ def built(tmp_path_factory):
     np.savez(folder / "data/t.npz", x=x, y=np.arange(120) % 2)
     np.savetxt(folder / "data/s.csv", x - 3, delimiter=",")
     tree = {"data": str(folder / "data/t.npz"), **SMALL}
-    first = finish(Run.create(folder / "runs/t", make_config({**tree, "coupling": "independent"}), "train"))
+    first = finish(Run.create(folder / "runs/t", resolve_config({**tree, "coupling": "independent"}), "train"))
     second = Run.create(folder / "runs/r", reflow_config(first.folder, {"reflow.pairs": 16}), "reflow")
     for _ in runs.make_pairs(second):
         pass
     finish(second)
-    finish(Run.create(folder / "runs/s", make_config({**tree, "source": str(folder / "data/s.csv")}), "train"))
+    finish(Run.create(folder / "runs/s", resolve_config({**tree, "source": str(folder / "data/s.csv")}), "train"))
     return folder
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowgen import checkpoints, runs, sampling
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import InputError, generator
 from flowgen.guidance import AutoGuided, Guided, Rescale
 from flowgen.repath import repath
@@ -63,7 +63,7 @@ def quick(folder, tree):
     small = {"train": {"steps": 10, "batch_size": 32}, "pool": {"batches": 2, "reuse": 1}}
     if "net" not in tree:
         small["net"] = {"width": 32, "depth": 2}
-    run = runs.Run.create(folder, make_config(merged(small, tree)), "flowgen train")
+    run = runs.Run.create(folder, resolve_config(merged(small, tree)), "flowgen train")
     for _ in runs.train(run):
         pass
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from flowgen import runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.data import read_images, read_table
 from flowgen.runs import Run
 
@@ -20,7 +20,7 @@ NETS = {"rows": {"name": "mlp", "width": 8, "depth": 1}, "images": {"name": "res
 
 def trained_on(data, folder, kind, **tree):
     small = {"net": NETS[kind], "train": {"steps": 2, "batch_size": 8}, "pool": {"batches": 1, "reuse": 1}}
-    run = Run.create(folder, make_config({"data": str(data), **small, "labels": True, **tree}), "flowgen train")
+    run = Run.create(folder, resolve_config({"data": str(data), **small, "labels": True, **tree}), "flowgen train")
     for _ in runs.train(run):
         pass
     return run.folder

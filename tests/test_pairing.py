@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flowgen import data, plots, runs
-from flowgen.config import COUPLINGS, Config, make_config, semidiscrete
+from flowgen.config import COUPLINGS, Config, resolve_config, semidiscrete
 from flowgen.core import InputError, Pair, generator
 from flowgen.couplings import ExactOT, Independent, Sinkhorn
 from flowgen.evaluation import pairing
@@ -120,11 +120,11 @@ def test_what_is_measured_is_what_training_reads(tmp_path, monkeypatch, kind):
     read: list[Pair] = []
 
     def fit(state, pairs, *rest, **named) -> Iterator[float]:
-        read.extend(islice(pairs, make_config(tree).pool.batches))
+        read.extend(islice(pairs, resolve_config(tree).pool.batches))
         return iter(())
 
     monkeypatch.setattr(sys.modules["flowgen.runs.train"], "fit", fit)
-    assert not list(runs.train(runs.Run.create(tmp_path / "run", make_config(tree), "flowgen train")))
+    assert not list(runs.train(runs.Run.create(tmp_path / "run", resolve_config(tree), "flowgen train")))
     name = tree.pop("coupling")
     config = pairing.trials(tree, [name])[1].config
     made = list(islice(stream(config), len(read)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowgen import checkpoints, runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import InputError, Part
 from flowgen.couplings.semidiscrete import assigned
 from flowgen.runs import Run
@@ -30,7 +30,7 @@ def table(tmp_path, normal):
 def created(tmp_path, table):
     def create(name="run", **tree):
         settings = {"coupling": {"name": "semidiscrete", "tolerance": 0.05}, "train": {"steps": 4, "batch_size": 16}}
-        return Run.create(tmp_path / name, make_config({"data": table, **settings, **tree}), "")
+        return Run.create(tmp_path / name, resolve_config({"data": table, **settings, **tree}), "")
 
     return create
 
@@ -149,10 +149,10 @@ def test_a_search_that_is_left_leaves_nothing(created):
 
 def test_mirrored_images_have_no_given_rows():
     with pytest.raises(InputError, match=r"images\.flip"):
-        make_config({"data": "digits", "coupling": "semidiscrete", "images": {"flip": True}})
+        resolve_config({"data": "digits", "coupling": "semidiscrete", "images": {"flip": True}})
 
 
 @pytest.mark.parametrize("settings", [{"points": 0}, {"tolerance": 0.0}, {"draws_per_row": 0.0}])
 def test_settings_are_positive(settings):
     with pytest.raises(InputError, match="semidiscrete"):
-        make_config({"data": "moons", "coupling": {"name": "semidiscrete", **settings}})
+        resolve_config({"data": "moons", "coupling": {"name": "semidiscrete", **settings}})

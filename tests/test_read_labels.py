@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from flowgen import InputError, runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import Note
 from flowgen.data import read_images, read_table
 from flowgen.data.labels import own_labels, read_labels
@@ -85,7 +85,7 @@ def test_what_is_meant_as_labels_is_learned(archive, kind):
     if kind == "negative":
         pytest.skip("labels of images are from 0 on")
     y, names = MEANT[kind]
-    data = make_config({"data": archive({"y": y}), "labels": True, "split": {"held_out": 0}}).load_data()
+    data = resolve_config({"data": archive({"y": y}), "labels": True, "split": {"held_out": 0}}).load_data()
     assert data.classes == tuple(names.split())
     assert data.distribution.labels.tolist() == read_labels(y, ROWS, "y").numbers.tolist()
 
@@ -95,15 +95,15 @@ def test_what_is_unusable_is_refused_where_asked(archive, kind):
     y, message = REFUSED[kind]
     place = archive({"y": y})
     with pytest.raises(InputError, match=f"labels = true.*{message}"):
-        make_config({"data": place, "labels": True}).load_data()
-    assert make_config({"data": place, "labels": False}).load_data().classes == ()
+        resolve_config({"data": place, "labels": True}).load_data()
+    assert resolve_config({"data": place, "labels": False}).load_data().classes == ()
 
 
 def test_without_labels_asking_for_them_is_refused(archive):
     with pytest.raises(InputError, match="labels = true, and there are none"):
-        make_config({"data": archive(None), "labels": True}).load_data()
+        resolve_config({"data": archive(None), "labels": True}).load_data()
     with pytest.raises(InputError, match="labels = true, and there are none: moons has no labels"):
-        make_config({"data": "moons", "labels": True}).load_data()
+        resolve_config({"data": "moons", "labels": True}).load_data()
 
 
 def test_images_without_labels_are_trained_with_a_word(tmp_path):
@@ -111,12 +111,14 @@ def test_images_without_labels_are_trained_with_a_word(tmp_path):
     for index in range(12):
         Image.fromarray(np.full((4, 4), 20 * index, np.uint8)).save(tmp_path / f"loose/{index}.png")
     net = {"net": {"name": "resmlp", "width": 4, "depth": 1}}
-    config = make_config({"data": str(tmp_path / "loose"), **net})
+    config = resolve_config({"data": str(tmp_path / "loose"), **net})
     with pytest.warns(Note, match="training without labels: .*loose: the images have no labels"):
         run = Run.create(tmp_path / "run", config, "flowgen train")
     assert Run.open(run.folder).config.labels is False
     with pytest.raises(InputError, match="labels = true, and there are none"):
-        Run.create(tmp_path / "other", make_config({"data": str(tmp_path / "loose"), "labels": True}), "flowgen train")
+        Run.create(
+            tmp_path / "other", resolve_config({"data": str(tmp_path / "loose"), "labels": True}), "flowgen train"
+        )
 
 
 def test_labels_that_are_not_used_are_told(tmp_path, normal, trained):
@@ -159,7 +161,7 @@ def flowers(request, tmp_path, normal):
 @pytest.mark.parametrize("y", [SPECIES, [1, 7, 3], [1.0, 7.0, 3.0], [True, False, True]], ids=str)
 def test_a_column_of_labels_is_no_data(flowers, y):
     place = flowers(species=y * 10)
-    config = make_config({"data": place, "table": {"label_column": "species"}, "split": {"held_out": 0}})
+    config = resolve_config({"data": place, "table": {"label_column": "species"}, "split": {"held_out": 0}})
     assert (config.labels, config.split.stratify) == (True, True)
     data = config.load_data()
     assert (data.columns, data.distribution.shape) == (("a", "b"), (2,))
@@ -171,7 +173,7 @@ def test_a_column_of_labels_is_no_data(flowers, y):
 def test_the_column_of_labels_is_guessed_by_its_name(flowers, name):
     place = flowers(**{name: SPECIES * 10})
     with pytest.warns(Note, match=f"taking the column {name} as labels"):
-        data = make_config({"data": place, "labels": True}).load_data()
+        data = resolve_config({"data": place, "labels": True}).load_data()
     assert (data.columns, len(data.classes)) == (("a", "b"), 3)
 
 
@@ -188,7 +190,7 @@ def test_the_column_of_labels_is_guessed_by_its_name(flowers, name):
 )
 def test_columns_that_hold_no_labels_are_refused(flowers, others, settings, message):
     with pytest.raises(InputError, match=message):
-        make_config({"data": flowers(**others), **settings}).load_data()
+        resolve_config({"data": flowers(**others), **settings}).load_data()
 
 
 def test_the_column_that_was_guessed_is_kept(flowers, tmp_path, trained):
@@ -202,7 +204,7 @@ def test_the_column_that_was_guessed_is_kept(flowers, tmp_path, trained):
 @pytest.mark.parametrize("data", ["moons", "digits"])
 def test_a_column_of_what_is_no_table_is_refused(data):
     with pytest.raises(InputError, match=f"{data} is no table: leave out the column of labels"):
-        make_config({"data": data, "table": {"label_column": "species"}}).load_data()
+        resolve_config({"data": data, "table": {"label_column": "species"}}).load_data()
 
 
 def test_library_reads_the_names_of_labels(tmp_path, normal):

@@ -1,5 +1,8 @@
 """What is not said follows from the data, what is said wins, and all of it survives its file."""
 
+import builtins
+import io
+import os
 import re
 
 import numpy as np
@@ -8,9 +11,9 @@ import torch
 from PIL import Image
 
 from flowgen import checkpoints, runs
-from flowgen.config import NETS, make_config
+from flowgen.config import NETS, make_config, resolve_config
 from flowgen.config.data import kind
-from flowgen.config.recipes import RECIPES
+from flowgen.config.defaults import RECIPES
 from flowgen.core import InputError
 from flowgen.couplings import ExactOT, MultiscaleOT
 from flowgen.nn import DIT_SIZES, UNET_SIZES
@@ -72,12 +75,12 @@ RECIPE_OF = {
 
 @pytest.mark.parametrize("name", RECIPE_OF)
 def test_the_recipe_of_data_fills_in_what_is_not_said(named, name):
-    said = flat(make_config({"data": name}).model_dump())
+    said = flat(resolve_config({"data": name}).model_dump())
     recipe = flat(RECIPES[RECIPE_OF[name]])
     found = {key: said[f"{key}.name" if f"{key}.name" in said else key] for key in recipe}
     assert found == recipe
     kind_of_net, labels = (NETS["unet"], "auto") if KINDS[name] == "images" else (NETS["mlp"], False)
-    config = make_config({"data": name})
+    config = resolve_config({"data": name})
     assert isinstance(config.net, kind_of_net)
     assert config.labels == labels
     if not recipe:
@@ -88,15 +91,15 @@ def test_the_recipe_of_data_fills_in_what_is_not_said(named, name):
 def test_a_folder_may_have_any_name(pictures, monkeypatch, name):
     monkeypatch.chdir(pictures.parent)
     pictures.rename(name)
-    config = make_config({"data": name})
-    assert config.net == make_config({"data": "hub:any"}).net
+    config = resolve_config({"data": name})
+    assert config.net == resolve_config({"data": "hub:any"}).net
     assert config.labels
 
 
 @pytest.mark.parametrize("name", ["moons", "digits", "pictures"])
 def test_what_is_said_wins_over_the_recipe_and_the_rest_stays(named, name):
     said = {"train": {"lr": 0.5, "preview_every": 7}, "labels": False, "coupling": "exact", "pool": {"batches": 3}}
-    config, silent = make_config({"data": name, **said}), make_config({"data": name})
+    config, silent = resolve_config({"data": name, **said}), resolve_config({"data": name})
     assert (config.train.lr, config.train.preview_every, config.labels) == (0.5, 7, False)
     assert (config.coupling, config.pool.batches) == (ExactOT(), 3)
     assert (config.net, config.train.batch_size) == (silent.net, silent.train.batch_size)
@@ -106,7 +109,7 @@ def test_what_is_said_wins_over_the_recipe_and_the_rest_stays(named, name):
 @pytest.mark.parametrize("net", ["mlp", "resmlp", "unet", "dit"])
 def test_another_net_has_its_own_defaults(named, net):
     small = NETS["unet"](**{"size": "small", **UNET_SIZES["small"]})
-    assert make_config({"data": "pictures", "net": net}).net == (small if net == "unet" else NETS[net]())
+    assert resolve_config({"data": "pictures", "net": net}).net == (small if net == "unet" else NETS[net]())
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -121,18 +124,30 @@ def test_a_net_without_settings_is_that_of_its_class(name):
 
 def test_a_folder_of_the_name_of_the_digits_is_not_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = make_config({"data": "digits"})
+    before = resolve_config({"data": "digits"})
     (tmp_path / "digits").mkdir()
     (tmp_path / "moons").mkdir()
-    assert make_config({"data": "digits"}) == before
-    assert make_config({"data": "moons"}).data == "moons"
+    assert resolve_config({"data": "digits"}) == before
+    assert resolve_config({"data": "moons"}).data == "moons"
+
+
+def test_settings_of_a_known_kind_need_no_disk(named, pictures, monkeypatch):
+    tree = {"data": str(pictures), "source": "3.npy", "labels": True}
+    with monkeypatch.context() as without:
+        for name in ("open", "stat", "lstat", "scandir", "listdir"):
+            without.setattr(os, name, None)
+        without.setattr(io, "open", None)
+        without.setattr(builtins, "open", None)
+        config = make_config(tree, "images")
+    assert config == resolve_config(tree | {"source": "4.npy"}).model_copy(update={"source": "3.npy"})
+    assert make_config(tree).net == NETS["mlp"]()
 
 
 def test_files_and_folders_are_kept_in_full(named, tmp_path):
     for name in ("pictures", "t.npz", "3.npy"):
-        config = make_config({"data": name, "source": name})
+        config = resolve_config({"data": name, "source": name})
         assert config.data == config.source == str(tmp_path / name)
-    assert make_config({"data": "hub:mnist"}).data == "hub:mnist"
+    assert resolve_config({"data": "hub:mnist"}).data == "hub:mnist"
 
 
 # sizes
@@ -142,28 +157,30 @@ SIZES = [("unet", size) for size in UNET_SIZES] + [("dit", size) for size in DIT
 
 @pytest.mark.parametrize(("net", "size"), SIZES)
 def test_a_size_fills_in_its_fields(net, size):
-    made = make_config({"data": "digits", "net": {"name": net, "size": size}}).net
+    made = resolve_config({"data": "digits", "net": {"name": net, "size": size}}).net
     fields = (UNET_SIZES if net == "unet" else DIT_SIZES)[size]
     assert {key: getattr(made, key) for key in fields} == fields
     assert made.size == size
 
 
 def test_fields_that_are_given_win_over_the_size():
-    made = make_config({"data": "digits", "net": {"name": "unet", "size": "base", "channels": 32, "dropout": 0.3}}).net
+    made = resolve_config(
+        {"data": "digits", "net": {"name": "unet", "size": "base", "channels": 32, "dropout": 0.3}}
+    ).net
     assert (made.channels, made.dropout, made.heads) == (32, 0.3, UNET_SIZES["base"]["heads"])
-    made = make_config({"data": "digits", "net": {"name": "dit", "size": "tiny", "depth": 1}}).net
+    made = resolve_config({"data": "digits", "net": {"name": "dit", "size": "tiny", "depth": 1}}).net
     assert (made.depth, made.width) == (1, DIT_SIZES["tiny"]["width"])
 
 
 def test_another_size_has_fields_of_its_own():
-    tree = make_config({"data": "digits", "net": {"name": "unet", "size": "small", "dropout": 0.3}}).model_dump()
-    made = make_config(override(tree, "net.size", "base")).net
-    assert made == make_config({"data": "digits", "net": {"name": "unet", "size": "base"}}).net
-    assert make_config(override(tree, "net.size", "small")).net.dropout == 0.3
+    tree = resolve_config({"data": "digits", "net": {"name": "unet", "size": "small", "dropout": 0.3}}).model_dump()
+    made = resolve_config(override(tree, "net.size", "base")).net
+    assert made == resolve_config({"data": "digits", "net": {"name": "unet", "size": "base"}}).net
+    assert resolve_config(override(tree, "net.size", "small")).net.dropout == 0.3
 
 
 def test_a_size_alone_is_of_the_net_of_the_recipe(named):
-    made = make_config({"data": "pictures", "net": {"size": "tiny"}}).net
+    made = resolve_config({"data": "pictures", "net": {"size": "tiny"}}).net
     assert made == NETS["unet"](**{"size": "tiny", **UNET_SIZES["tiny"]})
 
 
@@ -188,7 +205,7 @@ def test_a_size_alone_is_of_the_net_of_the_recipe(named):
 )
 def test_a_mistake_about_a_net_is_one_line(data, net, words):
     with pytest.raises(InputError) as raised:
-        make_config({"data": data, "net": net})
+        resolve_config({"data": data, "net": net})
     assert re.search(words, str(raised.value))
     assert "\n" not in str(raised.value)
 
@@ -208,7 +225,7 @@ def test_a_mistake_about_a_net_is_one_line(data, net, words):
     ],
 )
 def test_the_precision_is_that_which_the_device_is_fast_in(precision, device, kind):
-    config = make_config({"data": "moons", "train": {"precision": precision}})
+    config = resolve_config({"data": "moons", "train": {"precision": precision}})
     assert config.precision(torch.device(device)) is kind
 
 
@@ -217,7 +234,7 @@ def test_the_precision_is_that_which_the_device_is_fast_in(precision, device, ki
     ("steps", "warmup", "rises"), [(100, 10, 10), (100, 500, 50), (1, 500, 0), (7, 3, 3), (100, 0, 0)]
 )
 def test_a_warm_up_takes_at_most_half_of_the_steps(schedule, steps, warmup, rises):
-    train = make_config(
+    train = resolve_config(
         {"data": "moons", "train": {"steps": steps, "warmup": warmup, "lr_schedule": schedule, "lr": 2.0}}
     ).train
     rates = [train.rate(step) for step in range(steps)]
@@ -230,7 +247,7 @@ def test_a_warm_up_takes_at_most_half_of_the_steps(schedule, steps, warmup, rise
 
 def create(folder, **train):
     tree = {"data": "moons", "net": {"width": 8, "depth": 1}, "pool": {"batches": 2}}
-    config = make_config({**tree, "train": {"batch_size": 16, "checkpoint_every": 10, "log_every": 5, **train}})
+    config = resolve_config({**tree, "train": {"batch_size": 16, "checkpoint_every": 10, "log_every": 5, **train}})
     return Run.create(folder, config, "")
 
 
@@ -290,7 +307,7 @@ def test_every_average_is_that_of_a_run_which_has_it_alone(tmp_path, steps):
 )
 def test_a_mistake_about_training_is_one_line(train, words):
     with pytest.raises(InputError) as raised:
-        make_config({"data": "moons", "train": train})
+        resolve_config({"data": "moons", "train": train})
     assert re.search(words, str(raised.value))
     assert "\n" not in str(raised.value)
 
@@ -315,13 +332,13 @@ CHANGES = [
 @pytest.mark.parametrize("data", ["digits", "moons", "/nowhere/pictures", "hub:mnist"])
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_a_configuration_survives_its_file(tmp_path, data, change):
-    config = make_config({"data": data, **change})
+    config = resolve_config({"data": data, **change})
     (tmp_path / "config.toml").write_text(dump_toml(config.model_dump()))
-    assert make_config(read_toml(tmp_path / "config.toml")) == config
+    assert resolve_config(read_toml(tmp_path / "config.toml")) == config
 
 
 def test_a_configuration_of_images_stays_where_they_are_gone(named, pictures, tmp_path):
-    config = make_config({"data": "pictures", "net": {"size": "tiny"}})
+    config = resolve_config({"data": "pictures", "net": {"size": "tiny"}})
     (tmp_path / "config.toml").write_text(dump_toml(config.model_dump()))
     pictures.rename(tmp_path / "moved")
-    assert make_config(read_toml(tmp_path / "config.toml")) == config
+    assert resolve_config(read_toml(tmp_path / "config.toml")) == config

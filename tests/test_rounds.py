@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from flowgen import evaluation, metrics, runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import InputError
 from flowgen.data import TOYS
 from flowgen.evaluation import Figures, Round, Settings, measure_round, rounds
@@ -106,7 +106,7 @@ def test_a_parent_on_another_schedule_starts_as_its_samples(tmp_path, path, monk
         "net": {"width": 16, "depth": 2},
         "train": {"steps": 400, "batch_size": 64},
     }
-    parent = Run.create(tmp_path / "parent", make_config(tree), "")
+    parent = Run.create(tmp_path / "parent", resolve_config(tree), "")
     for _ in runs.train(parent):
         pass
     found = measure_round(reflowed(parent, tmp_path / "child", **{"reflow.tolerance": 1.0})).parent
@@ -321,7 +321,7 @@ def whole(tmp_path_factory):
     """Two rounds that nothing has stopped: their folder, and the command."""
     folder = tmp_path_factory.mktemp("whole")
     tree = {"data": "moons", "net": {"width": 16, "depth": 2}, "train": {"steps": 300, "batch_size": 32}}
-    run = Run.create(folder / "moons", make_config({**tree, "coupling": "independent"}), "")
+    run = Run.create(folder / "moons", resolve_config({**tree, "coupling": "independent"}), "")
     for _ in runs.train(run):
         pass
     arguments = ("reflow", run.folder, "--rounds", 2, "--stall", 0, *QUICK, "--set", "reflow.inverted=0.5", "--resume")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from flowgen import grids, runs, sampling
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.core import Failure, InputError, Part, generator
 from flowgen.runs import Run
 from flowgen.runs import pairs as shards
@@ -41,7 +41,7 @@ def train(folder, data, steps, **tree):
         "pool": {"batches": 4},
         **tree,
     }
-    run = Run.create(folder, make_config({"data": str(data), **tree}), "")
+    run = Run.create(folder, resolve_config({"data": str(data), **tree}), "")
     for _ in runs.train(run):
         pass
     return run
@@ -390,6 +390,6 @@ def test_a_source_of_data_is_drawn_in_the_units_of_the_model(trained, tmp_path, 
 def test_only_a_reflow_has_pairs(teacher):
     with pytest.raises(InputError, match="no reflow: it has no parent"):
         make(teacher)
-    assert make_config({"data": "moons"}).reflow is None
+    assert resolve_config({"data": "moons"}).reflow is None
     assert not teacher.pairs.exists()
     assert ode.heun is runs.reflow_config(teacher.folder, {}).reflow.solver

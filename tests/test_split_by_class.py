@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from flowgen import checkpoints, runs
-from flowgen.config import ImagesConfig, SplitConfig, load_data, make_config
+from flowgen.config import ImagesConfig, SplitConfig, load_data, resolve_config
 from flowgen.core import generator
 from flowgen.data import split
 from flowgen.runs import Run
@@ -72,7 +72,7 @@ def lone(tmp_path_factory):
 
 @pytest.mark.parametrize("memory", [0, 256])
 def test_no_folder_is_lost_to_the_held_out_images(lone, memory):
-    split = make_config({"data": str(lone)}).split
+    split = resolve_config({"data": str(lone)}).split
     data = load_data(str(lone), split, ImagesConfig(memory=memory, workers=0))
     assert min(data.counts) == 1
     assert sum(data.counts) + len(data.held_out) == 40
@@ -93,7 +93,7 @@ def unseen(tmp_path_factory):
         head = bytes([0, 0, 8, 1]) + np.array([len(labels)], ">u4").tobytes()
         (root / f"{name}-labels-idx1-ubyte").write_bytes(head + bytes(labels))
     settings = {"train": {"steps": 2, "batch_size": 4, "preview_every": 1}, **NET}
-    run = Run.create(root / "run", make_config({"data": str(root), **settings}), "flowgen train")
+    run = Run.create(root / "run", resolve_config({"data": str(root), **settings}), "flowgen train")
     for _ in train(run):
         pass
     return run.folder
@@ -118,7 +118,7 @@ def test_pictures_show_classes_that_were_seen(unseen):
 def test_a_table_is_split_by_class_where_it_has_labels(tmp_path, normal, labels):
     y = np.array([0] * 90 + [1] * 10)
     np.savez(tmp_path / "t.npz", x=normal("x", 100, 2).float().numpy(), y=y)
-    data = make_config({"data": str(tmp_path / "t.npz"), "labels": labels}).load_data()
+    data = resolve_config({"data": str(tmp_path / "t.npz"), "labels": labels}).load_data()
     if labels:
         assert data.counts == [81, 9]
     else:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flowgen import runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.data.labels import Labels
 from flowgen.data.writing import write_rows
 
@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "images": {"data": str(folder / "i.npy"), "net": {"name": "resmlp", "width": 8, "depth": 1}},
     }
     for name, tree in trees.items():
-        for _ in runs.train(runs.Run.create(folder / name, make_config({**SMALL, **tree}), "flowgen train")):
+        for _ in runs.train(runs.Run.create(folder / name, resolve_config({**SMALL, **tree}), "flowgen train")):
             pass
     return folder
 

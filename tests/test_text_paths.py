@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowgen import InputError, checkpoints, data, plots, runs
-from flowgen.config import make_config
+from flowgen.config import resolve_config
 from flowgen.data.images.pictures import write_folder, write_npz, write_strip
 from flowgen.data.writing import write_rows
 from flowgen.evaluation import load_subject
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     x = np.random.default_rng(0).normal(size=(300, 2))
     np.save(place / "x.npy", x)
     tree = {"data": str(place / "x.npy"), "net": {"width": 8, "depth": 1}, "coupling": "independent"}
-    run = runs.Run.create(str(place / "run"), make_config({**tree, "train": {"steps": 3, "batch_size": 8}}), "test")
+    run = runs.Run.create(str(place / "run"), resolve_config({**tree, "train": {"steps": 3, "batch_size": 8}}), "test")
     for _ in runs.train(run):
         pass
     return str(place / "run")

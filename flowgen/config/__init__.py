@@ -2,7 +2,7 @@
 
 from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, kind, load_data, read_rows
 from flowgen.config.devices import find_device
-from flowgen.config.experiment import Config, make_config
+from flowgen.config.experiment import Config, make_config, resolve_config
 from flowgen.config.nets import NETS
 from flowgen.config.objectives import OBJECTIVES, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
@@ -47,5 +47,6 @@ __all__ = [
     "lookup",
     "make_config",
     "read_rows",
+    "resolve_config",
     "sampling_by",
 ]

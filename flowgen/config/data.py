@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowgen.config.fields import Section
+from flowgen.config.places import is_place
 from flowgen.core import InputError
 from flowgen.data import TOYS, Distribution, Scaling, TensorDataset, read_table, splitting
 from flowgen.data.images.arrays import Images, is_folder, is_images
@@ -21,7 +22,18 @@ from flowgen.data.suffixes import suffix
 from flowgen.data.tables import READERS, column_order
 from flowgen.training.checkpoints import file_hash
 
-__all__ = ["ImagesConfig", "LoadedData", "SplitConfig", "TableConfig", "data_hash", "kind", "load_data", "read_rows"]
+__all__ = [
+    "DataKind",
+    "ImagesConfig",
+    "LoadedData",
+    "SplitConfig",
+    "TableConfig",
+    "data_hash",
+    "kind",
+    "load_data",
+    "named_kind",
+    "read_rows",
+]
 
 HELD_OUT_FILES = 10_000
 """The most images of a streamed folder that are held out: they are kept in memory to compare samples with."""
@@ -194,11 +206,18 @@ def data_hash(name: str, images: ImagesConfig) -> str | None:
 DataKind = Literal["toy", "table", "images"]
 
 
+def named_kind(name: object) -> DataKind | None:
+    """Return the kind of the data of a name that is no place; None of a file or a folder."""
+    if not isinstance(name, str) or is_place(name):
+        return None
+    return "toy" if name in TOYS else "images"
+
+
 def kind(name: str) -> DataKind:
-    """Return the kind of the data of a name without reading them. A name of nothing counts as a table, and is refused
-    later.
+    """Return the kind of the data of a name without reading them; of an array only the header is read. A name of
+    nothing counts as a table, and is refused later.
     """
-    return "toy" if name in TOYS else "images" if is_images(name) else "table"
+    return named_kind(name) or ("images" if is_images(name) else "table")
 
 
 def load_data(

@@ -11,17 +11,27 @@ import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from flowgen import losses, predictions, schedules, weightings
-from flowgen.config.data import ImagesConfig, LoadedData, SplitConfig, TableConfig, data_hash, kind, load_data
+from flowgen.config.data import (
+    DataKind,
+    ImagesConfig,
+    LoadedData,
+    SplitConfig,
+    TableConfig,
+    data_hash,
+    kind,
+    load_data,
+    named_kind,
+)
+from flowgen.config.defaults import BATCH_SIZE, filled
 from flowgen.config.devices import find_device
 from flowgen.config.fields import Choice, Record, Section, explain
-from flowgen.config.nets import NETS, MLPConfig, NetConfig, sized
+from flowgen.config.nets import NETS, MLPConfig, NetConfig
 from flowgen.config.objectives import OBJECTIVES, FlowMatchingConfig, ObjectiveConfig, Parts, Teaching
 from flowgen.config.parents import DistillConfig, ReflowConfig, Teacher
 from flowgen.config.places import Places, absolute, check_same, check_there, is_place, places_of
-from flowgen.config.recipes import recipe_of
 from flowgen.config.semidiscrete import COUPLINGS, SemidiscreteConfig
 from flowgen.core import InputError, note
-from flowgen.couplings import Coupling, Independent, MultiscaleOT, SchroedingerBridge
+from flowgen.couplings import Coupling, Independent, MultiscaleOT
 from flowgen.couplings.exact import LARGEST
 from flowgen.data import Distribution, Flipped, Gaussian, Scaled, Scaling, TensorDataset
 from flowgen.losses import LOSSES
@@ -31,25 +41,14 @@ from flowgen.pairs import IndependentPairs, Pool
 from flowgen.paths.bridge import BRIDGES, BrownianBridge, ConstantBridge
 from flowgen.predictions import PREDICTIONS
 from flowgen.schedules import SCHEDULES
-from flowgen.settings import check_texts, merged
+from flowgen.settings import check_texts
 from flowgen.threads import fitting
 from flowgen.times import TIMES, LogNormal, TimeDistribution, Uniform
 from flowgen.training.distributed import Processes
 from flowgen.training.optim import LR_SCHEDULES, LRSchedule
 from flowgen.weightings import WEIGHTS
 
-__all__ = ["Config", "make_config"]
-
-BATCH_SIZE = 512
-DIFFUSIONS: dict[str, dict[str, Any]] = {
-    "vp": {"prediction": "noise", "coupling": "independent"},
-    "ddpm": {"prediction": "noise", "coupling": "independent"},
-    "offset-cosine": {"prediction": "v", "coupling": "independent"},
-    "ve": {"prediction": "noise", "coupling": "independent"},
-}
-"""What goes with the paths of diffusions, where nothing else is asked for."""
-DRAWN = ("independent", "semidiscrete")
-"""Couplings that have nothing to solve in a batch."""
+__all__ = ["Config", "make_config", "resolve_config"]
 
 
 def _several(value: Any) -> Any:
@@ -309,13 +308,30 @@ class Config(Section):
             note(f"{self.data}: the column {column} is learned as numbers; --label-column {column} learns labels")
 
 
-def make_config(tree: Mapping[str, Any]) -> Config:
-    """Validate an experiment given as nested tables.
+def resolve_config(tree: Mapping[str, Any]) -> Config:
+    """Validate an experiment as `make_config` does, after a look at the disk: a place is kept in full, so that a run
+    works from any folder, and the data have the recipe of their kind.
+
+    Raises:
+        InputError: as `make_config`.
+    """
+    check_texts(tree)
+    name = tree.get("data")
+    files = {key: absolute(tree[key]) for key in ("data", "source") if _is_file(tree.get(key))}
+    return make_config({**tree, **files}, kind(name) if isinstance(name, str) else None)
+
+
+def make_config(tree: Mapping[str, Any], kind: DataKind | None = None) -> Config:
+    """Validate an experiment given as nested tables. Nothing is read.
 
     Where the tree is silent, images have their recipe, the paths of diffusions are the diffusions they stand for, by
     prediction, coupling and times, the ends of a Schroedinger bridge have its noise between them, data with labels are
     split by class, and couplings that solve something share their work over a pool, which holds the group that is asked
     for.
+
+    Args:
+        kind: of data that are a file or a folder, whose recipe is filled in; None for no recipe. `resolve_config` looks
+            it up.
 
     Raises:
         InputError: for unknown keys and names (with the nearest known one), texts that are empty or not UTF-8, values
@@ -324,10 +340,8 @@ def make_config(tree: Mapping[str, Any]) -> Config:
             flow map with what it cannot be trained with.
     """
     check_texts(tree)
-    resolved = _resolved(tree)
-    check_texts(resolved)  # the current folder may have a name that is not UTF-8
     try:
-        config = Config.model_validate(resolved)
+        config = Config.model_validate(filled(tree, named_kind(tree.get("data")) or kind))
     except ValidationError as error:
         raise InputError("; ".join(explain(dict(detail), Config) for detail in error.errors())) from error
     _, end = predictions.span(config.schedule, config.prediction)
@@ -379,71 +393,6 @@ def _check_map(config: Config) -> None:
         raise InputError("what learns from a run has the guidance of that: give --guidance, not objective.guidance")
 
 
-def _resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tree with open values filled in: the defaults of its data, then of its path, then of its coupling."""
-    name, given = tree.get("data"), tree.get("pool", {})
-    recipe = recipe_of(name) if isinstance(name, str) else {}
-    natural: dict[str, Any] = {"prediction": "velocity", **DIFFUSIONS.get(str(_name(tree.get("schedule"))), {})}
-    if _name(tree.get("schedule")) == "ddpm":
-        natural["times"] = {"name": "discrete", "steps": _table(tree["schedule"]).get("steps", schedules.DDPM().steps)}
-    if _name(tree.get("coupling")) == "bridge" and not tree.get("reflow"):
-        sigma = _table(tree["coupling"]).get("sigma", SchroedingerBridge().sigma)
-        natural["bridge"] = {"name": "brownian", "sigma": sigma}
-    kind = OBJECTIVES.get(str(_name(tree.get("objective"))), FlowMatchingConfig)
-    tree = merged(merged(recipe, {**natural, **_labelling(tree)}), tree)
-    if kind.maps and _name(tree.get("net")) in (None, "mlp"):
-        tree["net"] = {"name": "mlp", "two_times": True, **_table(tree.get("net"))}
-    named = {
-        "schedule": "linear",
-        "coupling": "multiscale",
-        "objective": "flow-matching",
-        "times": "uniform",
-        "net": "mlp",
-        "bridge": "constant",
-        "loss": "squared",
-        "weight": "unweighted",
-    }
-    tables = {key: {"name": name, **tree[key]} for key, name in named.items() if isinstance(tree.get(key), Mapping)}
-    if "net" in tables:
-        tables["net"] = sized(tables["net"])
-    files = {key: absolute(tree[key]) for key in ("data", "source") if _is_file(tree.get(key))}
-    pool = {**_pool(tree, recipe.get("pool")), **given} if isinstance(given, Mapping) else given
-    return {**tree, **tables, **files, "pool": pool}
-
-
-def _labelling(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what follows from labels that are asked for, or from a column of them: they are learned, and split by
-    class.
-    """
-    column, name = _table(tree.get("table")).get("label_column"), tree.get("data")
-    found: dict[str, Any] = {"labels": True} if column else {}
-    if tree.get("labels", column):
-        found["split"] = {"stratify": True}
-    if tree.get("labels") is True and isinstance(name, str) and kind(name) == "table":
-        found["table"] = {"label_column": "auto"}
-    return found
-
-
-def _pool(tree: Mapping[str, Any], pool: dict[str, int] | None) -> dict[str, int]:
-    """Return the pool where none is set: that of the recipe or of the coupling, large enough for the group."""
-    solved = _name(tree.get("coupling")) not in DRAWN and not tree.get("reflow")
-    pool = pool or ({"batches": 100, "reuse": 10} if solved else {"batches": 10, "reuse": 1})
-    group, size = _table(tree.get("coupling")).get("group"), _table(tree.get("train")).get("batch_size", BATCH_SIZE)
-    if solved and isinstance(group, int) and isinstance(size, int) and size > 0:
-        pool = {**pool, "batches": max(pool["batches"], -(-group // size))}
-    return pool
-
-
 def _is_file(name: Any) -> bool:
-    """Return whether a name of data is that of a file. A file's place is kept in full, so that a run works from any
-    folder.
-    """
+    """Return whether a name of data is that of a file or a folder that exists."""
     return isinstance(name, str) and is_place(name) and Path(name).exists()
-
-
-def _name(value: Any) -> Any:
-    return value.get("name") if isinstance(value, Mapping) else value
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

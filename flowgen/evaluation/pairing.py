@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowgen import __version__
-from flowgen.config import COUPLINGS, Config, LoadedData, find_device, lookup, make_config
+from flowgen.config import COUPLINGS, Config, LoadedData, find_device, lookup, resolve_config
 from flowgen.config.semidiscrete import SemidiscreteConfig
 from flowgen.core import InputError, Pair
 from flowgen.couplings import Coupling, Reporting, Semidiscrete
@@ -86,7 +86,7 @@ def trials(tree: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trial]:
     for name, parameters in known.items():
         taken = {key: value for key, value in given.items() if key in parameters}
         try:
-            found.append(Trial(name, make_config({**tree, "coupling": {"name": name, **taken}})))
+            found.append(Trial(name, resolve_config({**tree, "coupling": {"name": name, **taken}})))
         except InputError as error:
             if name == BASELINE:
                 raise
@@ -107,7 +107,7 @@ def left_out(made: Sequence[Trial]) -> list[str]:
 
 def default_of(tree: Mapping[str, Any]) -> str:
     """Return the name of the coupling that training takes where none is named."""
-    coupling = make_config({key: value for key, value in tree.items() if key != "coupling"}).coupling
+    coupling = resolve_config({key: value for key, value in tree.items() if key != "coupling"}).coupling
     return next(name for name, made in COUPLINGS.items() if made is type(coupling))
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from flowgen.config import Config, Places, Teaching, lookup, make_config
+from flowgen.config import Config, Places, Teaching, kind, lookup, resolve_config
+from flowgen.config.defaults import reflow_defaults
 from flowgen.config.nets import MLPConfig
 from flowgen.config.objectives import ObjectiveConfig
 from flowgen.config.places import absolute
-from flowgen.config.recipes import reflow_defaults
 from flowgen.core import InputError, StrPath
 from flowgen.model import Model
 from flowgen.registry import Objects
@@ -61,37 +61,37 @@ def distill_config(
         InputError: for a method that is none, or a run that cannot be distilled by it.
     """
     folder = Path(folder)
-    kind, run = lookup("method", method, METHODS), Run.open(folder, places)
+    chosen, run = lookup("method", method, METHODS), Run.open(folder, places)
     before = run.config
-    if not (before.objective.fields or kind.taught):
+    if not (before.objective.fields or chosen.taught):
         raise InputError(f"{folder} jumps already, and has no velocity to learn from: distill the run before it")
-    if kind.taught and not before.whole:
+    if chosen.taught and not before.whole:
         raise InputError(f"{method} needs a velocity on the path linear or cosine: use flowgen reflow {folder} first")
     if not run.weights.exists():
         raise InputError(f"{folder} has no weights yet: train it to its first checkpoint, with --resume")
     learned: dict[str, Any] = {"parent": absolute(folder), "parent_hash": checkpoints.file_hash(run.weights)}
     learned |= {} if guidance is None else {"guidance": guidance}
     tree = before.model_dump(exclude={"reflow", "distill", "objective", "times", "loss", "weight"})
-    tree["objective"] = {"name": method, **({"jumps": jumps} if kind.taught else {})}
-    by_pairs = kind.pairs or pairs is not None or before.reflow or before.bridge.sigma or not before.whole
+    tree["objective"] = {"name": method, **({"jumps": jumps} if chosen.taught else {})}
+    by_pairs = chosen.pairs or pairs is not None or before.reflow or before.bridge.sigma or not before.whole
     if before.objective.fields and by_pairs:
         tree |= {"schedule": "linear", "prediction": "velocity", "bridge": "constant"}
         # a round of its own, so that the noise is not that which the run has learned from
         round_ = before.reflow.round + 1 if before.reflow else 1
         given = {} if pairs is None else {"pairs": pairs}
-        tree["reflow"] = {**reflow_defaults(before.data), **learned, "round": round_, **given}
+        tree["reflow"] = {**reflow_defaults(before.data, kind(before.data)), **learned, "round": round_, **given}
         tree.pop("pool")
     elif pairs is not None:
         raise InputError(f"{folder} jumps, and makes no pairs: leave out --pairs")
     elif before.reflow:  # a student that jumps makes no pairs: those that it has learned on teach the next one too
         tree["reflow"] = before.model_dump()["reflow"]
-    if kind.taught or "reflow" not in tree:
+    if chosen.taught or "reflow" not in tree:
         tree["distill"] = learned
     tree["net"].pop("two_times", None)  # as the objective needs it
     tree |= refitted(settings)
     for key, value in settings.items():
         tree = override(tree, key, value)
-    return make_config(tree)
+    return resolve_config(tree)
 
 
 def stages(folder: StrPath, jumps: int) -> list[int]:

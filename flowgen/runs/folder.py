@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from flowgen.config import Config, LoadedData, Places, Teacher, find_device, make_config
+from flowgen.config import Config, LoadedData, Places, Teacher, find_device, make_config, resolve_config
 from flowgen.config.places import absolute, moved, replaced
 from flowgen.core import Field, InputError, StrPath, is_utf8
 from flowgen.data import Categorical, Distribution
@@ -118,7 +118,7 @@ class Run:
         for key, value in flat(tree).items():
             after = override(after, key, value)
         after = after if parent is None else self._adopted(after, parent)
-        run = Run(self.folder, make_config(after))
+        run = Run(self.folder, resolve_config(after))
         old, new = flat(before), flat(run.config.model_dump())
         differ = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
         changed = [key for key in differ if key not in EXTENSIBLE and not has_moved(key, old, new)]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowgen.config import Config, Places, make_config
+from flowgen.config import Config, Places, kind, resolve_config
+from flowgen.config.defaults import reflow_defaults
 from flowgen.config.places import absolute
-from flowgen.config.recipes import reflow_defaults
 from flowgen.core import StrPath
 from flowgen.runs.folder import Run, load
 from flowgen.settings import override
@@ -51,7 +51,7 @@ def reflow_config(parent: StrPath, settings: Mapping[str, Any], places: Places =
         "parent": absolute(parent),
         "parent_hash": checkpoints.file_hash(Run.open(parent).weights),
         "round": before.round + 1 if before else 1,
-        **reflow_defaults(trained.config.data),
+        **reflow_defaults(trained.config.data, kind(trained.config.data)),
     }
     tree = trained.config.model_dump(exclude={"pool", "objective", "distill"})
     tree |= {
@@ -65,4 +65,4 @@ def reflow_config(parent: StrPath, settings: Mapping[str, Any], places: Places =
     tree |= refitted(settings)
     for key, value in settings.items():
         tree = override(tree, key, value)
-    return make_config(tree)
+    return resolve_config(tree)
