@@ -102,7 +102,7 @@ class Scaling(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scaling:
         if not self.exact:
-            return super()._apply(fn, recurse)
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
         device = fn(torch.empty(0)).device
         device = torch.device("cpu") if device.type == "mps" else device
         self.shift, self.scale = self.shift.to(device), self.scale.to(device)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from flowgen.core import InputError, note
 
@@ -309,7 +309,7 @@ def _opened(source: Path | IO[bytes]) -> Iterator[ImageFile.ImageFile]:
             if math.prod(image.size) > MAX_PIXELS:
                 raise Broken(f"it has {image.width}x{image.height} pixels; {MAX_PIXELS:,} are the limit")
             yield image
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise Broken(f"not an image of a known format ({', '.join(FORMATS)})") from error
     except (Broken, Misfit):
         raise
