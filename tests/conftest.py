@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -33,9 +34,10 @@ from flowgen import plots, predictions, runs, times
 from flowgen.config import resolve_config
 from flowgen.core import FlowMap, InputError, Pair, generator, like
 from flowgen.couplings import ExactOT, Sinkhorn
-from flowgen.evaluation import Settings, measure, rounds
+from flowgen.evaluation import Settings, measure, rounds, subject
 from flowgen.metrics import pairwise
 from flowgen.model import Model
+from flowgen.nn import fit_classifier
 from flowgen.paths.bridge import Bridge, BrownianBridge, ConstantBridge
 from flowgen.predictions import Prediction
 from flowgen.registry import Objects
@@ -399,6 +401,7 @@ def few_measured(monkeypatch) -> None:
     monkeypatch.setattr(rounds, "IMAGES", Settings(num=40, repeats=2))
     for name, value in {"FINE": 25, "FINE_IMAGES": 8, "DENSITY_POINTS": 200, "DENSITY_STEPS": 20}.items():
         monkeypatch.setattr(measure, name, value)
+    monkeypatch.setattr(subject, "fit_classifier", partial(fit_classifier, steps=100))
 
 
 @pytest.fixture

@@ -185,6 +185,7 @@ def test_weights_that_would_mean_something_else_are_not_taken(change, student):
 # training
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("teacher", ["flow", "reflow"])
 def test_a_student_that_was_left_goes_on_bit_for_bit(method, teacher, student):
     whole = everything(finish(student(method, teacher)))

@@ -239,6 +239,7 @@ def test_a_flow_map_is_trained_from_scratch(flowgen, objective):
     assert (code, "1 step of jump" in out) == (0, True)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("net", ["unet", "dit", "resmlp"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_nets_of_images_are_differentiated_as_runs_store_them(flowgen, net, precision):

@@ -191,6 +191,7 @@ def matched(empirical_flow, exact_model, normal):
     return make
 
 
+@pytest.mark.costly
 def test_flow_matching_is_least_at_the_conditional_expectation(usable, matched):
     """The gradient there is zero within its noise, in every direction."""
     model, pair = matched(*usable)

@@ -164,6 +164,7 @@ def test_two_processes_of_torchrun_train_as_one(tmp_path):
     assert made[0]["interrupted"].tolist() == [False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["killed", "silent"])
 def test_a_process_that_is_lost_stops_the_other(launch, name):
     first, _second = launch(name, 0), launch(name, 1)

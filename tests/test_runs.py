@@ -88,6 +88,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("tree", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("step", [1, 10, 17])
 def test_a_run_that_was_left_goes_on_bit_for_bit(tmp_path, tree, step):
@@ -345,9 +346,9 @@ def test_rounds_count_and_describe_their_ancestors(teacher, tmp_path):
 @pytest.mark.parametrize("tree", [{"coupling": "independent"}, {"schedule": "vp"}], ids=["linear", "vp"])
 def test_reflow_straightens_and_keeps_the_end_points(tmp_path, tree):
     """After a reflow one Euler step lands where the parent's whole trajectory does, on curved parents of any path."""
-    train = {"steps": 1200, "batch_size": 256, "checkpoint_every": 1200}
+    train = {"steps": 500, "batch_size": 256, "checkpoint_every": 500}
     parent = finish(create(tmp_path / "parent", data="8gaussians", net={}, train=train, pool={"batches": 10}, **tree))
-    run = reflowed(parent, tmp_path / "child", pairs=8192, steps=20)
+    run = reflowed(parent, tmp_path / "child", pairs=4096, steps=20)
     pairs_of(run)
     finish(run)
     teacher, student = runs.load(parent.folder).model, runs.load(run.folder).model

@@ -120,7 +120,7 @@ def test_infinite_epsilon_makes_permutations_alike(made, rng):
 
 @pytest.mark.parametrize("epsilon", [0.03, 0.1, 0.5])
 def test_the_average_of_drawn_permutations_is_close_to_the_plan(made, rng, epsilon):
-    pair, entropic, draws = made(12, 2), Sinkhorn(epsilon, tolerance=1e-8), 800
+    pair, entropic, draws = made(12, 2), Sinkhorn(epsilon, tolerance=1e-8), 400
     average = torch.zeros(12, 12, dtype=torch.float64)
     for _ in range(draws):
         average[torch.arange(12), entropic(pair, rng).cond.long()] += 1 / draws / 12
@@ -163,8 +163,8 @@ def test_costs_of_groups_are_their_squared_distances(normal, shape, offset):
 
 
 def test_plans_of_many_groups_are_those_of_each_alone(normal):
-    cost = costs(normal("x0", 5, 30, 2), 2 * normal("x1", 5, 30, 2))
-    epsilon = torch.tensor([0.1, 0.3, 1.0, 5.0, 100.0]).double().view(5, 1, 1)
+    cost = costs(normal("x0", 4, 30, 2), 2 * normal("x1", 4, 30, 2))
+    epsilon = torch.tensor([0.3, 1.0, 5.0, 100.0]).double().view(4, 1, 1)
     plans = sinkhorn(cost, epsilon, tolerance=1e-10, iterations=20_000).log_plan
     for plan, one, unit in zip(plans, cost, epsilon, strict=True):
         alone = sinkhorn(one, float(unit), tolerance=1e-10, iterations=20_000).log_plan

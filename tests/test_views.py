@@ -13,7 +13,7 @@ from flowgen.data import Scaling
 from flowgen.evaluation import views
 from flowgen.nn import Classifier, fit_classifier
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("few_measured")]
 
 
 def test_rows_are_compared_in_the_units_of_the_model(normal):
@@ -47,7 +47,7 @@ def test_features_of_a_classifier_tell_classes_apart(shape, normal, global_state
     x = centres[labels] + 0.5 * normal("noise", 300, *shape).float()
     nets = [Classifier(shape, 3, width=16, seed=1) for _ in range(2)]
     for net in nets:
-        fit_classifier(net, x[:200], labels[:200], steps=150, seed=2)
+        fit_classifier(net, x[:200], labels[:200], steps=60, seed=2)
     assert (nets[0](x[200:]).argmax(1) == labels[200:]).float().mean() > 0.9
     assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
     view = views.classified(Scaling(), nets[0].requires_grad_(False), 1.0)
