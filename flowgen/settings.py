@@ -50,7 +50,7 @@ def override(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     has a name makes a table of it. Another size of what has a name takes the parameters of the old size away.
 
     >>> override({"schedule": "vp"}, "schedule.beta_max", 15.0)
-    {'path': {'name': 'vp', 'beta_max': 15.0}}
+    {'schedule': {'name': 'vp', 'beta_max': 15.0}}
     >>> override({"net": {"name": "dit", "size": "small", "depth": 12}}, "net.size", "base")
     {'net': {'name': 'dit', 'size': 'base'}}
     """

@@ -55,11 +55,11 @@ def test_a_script_reads_the_figures(flowgen):
     facts = ("data", "source", "default", "batch_size", "pool_batches", "pairs", "classes", "seed")
     assert [found[key] for key in facts] == ["moons", "gaussian", "multiscale", 64, 4, 256, 0, 0]
     plain, sinkhorn = found["couplings"]
-    assert (plain["name"], plain["ratio"], plain["rows_together"], plain["facts"]) == ("independent", 1, None, {})
+    assert (plain["name"], plain["ratio"], plain["rows_together"], plain["diagnostics"]) == ("independent", 1, None, {})
     assert (sinkhorn["name"], sinkhorn["group"], sinkhorn["rows_together"]) == ("sinkhorn", 32, 32)
     assert sinkhorn["ratio"] == pytest.approx(sinkhorn["transport_cost"] / plain["transport_cost"])
     assert sinkhorn["ms_per_step"] == pytest.approx(sinkhorn["ms_per_batch"] / 5)
-    assert set(sinkhorn["facts"]) == {"marginal_error", "plan_entropy"}
+    assert set(sinkhorn["diagnostics"]) == {"marginal_error", "plan_entropy"}
     assert (sinkhorn["data_used"], sinkhorn["warnings"]) == (1, [])
     assert not list(Path().iterdir())
 
@@ -72,7 +72,7 @@ def test_semidiscrete_pairs_are_those_of_transport_to_all_rows(flowgen, normal):
     plain, cells, exact = figures(flowgen, "t.npy", *names, *pool)["couplings"]
     assert cells["transport_cost"] == pytest.approx(exact["transport_cost"], rel=0.1)
     assert cells["transport_cost"] < 0.5 * plain["transport_cost"]
-    assert abs(cells["facts"]["chi_square"]) < 0.01
+    assert abs(cells["diagnostics"]["chi_square"]) < 0.01
     assert (cells["data_used"], cells["rows_together"], cells["reuse"]) == (None, None, 1)
     assert cells["preparation_seconds"] > 0
     out = flowgen("couplings", "t.npy", *names[:2], "--set", "pool.batches=2")[1]

@@ -335,7 +335,7 @@ def test_plans_are_those_of_the_cpu(coupling, device):
     plan, wanted = (COUPLINGS[coupling].plan(x0.to(where), x1.to(where)) for where in (device, CPU))
     assert plan.log_plan.device.type == device.type
     close(plan.log_plan.exp(), wanted.log_plan.exp(), rtol=1e-6, atol=1e-9)
-    facts, others = (COUPLINGS[coupling].facts(x0.to(where), x1.to(where)) for where in (device, CPU))
+    facts, others = (COUPLINGS[coupling].diagnostics(x0.to(where), x1.to(where)) for where in (device, CPU))
     assert facts == pytest.approx(others, rel=1e-3, abs=1e-6)
 
 

@@ -1,21 +1,17 @@
 """Rows are trained on or held out, never both; and neither training nor evaluation sees those of the other."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from scipy import stats
 
-from flowgen import InputError, checkpoints, evaluation, runs
+from flowgen import InputError, evaluation, runs
 from flowgen.config import SplitConfig, load_data
 from flowgen.core import generator
 from flowgen.data import TensorDataset, split
 from flowgen.evaluation import Reference, Settings
-from flowgen.runs import Run
-from flowgen.settings import dump_toml
 
 
 def weights(run):
@@ -112,20 +108,6 @@ def test_data_that_have_changed_are_refused(table, tmp_path, trained):
         run.extended({"train.steps": 40})
     with pytest.raises(InputError, match="has changed since the run began"):
         next(runs.train(run))
-
-
-def test_a_run_from_before_the_split_has_nothing_held_out(table, tmp_path, trained):
-    run = trained(table, tmp_path / "run", split={"held_out": 0})
-    tree = {key: value for key, value in run.config.model_dump().items() if key not in ("split", "data_hash")}
-    (run.folder / "config.toml").write_text(dump_toml(tree))
-    assert Run.open(run.folder).config.split.held_out == 0
-    facts = checkpoints.read_tensors(run.weights)[1]["flowgen"].replace('"split"', '"splat"')
-    old = {key: x for key, x in json.loads(facts).items() if key != "data_hash"}
-    for key in ("splat", "data_hash"):
-        old["config"].pop(key)
-    checkpoints.write_tensors(run.weights, load_file(run.weights), {"flowgen": json.dumps(old)})
-    with pytest.raises(InputError, match="has changed since the run began"):
-        evaluation.load_subject(run.folder)
 
 
 def test_a_source_table_is_held_out_too(table, tmp_path, trained):

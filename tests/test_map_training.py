@@ -221,7 +221,7 @@ def test_a_net_of_two_times_starts_as_that_of_one(classes, normal):
     assert torch.equal(two(x, t, s, cond), one(x, t, t, cond))
     assert torch.equal(two(x, t, None, cond), one(x, t, t, cond))
     others = set(two.state_dict()) - set(one.state_dict())
-    assert others == {"gap.weight"}
+    assert others == {"delta.weight"}
     assert all(torch.equal(x, two.state_dict()[name]) for name, x in one.state_dict().items())
 
 

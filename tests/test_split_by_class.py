@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from flowgen import checkpoints, runs
-from flowgen.config import ImagesConfig, SplitConfig, load_data, resolve_config
+from flowgen.config import ImagesConfig, load_data, resolve_config
 from flowgen.core import generator
 from flowgen.data import split
 from flowgen.runs import Run
@@ -124,15 +124,6 @@ def test_a_table_is_split_by_class_where_it_has_labels(tmp_path, normal, labels)
     else:
         as_before = split(data.distribution.x.new_tensor(np.load(tmp_path / "t.npz")["x"]), 0.1, 0)[1]
         assert torch.equal(data.held_out.x, torch.from_numpy(np.load(tmp_path / "t.npz")["x"])[as_before])
-
-
-def test_a_run_of_an_earlier_version_keeps_its_split(tmp_path, normal, trained):
-    np.savez(tmp_path / "t.npz", x=normal("x", 100, 2).float().numpy(), y=np.arange(100) % 2)
-    run = trained(tmp_path / "t.npz", tmp_path / "run", steps=2, labels=True)
-    assert run.config.split == SplitConfig(stratify=True)
-    text = (run.folder / "config.toml").read_text()
-    (run.folder / "config.toml").write_text(text.replace("stratify = true\n", ""))
-    assert Run.open(run.folder).config.split == SplitConfig(stratify=False)
 
 
 def test_classes_in_the_order_of_an_earlier_version(tmp_path, normal, trained):
