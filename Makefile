@@ -13,7 +13,7 @@ test: $(READY)
 	$(BIN)/pytest -m "not slow"
 
 test-fast: $(READY)
-	$(BIN)/pytest -m "not slow and not journey"
+	$(BIN)/pytest -m "not slow and not journey and not costly"
 
 test-full: $(READY)
 	$(BIN)/pytest --full

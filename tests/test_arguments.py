@@ -264,6 +264,7 @@ def test_times_of_another_shape_are_refused(model):
 # modules
 
 
+@pytest.mark.costly
 def test_modules_are_there_when_asked_for():
     script = (
         "import flowgen, sys; print('flowgen.runs' in sys.modules, callable(flowgen.runs.load), 'config' in "

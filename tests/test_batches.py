@@ -225,6 +225,7 @@ def test_a_tail_on_any_threads_is_that_of_every_coupling(coupling, pool):
         assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=False))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("coupling", [MultiscaleOT(), MultiscaleOT(group=1200, sweeps=1)], ids=str)
 def test_a_prepared_multiscale_has_one_tail_on_any_threads(coupling):
     def stream(start, threads):

@@ -83,6 +83,7 @@ def test_on_another_path_it_says_the_same(normal):
     torch.testing.assert_close(moved.logits(scaled, s), posterior.logits(x, t), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("schedule", [Linear(), VP(), VE(0.1, 5.0)], ids=str)
 def test_training_comes_to_bayes_rule(schedule):
     """At all times together it is a twentieth as far from the posterior as the prior is."""

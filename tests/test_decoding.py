@@ -224,6 +224,7 @@ def test_orientation_is_undone(format, orientation):
     assert inspect(io.BytesIO(data))[:2] == (WIDTH, HEIGHT)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("orientation", SIDES)
 def test_orientation_of_a_resized_jpeg_is_undone(orientation):
     side = 256

@@ -153,6 +153,7 @@ def test_ddim(spacing, eta, x, same_noise):
     assert same_noise["ours"] == (19 if eta else 0)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [20, 150])

@@ -314,6 +314,7 @@ def test_sliced_in_one_dimension_is_the_distance_of_quantiles():
     assert sliced(x, y) == close(sqrt(1 / 2))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("dim", [1, 2, 5, 30])
 @pytest.mark.parametrize("axis", [True, False])
 def test_sliced_w2_tends_to_its_closed_form(normal, dim, axis):

@@ -161,6 +161,7 @@ def test_rows_of_all_processes_are_gathered_in_order(together, normal, counts):
     assert others == [None] * len(others)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("of", [2, 3])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_processes_train_as_one_at_the_times_of_every_law(together, known_times, of, accumulate):

@@ -343,6 +343,7 @@ def correlated(normal, times=1, guided=False, schedule=None):
     return x[:, 1].mean().item(), x[:, 1].std().item()
 
 
+@pytest.mark.costly
 def test_what_is_gone_over_comes_to_fit_what_is_known(normal):
     """The conditional law is N(0.95 1.5, 1 - 0.95^2)."""
     once, often, guided, both = (correlated(normal, *how) for how in ((1,), (10,), (1, True), (5, True)))

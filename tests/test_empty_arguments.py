@@ -35,6 +35,7 @@ def images(tmp_path):
         Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / f"{index}.png")
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(("name", "call"), CALLS)
 def test_an_empty_argument_is_refused_by_name(flowgen, images, tmp_path, name, call):
     code, out, err = flowgen(*call)

@@ -50,6 +50,7 @@ def test_the_interval_is_students():
     assert (found.mean - found.ci95, found.mean + found.ci95) == pytest.approx((low, high), rel=1e-9)
 
 
+@pytest.mark.costly
 def test_intervals_hold_the_truth_nineteen_times_of_twenty(normal):
     found = [estimate(values) for values in normal("values", 4000, 5).tolist()]
     assert sum(abs(e.mean) < e.ci95 for e in found) / 4000 == pytest.approx(0.95, abs=0.015)
@@ -68,6 +69,7 @@ def test_one_repeat_has_no_interval():
 # measurements of models that are known
 
 
+@pytest.mark.costly
 def test_the_truth_measures_as_the_truth():
     """Samples of the law itself are at the floor in every figure, with any number of steps."""
     measured = subject()
@@ -80,6 +82,7 @@ def test_the_truth_measures_as_the_truth():
             assert abs(found.mean - expected.mean) < 2 * (found.ci95 + expected.ci95) + 1e-9, name
 
 
+@pytest.mark.costly
 def test_a_moved_law_is_as_far_as_it_was_moved():
     measured = subject(distribution=Gaussian(), by=(3.0, -4.0))
     (quality,) = evaluation.quality(measured, SMALL._replace(steps=(2,), num=1000))
@@ -88,6 +91,7 @@ def test_a_moved_law_is_as_far_as_it_was_moved():
     assert quality.figures["coverage"].mean < 0.1
 
 
+@pytest.mark.costly
 def test_geometry_of_a_translation():
     """The flow of optimal transport to a moved law has its energy, no turn, and no excess."""
 
@@ -114,6 +118,7 @@ def test_the_divergence_of_the_truth_from_itself_is_zero():
     assert evaluation.kl_divergence(subject(), SMALL).mean == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.costly
 def test_the_divergence_of_gaussians_is_half_their_square():
     found = evaluation.kl_divergence(subject(by=(0.6, 0.8)), SMALL._replace(num=1000, repeats=8))
     assert abs(found.mean - 0.5) < 2 * found.ci95
@@ -130,6 +135,7 @@ def test_a_path_that_starts_elsewhere_is_measured_from_there():
     assert evaluation.geometry(still, SMALL)["transport_cost"].mean < 30
 
 
+@pytest.mark.costly
 def test_trajectories_are_followed_in_chunks(monkeypatch):
     turning = subject(distribution=eight_gaussians(), by=(1.0, 2.0))
     before = evaluation.geometry(turning, SMALL), [q.figures for q in evaluation.quality(turning, SMALL)]
@@ -150,6 +156,7 @@ def test_evaluations_are_those_of_the_solver(name, each):
     assert [q.nfe for q in evaluation.quality(subject(), settings)] == [each, 5 * each]
 
 
+@pytest.mark.costly
 def test_a_measurement_is_a_function_of_its_seed(global_state_untouched):
     def measure(seed):
         settings = SMALL._replace(seed=seed)
@@ -159,6 +166,7 @@ def test_a_measurement_is_a_function_of_its_seed(global_state_untouched):
     assert measure(1) != measure(2)
 
 
+@pytest.mark.costly
 def test_the_same_starts_are_walked_at_all_steps():
     """A flow that is the same at any number of steps has the same figures at all of them."""
     first, second = evaluation.quality(subject(distribution=eight_gaussians()), SMALL)
@@ -167,6 +175,7 @@ def test_the_same_starts_are_walked_at_all_steps():
     )
 
 
+@pytest.mark.costly
 def test_a_model_that_repeats_its_data_is_found_out():
     kept = Gaussian().sample(200, generator(0, "kept"))
 

@@ -104,6 +104,7 @@ def test_kernel_distance_is_that_of_the_kernels_of_scikit_learn(normal, dim, row
     assert kernel_distance(x, y) == pytest.approx(kernel_by_sklearn(x.numpy(), y.numpy()), rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize("rows", [(2, 2), (5, 5), (4, 9)])
 def test_kernel_distance_has_the_true_one_as_its_mean(normal, shift, rows):

@@ -172,6 +172,7 @@ def test_every_objective_is_the_same_there(objective, name, device):
     assert losses == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.costly
 def test_a_flow_map_of_images_has_its_derivative_there(device):
     losses, expected = (trained("unet", where, flow_maps.MeanFlow(), 2)[0] for where in (device, CPU))
     assert losses == pytest.approx(expected, rel=2e-3)
@@ -212,12 +213,14 @@ def trained_spy(device):
     return list(fit(State(Model(Spy()).to(device)), pairs("mlp", device), objectives.FlowMatching(), 4, seed=0))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_half_precision_is_near_for_images(name, device):
     (half, _), (full, _) = trained(name, device, precision=torch.bfloat16), trained(name, device)
     assert half == pytest.approx(full, rel=0.05)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("name", "precision"),
     [("mlp with labels", None), ("dit", torch.bfloat16)],
@@ -232,6 +235,7 @@ def test_a_compiled_net_trains_as_it_is(name, precision, device):
     assert losses == pytest.approx(plain, rel=1e-3 if precision is None else 0.03)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_channels_last_is_another_layout_there(precision, device):
     states, losses = [], []
@@ -465,6 +469,7 @@ def test_samples_are_those_of_the_cpu_by_every_sampler(name, device):
     close(got, wanted, rtol=0.01, atol=0.01)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("method", ["dopri5", "adaptive_heun"])
 def test_adaptive_samplers_go_there(method, device):
     pytest.importorskip("torchdiffeq")

@@ -75,6 +75,7 @@ def test_training_does_not_see_held_out_rows(table, tmp_path, trained):
     assert not all(torch.equal(before[name], other[name]) for name in before)
 
 
+@pytest.mark.costly
 def test_evaluation_does_not_see_training_rows(table, tmp_path, trained, monkeypatch):
     """Their values are nothing to any figure but the share of copies, which is there to compare with them."""
     run = trained(table, tmp_path / "run")

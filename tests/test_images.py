@@ -276,6 +276,7 @@ def test_damaged_files_are_refused(tmp_path):
     refused(tmp_path / "folder", "no train-images")
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 def test_damage_anywhere_is_told_in_one_line(tmp_path, suffix):
     others = {"y": np.arange(5)} if suffix == "npz" else {}

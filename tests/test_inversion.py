@@ -17,6 +17,7 @@ from flowgen.sampling import grid_of, solve
 from flowgen.schedules import DDPM, VE, VP, Cosine, Linear, OffsetCosine
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("solver", [euler, heun, rk4], ids=["euler", "heun", "rk4"])
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=["linear", "cosine"])
 def test_there_and_back_is_as_exact_as_the_solver(gaussian_flow, normal, schedule, solver):
@@ -54,6 +55,7 @@ def smooth(request):
     return request.param
 
 
+@pytest.mark.costly
 def test_an_exact_field_leads_there_and_back(gaussian_flow, smooth, normal):
     """On diffusions from the end of the span, where the point is taken to be."""
     flow, x1 = gaussian_flow(smooth), normal("data", 8, 2)
@@ -77,6 +79,7 @@ def test_a_noised_point_is_on_the_path(schedule, normal, strength):
         torch.testing.assert_close(begun, schedule.at(Pair(x0, x1), expand_time(t, x1)).x)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
 def test_a_redrawn_point_is_where_the_flow_takes_its_noised_one(gaussian_flow, smooth, normal, strength):
     flow, t, (lo, hi) = gaussian_flow(smooth), 1 - strength, predictions.span(smooth, predictions.velocity)
@@ -128,6 +131,7 @@ def test_between_points_of_one_direction_it_is_the_line(normal, apart):
     torch.testing.assert_close(way[0], (x + y) / 2, rtol=0, atol=1e-9 + apart**2)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m", "dpm++3m", "unipc", "edm", "heun"])
 @pytest.mark.parametrize("schedule", [DDPM(steps=50, beta_min=0.002, beta_max=0.35), VP(), Linear()], ids=repr)
 def test_a_run_is_inverted_by_every_solver_that_draws_nothing(gaussian_flow, exact_model, normal, name, schedule):

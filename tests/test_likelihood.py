@@ -171,6 +171,7 @@ def test_each_row_has_the_density_of_its_own_label(normal, estimated):
     torch.testing.assert_close(found, MultivariateNormal(mean, flowed @ flowed.T).log_prob(x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_a_linear_field_makes_a_gaussian_of_known_covariance(normal, dim):
     """x1 = E x0 + int e^(A s) b ds with E = e^A, so that the law is N(A^-1 (E - 1) b, E E^T)."""
@@ -196,6 +197,7 @@ def test_densities_are_those_of_the_exact_flow(usable, gaussian_flow, exact_mode
     torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("schedule", [Linear(), VP(), VE(), VE(0.05, 20.0)], ids=str)
 def test_the_density_of_an_exact_model_is_that_of_its_data(schedule, gaussian_flow, exact_model, normal):
     exact = gaussian_flow(schedule)
@@ -208,6 +210,7 @@ def test_the_density_of_an_exact_model_is_that_of_its_data(schedule, gaussian_fl
     torch.testing.assert_close(found, truth, rtol=0, atol=5 * left_out + 1e-4)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("scale", [[3.0, 0.1], [-3.0, 0.1]])
 def test_the_density_is_in_the_units_of_the_data(gaussian_flow, exact_model, normal, scale):
     """What is N(mean, std) to the model is N(shift + scale mean, |scale| std) outside."""
@@ -256,6 +259,7 @@ def test_the_density_of_images_is_that_of_their_pixels(normal):
 # networks
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_the_density_is_the_sources_over_the_determinant(normal, dim):
     """log p(x1) = log p(x0) - log |det dx1/dx0|, with the Jacobian of the forward map as the solver walks it."""
@@ -275,6 +279,7 @@ def test_the_density_is_the_sources_over_the_determinant(normal, dim):
     torch.testing.assert_close(found, Normal(0.0, 1.0).log_prob(x0).sum(1) - stretched, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("scaling", [None, Scaling(torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0]))])
 def test_a_density_sums_to_one(scaling):
     """By the trapezoidal rule on a box that holds all but the far tails."""
@@ -287,6 +292,7 @@ def test_a_density_sums_to_one(scaling):
     assert density.reshape(97, 97)[[0, -1]].max() < 1e-5
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("schedule", "prediction"),
     [
@@ -307,6 +313,7 @@ def test_a_density_of_a_diffusion_sums_to_one(schedule, prediction):
     assert density.reshape(121, 121)[[0, -1]].max() < 1e-4
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("paths", [(Linear(), Cosine()), (Cosine(), Linear())], ids=str)
 def test_a_model_on_another_path_has_the_same_density(paths, normal):
     here, there = paths
@@ -338,6 +345,7 @@ def test_eight_bits_are_what_an_image_of_even_noise_takes():
     torch.testing.assert_close(bits, torch.full((3,), 8.0, dtype=torch.float64))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("schedule", [Linear(), VP()], ids=str)
 def test_probabilities_of_shades_are_of_their_intervals(schedule, gaussian_flow, exact_model):
     """The mean of the density over an interval, times its length, is its probability: of 17 shades of a pixel that is a
@@ -373,6 +381,7 @@ class GaussianPixel:
         return Normal(mean, std)
 
 
+@pytest.mark.costly
 def test_the_error_falls_at_the_order_of_the_solver(fixed_step, normal):
     solver, _ = fixed_step
     model, x = Model(smooth_net(2)), normal("x", 10, 2)
@@ -384,6 +393,7 @@ def test_the_error_falls_at_the_order_of_the_solver(fixed_step, normal):
     assert orders[-1] == pytest.approx(solver.order, abs=0.35)
 
 
+@pytest.mark.costly
 def test_an_adaptive_solver_finds_the_same_density(normal):
     model, x = Model(smooth_net(2)), normal("x", 10, 2)
     adaptive = log_likelihood(model, Gaussian(), x, uniform(1), AdaptiveSolver("dopri5", 1e-8, 1e-8))

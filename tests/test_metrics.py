@@ -37,6 +37,7 @@ def test_straight_lines_have_no_curvature(normal, field, steps):
     torch.testing.assert_close(found.end, x + translation(x, None) if field is translation else 3 * x)
 
 
+@pytest.mark.costly
 def test_circles_have_the_energy_of_their_speed(normal):
     """|v| = w r throughout, and the chord of the angle w is 2 r sin(w / 2)."""
     x, speed = normal("x", 100, 2), 2.0

@@ -126,6 +126,7 @@ def test_noise_keeps_the_marginal_of_a_mixture(make, schedule):
         assert kstest((end @ direction).numpy(), mixture.cdf(direction, LAST)).pvalue > 1e-3
 
 
+@pytest.mark.costly
 def test_the_law_says_where_noise_has_gone_wrong():
     """The reverse diffusion without its noise shrinks."""
     mixture = Mixture(VP())

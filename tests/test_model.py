@@ -129,6 +129,7 @@ def test_all_times_have_their_own_features():
     assert features.shape == (101, TimeFeatures(4).size)
 
 
+@pytest.mark.costly
 def test_time_features_are_time_and_fourier_features():
     """Each frequency k adds a point of a unit circle, with speed pi k; a half turn keeps the ends of time apart."""
     t, one = torch.linspace(0, 1, 50), torch.ones(50)

@@ -53,6 +53,7 @@ def is_the_same_rows_paired_anew(coupled, pair):
 # what every coupling does, where rows are many
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("shape", [(1,), (2,), (5,), (3, 4, 4)], ids=str)
 @pytest.mark.parametrize("n", MANY)
 def test_it_is_a_permutation_of_the_data_that_costs_less(made, rng, n, shape):
@@ -104,6 +105,7 @@ def test_points_that_are_all_equal_are_permuted(rng, d):
     assert is_the_same_rows_paired_anew(MultiscaleOT(sweeps=1)(pair, rng), pair)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("d", [2, 5])
 def test_repeated_rows_are_permuted_and_cost_little(made, rng, d):
     few = made(6, d)
@@ -138,6 +140,7 @@ class TestWhatIsRefused:
 # how near it is to the optimum
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("n", [1, 2, 100, EXACT_UP_TO])
 def test_few_rows_are_exact_transport_bit_for_bit(made, rng, n):
     pair = made(n, 3)
@@ -150,6 +153,7 @@ def test_few_rows_are_exact_transport_bit_for_bit(made, rng, n):
 
 
 # the shares were measured to be 0.0002, 1.3 to 1.7, 6 to 7 and 15 to 17 %
+@pytest.mark.costly
 @pytest.mark.parametrize(("d", "share"), [(1, 1e-5), (2, 0.025), (4, 0.09), (8, 0.22)])
 def test_it_misses_a_small_share_of_what_the_optimum_saves(made, d, share):
     pair = made(1500, d)
@@ -166,6 +170,7 @@ def test_each_sweep_lowers_the_cost(made):
     assert costs[-1] < 0.8 * costs[0]
 
 
+@pytest.mark.costly
 def test_pairs_that_were_coupled_are_not_made_worse(made, rng):
     pair = made(1500, 2)
     best = ExactOT(group=0)(pair, rng)
@@ -175,6 +180,7 @@ def test_pairs_that_were_coupled_are_not_made_worse(made, rng):
     assert mean_cost(MultiscaleOT()(mixed, rng)) < 0.05 * mean_cost(mixed)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("d", [2, 5])
 @pytest.mark.parametrize("end", ["x0", "x1"])
 def test_where_the_clouds_are_is_seen_by_rounding_alone(made, d, end):
@@ -194,6 +200,7 @@ def coupled_rows(pair, seed):
     return MultiscaleOT()(pair, generator(seed, "moved")).cond.long()
 
 
+@pytest.mark.costly
 def test_many_rows_cost_no_more_than_exact_groups_of_512():
     ends, ratios = IndependentPairs(Gaussian(), eight_gaussians()), []
     for seed in range(2):
@@ -303,6 +310,7 @@ def test_an_anchor_leads_its_source_to_its_best_end(anchors):
         assert own > 0.3
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("d", [2, 4])
 def test_anchors_lead_near_the_optimum(normal, d):
     """Between two Gaussian laws the optimum is affine: x to 3 x + 5."""

@@ -209,6 +209,7 @@ def test_the_middle_between_two_rows_is_no_copy_of_either():
     assert copies(x, data, 0.6) == 3 / 4
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @pytest.mark.parametrize("threshold", [1 / 3, 0.7])
 def test_fresh_draws_look_like_copies_as_expected(dim, threshold):

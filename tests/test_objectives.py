@@ -326,6 +326,7 @@ def gaussian_pair(normal):
     return lambda flow: Pair(normal("source", DRAWS, 2), flow.mean + flow.std * normal("data", DRAWS, 2))
 
 
+@pytest.mark.costly
 def test_the_minimiser_with_a_bridge_is_the_velocity(schedule, bridge, gaussian_flow, gaussian_pair):
     flow = gaussian_flow(schedule)
     model = Model(Tilted(BridgedNet(flow, bridge)), schedule)

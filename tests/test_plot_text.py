@@ -21,6 +21,7 @@ def figure():
     return FigureCanvasAgg(Figure()).figure
 
 
+@pytest.mark.costly
 def test_a_price_in_dollars_trains_to_the_end(flowgen, whole_pictures):
     names = ["price $ (50%) of $", "_hidden", "a"]
     with open("prices.csv", "w", newline="") as file:
@@ -45,6 +46,7 @@ def test_legends_have_every_name(figure):
     figure.canvas.draw()
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", NAMES)
 def test_every_picture_takes_any_name(tmp_path, name):
     x, states = torch.randn(20, 2), torch.randn(3, 20, 2)

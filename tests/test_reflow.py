@@ -1,5 +1,6 @@
 """Reflow couples the ends of the trajectories of a flow."""
 
+import pytest
 import torch
 
 from flowgen import predictions
@@ -11,6 +12,7 @@ from flowgen.samplers.ode import rk4
 from flowgen.schedules import Linear
 
 
+@pytest.mark.costly
 def test_reflow_pairs_points_with_where_the_flow_ends(schedule, gaussian_flow, exact_model, normal):
     exact = gaussian_flow(schedule)
     model = exact_model(exact, predictions.v)

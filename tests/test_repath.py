@@ -44,6 +44,7 @@ def test_another_schedule_starts_where_noise_was_seen(repathed):
         torch.testing.assert_close(model.schedule.log_snr(first), least, rtol=1e-6, atol=0)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), OffsetCosine(), VE(sigma_max=1000.0)], ids=str)
 def test_the_same_samples_come_by_any_path(schedule, gaussian_flow, exact_model, normal):
     """Trajectories of one probability flow, but for scale, so that their ends are the same."""

@@ -71,6 +71,7 @@ def one_point(empirical_flow):
 # where they land
 
 
+@pytest.mark.costly
 def test_with_a_single_data_point_every_sampler_lands_on_it(make, one_point, normal, all_paths):
     """And never asks for the velocity there. A schedule that ends on blurred data has nothing special at its end."""
     for schedule in all_paths:
@@ -128,6 +129,7 @@ def test_the_condition_reaches_every_evaluation(make, normal, all_paths):
         assert all(cond is labels for cond in seen)
 
 
+@pytest.mark.costly
 def test_samples_and_times_keep_their_type(make, one_point, normal, all_paths):
     for schedule, dtype in product(all_paths, (torch.float32, torch.float64)):
         flow, _ = one_point(schedule)
@@ -177,6 +179,7 @@ def test_ddim_with_all_noise_is_ddpm(schedule, empirical_flow, normal):
             torch.testing.assert_close(ours, end, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.costly
 def test_ddim_walks_back_where_it_came_from(schedule, gaussian_flow, normal):
     """As closely as steps are short."""
     flow, x, errors = gaussian_flow(schedule), normal("source", 6, 2), []
@@ -215,6 +218,7 @@ def test_the_error_falls_at_the_order_of_the_sampler(name, schedule, gaussian_fl
     assert errors[-1] < 0.05
 
 
+@pytest.mark.costly
 def test_unipc_is_of_a_higher_order_than_its_guess(schedule, gaussian_flow, normal):
     """Order 3 once its first step, of order 1, is forgotten; it is never below 2."""
     flow, errors = gaussian_flow(schedule), []
@@ -239,6 +243,7 @@ def test_one_step_from_a_true_past_is_of_one_order_more(order, schedule, gaussia
     assert math.log2(errors[1] / errors[2]) == pytest.approx(order + 1, abs=0.25)
 
 
+@pytest.mark.costly
 def test_whole_walks_lead_where_the_flow_to_several_points_does(schedule, empirical_flow, normal):
     """From t = 0 to the data, on levels evenly apart, beside a fine solution of the same field."""
     flow, x = empirical_flow(schedule), first(schedule, normal("source", 40, 2))

@@ -213,6 +213,7 @@ def test_a_corrected_step_ends_with_moves_of_langevin(schedule, gaussian_flow, l
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.costly
 def test_corrected_steps_bring_a_wrong_law_nearer(schedule, gaussian_flow, law):
     flow, grid = gaussian_flow(schedule), uniform(60, 0.05, 0.9)
     mean, std = flow.moments(0.05)
@@ -222,6 +223,7 @@ def test_corrected_steps_bring_a_wrong_law_nearer(schedule, gaussian_flow, law):
         assert (b - exact).abs().max() < 0.6 * (a - exact).abs().max()
 
 
+@pytest.mark.costly
 def test_annealed_moves_lead_to_the_data_if_there_are_enough(gaussian_flow, law):
     """On the paper's path, whose levels fall evenly in their logarithm. The last are too low to move much."""
     schedule = VE(sigma_min=0.02, sigma_max=20.0)

@@ -18,6 +18,7 @@ from flowgen.schedules import VE, VP, Linear
 # exact fields
 
 
+@pytest.mark.costly
 def test_the_exact_field_of_a_gaussian_walks_the_exact_flow_map(schedule, gaussian_flow, normal):
     exact = gaussian_flow(schedule)
     grid = log_snr(schedule, 60, *predictions.span(schedule, predictions.v))
@@ -111,6 +112,7 @@ def test_samples_keep_their_identity_with_every_solver(fixed_step):
     assert torch.equal(drawn(model, 10, 64, solver=solver), drawn(model, 200, 8192, solver=solver)[:10])
 
 
+@pytest.mark.costly
 def test_adaptive_samples_keep_their_identity_too(adaptive):
     method, _ = adaptive
     model, solver = Model(MLP(2, 16, 1)), AdaptiveSolver(method)

@@ -265,6 +265,7 @@ def moments(weights, flow):
     return weights[:, 0] + weights[:, 1] * flow.m0, weights[:, 1] ** 2 * start + weights[:, 2:].square().sum(1)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("g", WIDTHS)
 def test_a_walk_keeps_the_marginals_at_weak_order_one(flow, g, normal):
     """At every time of the grid. The mean goes a straight line, where steps are exact but for the ends of the span."""

@@ -44,6 +44,7 @@ def masses(source, rows, g, n=200_000):
 # closed forms
 
 
+@pytest.mark.costly
 def test_cells_on_the_line_are_intervals_between_quantiles(normal):
     """|x - y_j|^2 - g_j = |x - y_i|^2 - g_i at x = (y_i + y_j) / 2 - (g_j - g_i) / 2 (y_j - y_i)."""
     y = normal("y", 10, 1)
@@ -55,6 +56,7 @@ def test_cells_on_the_line_are_intervals_between_quantiles(normal):
     assert shares == pytest.approx([k / 10 for k in range(1, 10)], abs=0.012)
 
 
+@pytest.mark.costly
 def test_the_map_on_the_line_is_monotone(normal):
     y = normal("y", 50, 1)
     law = Semidiscrete(Gaussian((1,)), y, potentials(Gaussian((1,)), y, seed=0).values)
@@ -72,6 +74,7 @@ def test_two_rows_share_the_source_by_a_plane_through_its_mean(normal, d):
     assert float(found.values.diff() - squares.diff()) / unit == pytest.approx(0, abs=0.02)
 
 
+@pytest.mark.costly
 def test_the_dual_is_the_exact_cost_of_a_large_sample(rows, solved):
     """mean_x min_j (|x - y_j|^2 - g_j) + mean(g) is below every coupling's cost on a sample, and near the least."""
     x0 = Gaussian().sample(3000, generator(0, "sample"))
@@ -91,6 +94,7 @@ def test_the_dual_is_below_the_exact_cost_of_batches(rows, solved):
 # what the pairs keep
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("d", [2, 40])
 def test_cells_have_equal_mass_and_their_chi_square(normal, d):
     y = normal("y", 60, d) * torch.linspace(0.2, 3, 60).unsqueeze(1)
@@ -114,6 +118,7 @@ def test_no_exchange_of_partners_lowers_the_cost(rows, solved):
     assert (kept <= cost + cost.T + 1e-5).all()
 
 
+@pytest.mark.costly
 def test_rows_of_each_class_share_the_whole_source(rows):
     labels = (rows[:, 0] > 0).long() * 3 + 2
     found = potentials(Gaussian(), rows, seed=0, labels=labels, tolerance=0.03)
@@ -143,6 +148,7 @@ def test_the_chi_square_of_classes_is_that_of_all_rows(rows):
 # what does not matter
 
 
+@pytest.mark.costly
 def test_shifts_and_orders_change_nothing(rows, solved):
     order = torch.randperm(300, generator=generator(0, "order"))
     shuffled = potentials(Gaussian(), rows[order], seed=0, tolerance=0.01).values
@@ -208,6 +214,7 @@ def test_another_source_than_a_gaussian(normal):
 # chi-square
 
 
+@pytest.mark.costly
 def test_chi_square_is_unbiased_also_for_few_draws():
     w, p = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.2, 0.4])
     truth = float(((p - w).square() / w).sum())
@@ -216,6 +223,7 @@ def test_chi_square_is_unbiased_also_for_few_draws():
     assert sum(found) / len(found) == pytest.approx(truth, abs=4 * torch.tensor(found).std().item() / 20_000**0.5)
 
 
+@pytest.mark.costly
 def test_the_states_of_an_ascent_report_themselves(rows):
     """The chi-square of each state is that of its own potentials, within three of its standard errors and our own."""
     states = list(islice(ascend(Gaussian(), rows, seed=1), 12))
@@ -227,6 +235,7 @@ def test_the_states_of_an_ascent_report_themselves(rows):
         assert abs(state.chi_square - truth) < 3 * error + 0.1 * truth
 
 
+@pytest.mark.costly
 def test_an_ascent_that_ends_first_says_what_it_reached(rows):
     with pytest.warns(RuntimeWarning, match="chi-square"):
         found = potentials(Gaussian(), rows, seed=0, tolerance=1e-5, draws_per_row=20)

@@ -90,6 +90,7 @@ def test_the_sinkhorn_plan_has_the_least_regularised_cost(made):
     torch.testing.assert_close(swaps, torch.zeros_like(swaps), rtol=0, atol=1e-9)
 
 
+@pytest.mark.costly
 def test_sinkhorn_becomes_exact_ot_as_epsilon_falls(made, rng):
     pair = made(40, 2)
     cost = squares(pair.x0, pair.x1)
@@ -109,6 +110,7 @@ def test_sinkhorn_becomes_the_independent_plan_as_epsilon_grows(made):
     torch.testing.assert_close(plan, torch.full_like(plan, 1 / 1600), rtol=1e-4, atol=0)
 
 
+@pytest.mark.costly
 def test_infinite_epsilon_makes_permutations_alike(made, rng):
     pair = made(3, 2)
     entropic = Sinkhorn(epsilon=1e9)
@@ -118,6 +120,7 @@ def test_infinite_epsilon_makes_permutations_alike(made, rng):
     assert chisquare(list(counts.values())).pvalue > 1e-3
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("epsilon", [0.03, 0.1, 0.5])
 def test_the_average_of_drawn_permutations_is_close_to_the_plan(made, rng, epsilon):
     pair, entropic, draws = made(12, 2), Sinkhorn(epsilon, tolerance=1e-8), 400
@@ -162,6 +165,7 @@ def test_costs_of_groups_are_their_squared_distances(normal, shape, offset):
         torch.testing.assert_close(cost, squares(a, b), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.costly
 def test_plans_of_many_groups_are_those_of_each_alone(normal):
     cost = costs(normal("x0", 4, 30, 2), 2 * normal("x1", 4, 30, 2))
     epsilon = torch.tensor([0.3, 1.0, 5.0, 100.0]).double().view(4, 1, 1)

@@ -102,6 +102,7 @@ def test_a_step_costs_its_stages(fixed_step, start):
     assert counted.evaluations == 7 * evaluations
 
 
+@pytest.mark.costly
 def test_gradients_flow_through_a_walk(fixed_step, start):
     """dx(1) / dx0 = 1 / (1 + x0)^2."""
     solver, _ = fixed_step
@@ -224,6 +225,7 @@ def test_a_smaller_tolerance_costs_more_and_errs_less(adaptive, start):
     assert costs[1] > costs[0]
 
 
+@pytest.mark.costly
 def test_adaptive_methods_come_back(adaptive, start):
     method, multiple = adaptive
     solver = AdaptiveSolver(method, 1e-6, 1e-6)

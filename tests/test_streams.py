@@ -249,6 +249,7 @@ def test_the_parts_of_a_batch_are_the_batch_whatever_is_coupled(draw, coupling, 
         )
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 def test_coupled_rows_are_those_of_the_walk_each_as_often(rows, coupling, pool):
     reuse = pool.reuse if pool else 1

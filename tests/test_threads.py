@@ -136,6 +136,7 @@ def test_a_run_that_recorded_no_threads_follows_the_rule(tmp_path):
         assert trained(Run.open(run.folder).extended({"train": {"steps": 8}}))[1] == {1}
 
 
+@pytest.mark.costly
 def test_commands_take_threads(flowgen, tmp_path):
     before = torch.get_num_threads()
     arguments = ("--coupling", "independent", "--steps", 4, "--batch-size", 16, "--set", "net.width=8")
@@ -159,6 +160,7 @@ def test_threads_of_a_finished_run_can_be_changed(flowgen, tmp_path):
     assert runs.load(run.folder).threads == 2
 
 
+@pytest.mark.costly
 def test_settings_taken_from_a_run_leave_out_its_threads(flowgen, tmp_path):
     create(tmp_path / "r", threads=3)
     (tmp_path / "own.toml").write_text('data = "moons"\nthreads = 2\n[train]\nsteps = 1\nbatch_size = 16\n')

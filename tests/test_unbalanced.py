@@ -336,6 +336,7 @@ def counted(relaxed, pair, rng):
     return torch.nn.functional.one_hot(index, n).double()
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("relaxed", [Partial(0.9), Partial(0.37), Unbalanced(0.1, 1.0), Unbalanced(0.5, 0.1)], ids=str)
 def test_data_rows_are_used_as_often_as_expected(relaxed, made, rng):
     pair = made(15, 2)
@@ -346,6 +347,7 @@ def test_data_rows_are_used_as_often_as_expected(relaxed, made, rng):
     assert ((used.mean(0) - mean).abs() < 4.5 * deviation + NEAR_WHOLE).all()
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(("n", "mass"), [(15, 0.9), (15, 0.37), (23, 0.6), (40, 0.3), (40, 0.8)])
 def test_partial_pairs_are_drawn_from_the_plan_of_each_row(made, rng, n, mass):
     pair = made(n, 2)
@@ -363,6 +365,7 @@ def test_rows_that_share_nothing_are_drawn_independently(made, rng):
     assert int((left != right).any(1).sum()) > 10
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("relaxed", [Unbalanced(0.1, 1.0), Unbalanced(0.5, 0.1), Unbalanced(0.05, 3.0)], ids=str)
 def test_unbalanced_pairs_are_nearly_drawn_from_the_plan(relaxed, made, rng):
     pair = made(15, 2)
