@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# What pytest makes of the tests is kept for the next time, though the environment may say otherwise.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast test-full mutants check format clean
 
 demo: $(READY)

@@ -1,6 +1,7 @@
 """Each sampler takes the steps of diffusers' scheduler of that name, on our path of its noise schedule, in float64."""
 
 import math
+from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
@@ -15,30 +16,17 @@ from flowgen.samplers.ode import euler
 from flowgen.sampling import trajectory
 from flowgen.schedules import DDPM, VE, Linear
 
-try:
-    diffusers_parts()  # before all else of diffusers, which then does without a torchvision of another torch
-except Failure as reason:
-    pytest.skip(str(reason), allow_module_level=True)
-from diffusers.schedulers import (
-    scheduling_ddim,
-    scheduling_ddpm,
-    scheduling_dpmsolver_multistep,
-    scheduling_euler_ancestral_discrete,
-    scheduling_flow_match_euler_discrete,
-    scheduling_heun_discrete,
-    scheduling_unipc_multistep,
-)
-from diffusers.schedulers.deprecated import scheduling_karras_ve
+pytestmark = pytest.mark.journey
 
 MODULES = [
-    scheduling_ddim,
-    scheduling_ddpm,
-    scheduling_dpmsolver_multistep,
-    scheduling_euler_ancestral_discrete,
-    scheduling_flow_match_euler_discrete,
-    scheduling_heun_discrete,
-    scheduling_unipc_multistep,
-    scheduling_karras_ve,
+    "ddim",
+    "ddpm",
+    "dpmsolver_multistep",
+    "euler_ancestral_discrete",
+    "flow_match_euler_discrete",
+    "heun_discrete",
+    "unipc_multistep",
+    "deprecated.karras_ve",
 ]
 PATH = DDPM()
 T = PATH.steps
@@ -54,13 +42,23 @@ class Double:
         return getattr(self._module, name)
 
 
+def scheduling(name):
+    """A module of diffusers' schedulers. Its import takes seconds, which only its tests are to take."""
+    try:
+        diffusers_parts()  # before all else of diffusers, which then does without a torchvision of another torch
+    except Failure as reason:
+        pytest.skip(str(reason))
+    *folder, last = name.split(".")
+    return import_module(".".join(["diffusers.schedulers", *folder, f"scheduling_{last}"]))
+
+
 @pytest.fixture(autouse=True)
 def doubled(monkeypatch):
     """diffusers computes its tables, and some of its steps, in float32: here it is made to do all in float64."""
-    for module in MODULES:
-        monkeypatch.setattr(module, "torch", Double(torch))
-        if hasattr(module, "np"):
-            monkeypatch.setattr(module, "np", Double(np))
+    for each in map(scheduling, MODULES):
+        monkeypatch.setattr(each, "torch", Double(torch))
+        if hasattr(each, "np"):
+            monkeypatch.setattr(each, "np", Double(np))
 
 
 @pytest.fixture
@@ -73,9 +71,9 @@ def same_noise(monkeypatch):
         return torch.randn(x, generator=generator(0, "noise", drawn[who]), dtype=torch.float64)
 
     monkeypatch.setattr(Random, "normal", lambda self, x, stream: draw("ours", x.shape))
-    for module in MODULES:
-        if hasattr(module, "randn_tensor"):
-            monkeypatch.setattr(module, "randn_tensor", lambda shape, **named: draw("theirs", tuple(shape)))
+    for each in map(scheduling, MODULES):
+        if hasattr(each, "randn_tensor"):
+            monkeypatch.setattr(each, "randn_tensor", lambda shape, **named: draw("theirs", tuple(shape)))
     return drawn
 
 
@@ -121,7 +119,7 @@ def x(normal):
 
 
 def test_the_path_is_their_schedule():
-    scheduler = scheduling_ddpm.DDPMScheduler()
+    scheduler = scheduling("ddpm").DDPMScheduler()
     alpha = PATH.coeffs(1 - torch.arange(1, T + 1, dtype=torch.float64) / T).alpha
     torch.testing.assert_close(alpha**2, scheduler.alphas_cumprod, rtol=1e-11, atol=0)
 
@@ -132,7 +130,7 @@ SPACINGS = {"trailing": grids.trailing, "leading": grids.leading, "linspace": gr
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 8, 20, 50, 600, 1000])
 def test_discrete_grids_are_their_spacings(spacing, steps):
-    scheduler = scheduling_ddim.DDIMScheduler(timestep_spacing=spacing)
+    scheduler = scheduling("ddim").DDIMScheduler(timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     expected = times_of(scheduler)
     if steps == 1 and spacing == "linspace":
@@ -144,7 +142,7 @@ def test_discrete_grids_are_their_spacings(spacing, steps):
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim(spacing, eta, x, same_noise):
     """Not the spacing linspace, whose steps their DDIM takes to be as long as those of leading."""
-    scheduler = scheduling_ddim.DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
+    scheduler = scheduling("ddim").DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
     scheduler.set_timesteps(20)
     step = scheduler.step
     scheduler.step = lambda *args, **named: step(*args, eta=eta, **named)
@@ -159,7 +157,7 @@ def test_ddim(spacing, eta, x, same_noise):
 @pytest.mark.parametrize("steps", [20, 150])
 def test_ancestral(large, spacing, steps, x, same_noise):
     kind = "fixed_large" if large else "fixed_small"
-    scheduler = scheduling_ddpm.DDPMScheduler(variance_type=kind, clip_sample=False, timestep_spacing=spacing)
+    scheduler = scheduling("ddpm").DDPMScheduler(variance_type=kind, clip_sample=False, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     grid = times_of(scheduler)
     same(trajectory(field_on(PATH), x, grid[:-1], Ancestral(PATH, large)), list(steps_of(scheduler, grid, x))[:-1])
@@ -169,7 +167,7 @@ def test_ancestral(large, spacing, steps, x, same_noise):
 def test_ancestral_steps_to_the_mean(x, same_noise):
     """To the data nothing is added; in theirs, only where it is from their step 0, to which trailing does not lead."""
     settings = {"variance_type": "fixed_large", "timestep_spacing": "linspace"}
-    scheduler = scheduling_ddpm.DDPMScheduler(clip_sample=False, **settings)
+    scheduler = scheduling("ddpm").DDPMScheduler(clip_sample=False, **settings)
     scheduler.set_timesteps(12)
     grid = times_of(scheduler)
     same(trajectory(field_on(PATH), x, grid, Ancestral(PATH, True)), steps_of(scheduler, grid, x))
@@ -177,7 +175,7 @@ def test_ancestral_steps_to_the_mean(x, same_noise):
 
 def test_ddim_with_all_noise_is_their_ancestral_euler(x, same_noise):
     """Theirs walks x / alpha."""
-    scheduler = scheduling_euler_ancestral_discrete.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
+    scheduler = scheduling("euler_ancestral_discrete").EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
     scheduler.set_timesteps(20)
     grid = grids.trailing(PATH, 20)
     alphas, ours = PATH.coeffs(grid).alpha, list(trajectory(field_on(PATH), x, grid, DDIM(PATH, 1.0)))
@@ -196,14 +194,14 @@ def multistep(module, name, **settings):
 
 
 def test_dpm_solver_of_two_steps(x):
-    scheduler = multistep(scheduling_dpmsolver_multistep, "DPMSolverMultistepScheduler", solver_order=2)
+    scheduler = multistep(scheduling("dpmsolver_multistep"), "DPMSolverMultistepScheduler", solver_order=2)
     grid = grids.trailing(PATH, 20)
     same(trajectory(field_on(PATH), x, grid, DPMSolverPP(PATH, 2)), steps_of(scheduler, grid, x))
 
 
 def test_dpm_solver_of_three_steps_with_the_whole_curvature(x):
     """Theirs takes half of the second derivative of x1 in lambda: what is missing is added to each of its steps."""
-    scheduler = multistep(scheduling_dpmsolver_multistep, "DPMSolverMultistepScheduler", solver_order=3)
+    scheduler = multistep(scheduling("dpmsolver_multistep"), "DPMSolverMultistepScheduler", solver_order=3)
     grid = grids.trailing(PATH, 20)
     ours, levels = list(trajectory(field_on(PATH), x, grid, DPMSolverPP(PATH, 3))), PATH.log_snr(grid) / 2
     c, seen = PATH.coeffs(grid), []
@@ -221,7 +219,7 @@ def test_dpm_solver_of_three_steps_with_the_whole_curvature(x):
 
 
 def test_unipc(x):
-    scheduler = multistep(scheduling_unipc_multistep, "UniPCMultistepScheduler", solver_order=2, solver_type="bh2")
+    scheduler = multistep(scheduling("unipc_multistep"), "UniPCMultistepScheduler", solver_order=2, solver_type="bh2")
     grid = grids.trailing(PATH, 20)
     ours = list(trajectory(field_on(PATH), x, grid, UniPC(PATH)))
     same(ours, steps_of(scheduler, grid, x))
@@ -229,7 +227,9 @@ def test_unipc(x):
 
 def test_heun_on_the_levels_of_karras(x):
     """Theirs walks x / alpha, and takes a step of two evaluations in two."""
-    scheduler = scheduling_heun_discrete.HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True)
+    scheduler = scheduling("heun_discrete").HeunDiscreteScheduler(
+        beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True
+    )
     scheduler.set_timesteps(12)
     grid = grids.karras(PATH, 12)
     c = PATH.coeffs(grid)
@@ -248,7 +248,7 @@ def test_heun_on_the_levels_of_karras(x):
 @pytest.mark.parametrize("schedule", [PATH, VE(sigma_min=0.02, sigma_max=100.0)], ids=["ddpm", "ve"])
 def test_churned_steps_are_those_of_karras_ve(schedule, x, same_noise):
     """With noise at some levels and not at others. Theirs is on sigma, with x / alpha; its model gives -x0."""
-    scheduler = scheduling_karras_ve.KarrasVeScheduler(s_churn=2.0, s_min=0.05, s_max=20.0, s_noise=1.007)
+    scheduler = scheduling("deprecated.karras_ve").KarrasVeScheduler(s_churn=2.0, s_min=0.05, s_max=20.0, s_noise=1.007)
     scheduler.set_timesteps(15)
     grid = grids.karras(schedule, 15)
     solver = EDMSampler(schedule, churn=2.0 / 15, lo=0.05, hi=20.0, noise=1.007)
@@ -276,7 +276,7 @@ def test_churned_steps_are_those_of_karras_ve(schedule, x, same_noise):
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
 def test_euler_on_the_straight_path_with_shifted_times(shift, x):
-    scheduler = scheduling_flow_match_euler_discrete.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler = scheduling("flow_match_euler_discrete").FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=(1 - grids.uniform(9)[:-1]).tolist())
     grid = grids.shifted(grids.uniform(9), shift)
     torch.testing.assert_close(1 - grid, scheduler.sigmas.double(), rtol=1e-12, atol=1e-12)
