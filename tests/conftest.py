@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiers import pytest_addoption, pytest_collection_modifyitems  # noqa: F401  # hooks
+from tiers import pytest_addoption, pytest_collection_modifyitems, pytest_ignore_collect  # noqa: F401  # hooks
 from torch import Tensor, nn
 
 from flowgen import plots, predictions, runs, times

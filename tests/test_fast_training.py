@@ -64,6 +64,7 @@ def assert_close(left, right, **tolerance):
         torch.testing.assert_close(x, right[name], **tolerance)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("accumulate", [2, 5, 24])
 def test_accumulated_gradients_are_those_of_the_batch(known_times, accumulate):
     objective = FlowMatching(known_times.distribution)

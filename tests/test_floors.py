@@ -101,6 +101,7 @@ def test_import_flowgen_loads_nothing() -> None:
     assert not loaded & (HEAVY | {"torch", "numpy"})
 
 
+@pytest.mark.costly
 def test_what_flowgen_shows_is_light() -> None:
     """Its classes and functions, and all modules below the configuration."""
     low = {module for module, floor in documented_floors().items() if floor < documented_floors()["config"]}
@@ -126,6 +127,7 @@ def test_flowgen_shows_its_modules_and_names() -> None:
         flowgen.premetric  # noqa: B018
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_help_needs_no_torch(arguments: list[str]) -> None:
     script = (

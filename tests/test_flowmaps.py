@@ -57,6 +57,7 @@ def taught(flow):
 # the known map
 
 
+@pytest.mark.costly
 def test_the_known_map_is_that_of_its_velocity(whole_flow):
     """Lagrangian: where one is at s moves with the velocity there. Eulerian: it does not move as t does."""
     (t, s), x = times(), pairs_of(whole_flow).x0
@@ -349,6 +350,7 @@ def gradient(model, losses):
     return torch.cat([g.flatten() for g in found])
 
 
+@pytest.mark.costly
 def test_what_is_learned_from_has_no_gradient(objective, case):
     """The gradient is that of the distance from a constant."""
     model, pair, (t, s) = case.model, case.pair, objective.draw(case.pair.x1.shape, generator(0, "draws"))

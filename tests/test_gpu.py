@@ -48,6 +48,8 @@ from flowgen.times import Intervals
 from flowgen.training.loop import State, channels_last, compile_net, fit
 from flowgen.training.optim import CosineRate
 
+pytestmark = pytest.mark.journey
+
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 """What float32 sums in another order may differ by after a few steps."""

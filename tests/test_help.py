@@ -79,6 +79,7 @@ def data(tmp_path: Path) -> dict[tuple[str, ...], str]:
 # the command itself
 
 
+@pytest.mark.costly
 def test_nothing_that_only_tells_imports_torch() -> None:
     script = f"""
 import os, sys
@@ -154,6 +155,7 @@ def test_every_option_of_train_has_its_default_tested() -> None:
     assert open_ == SETTINGS.keys() | OTHER
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("option", SETTINGS)
 def test_a_default_of_train_is_what_is_taken(option: str, data: dict[tuple[str, ...], str]) -> None:
     text = options("train")[option].show_default

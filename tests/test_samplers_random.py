@@ -150,6 +150,7 @@ def test_churn_is_right_for_a_point_from_the_first_step_on(schedule, gaussian_fl
     torch.testing.assert_close(deviation, exact.moments(0.9)[1], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_each_variance_of_ddpm_is_right_for_its_data(schedule, gaussian_flow, law, steps):
     """However few the steps: the small one for a point, the large one for N(0, I) (arXiv 2006.11239)."""

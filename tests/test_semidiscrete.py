@@ -84,6 +84,7 @@ def test_the_dual_is_the_exact_cost_of_a_large_sample(rows, solved):
     assert 0.96 * exact < float(dual) <= exact
 
 
+@pytest.mark.costly
 def test_the_dual_is_below_the_exact_cost_of_batches(rows, solved):
     pair = Pair(Gaussian().sample(6000, generator(0, "sample")), rows.repeat(20, 1))
     cost = (pair.x0 - ExactOT(group=50)(pair, generator(0, "none")).x1).square().sum(1).mean()

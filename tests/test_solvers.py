@@ -208,6 +208,7 @@ def test_a_new_table_is_a_new_method(start):
 # adaptive methods
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
 def test_adaptive_methods_keep_their_tolerance(adaptive, start, tolerance):
     method, multiple = adaptive

@@ -154,6 +154,7 @@ def test_commands_take_threads(flowgen, tmp_path):
     assert "--threads" in err
 
 
+@pytest.mark.costly
 def test_threads_of_a_finished_run_can_be_changed(flowgen, tmp_path):
     run, _ = trained(create(tmp_path / "r", threads=1))
     assert flowgen("train", "--out", "r", "--resume", "--threads", 2)[0] == 0
@@ -170,6 +171,7 @@ def test_settings_taken_from_a_run_leave_out_its_threads(flowgen, tmp_path):
     assert Run.open(tmp_path / "copy").config.threads == 1
 
 
+@pytest.mark.costly
 def test_a_reflow_has_the_threads_of_its_parent(tmp_path):
     run, _ = trained(create(tmp_path / "r", threads=2))
     config = runs.reflow_config(run.folder, {"reflow.pairs": 64, "train.steps": 2})

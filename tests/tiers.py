@@ -5,10 +5,12 @@ Of tests marked `costly`, so many that every value is met.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from heapq import heapify, heappop, heapreplace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,13 @@ Values = dict[str, Hashable]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run all cases of products of parameters")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file of journeys alone where they are left out."""
+    if "not journey" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    return bool(re.search(r"^pytestmark = .*pytest\.mark\.journey", collection_path.read_text(), re.M)) or None
 
 
 @pytest.hookimpl(tryfirst=True)
